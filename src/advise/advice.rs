@@ -1,0 +1,207 @@
+//! The advice as data, ready to be rendered: every judgement a report shows is made here and not there.
+
+use crate::{
+    cost::Price,
+    stats::Interval,
+    units::{Bytes, Flops, PerSecond, Seconds, Usd},
+    vocab::{Metric, Objective, Phase},
+};
+
+/// An estimate with its 95 % interval; no interval where too few blocks were timed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    pub value: f64,
+    pub interval: Option<Interval>,
+}
+
+/// All that is advised of one run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Advice {
+    pub objective: Objective,
+    pub primary_metric: Metric,
+    pub price: Price,
+    /// One per phase of the run, in the order of the scenario.
+    pub phases: Vec<PhaseAdvice>,
+}
+
+/// Training and inference are judged apart: they answer different questions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PhaseAdvice {
+    pub phase: Phase,
+    /// One per record of the phase, in the order in which they were planned (rows that are ok first).
+    pub rows: Vec<Row>,
+    /// Row of the fp32, uncompressed, single candidate that others are compared with.
+    pub baseline: Option<usize>,
+    pub outcome: Outcome,
+}
+
+/// What the phase's answer is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Pick(Pick),
+    /// Rows were measured but none meets every limit.
+    Infeasible(Infeasible),
+    /// Nothing was measured.
+    Nothing,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pick {
+    /// Row.
+    pub row: usize,
+    /// Chance that it is the best of the feasible rows, by resampling the measured blocks.
+    pub probability_best: f64,
+    /// Mean relative loss of the objective, over the resamples, from taking this row rather than the best one.
+    pub expected_regret: f64,
+    /// Other feasible rows whose objective cannot be told apart from the pick's (paired sign-flip over shared rounds with Holm's
+    /// correction p > 0.05, or an effect below 1 %), best first.
+    pub ties: Vec<usize>,
+    /// Whole sentences with their numbers, most important first.
+    pub reasons: Vec<String>,
+    /// Prices and volumes at which the answer would change.
+    pub flips: Vec<Flip>,
+}
+
+/// A change of a price or of a volume that would change the answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Flip {
+    /// Row that would become the pick.
+    pub row: usize,
+    /// Whole sentence with the number.
+    pub text: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Infeasible {
+    /// The limit whose removal lets the most rows through, as the scenario's key: `max_accuracy_drop`.
+    pub binding: String,
+    /// Row that misses the limits by the least, and by how much.
+    pub nearest: usize,
+    /// Whole sentences.
+    pub reasons: Vec<String>,
+}
+
+/// Status of a row after judging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowStatus {
+    Ok,
+    /// Measured, but breaks a limit.
+    Infeasible,
+    Failed,
+    Skipped,
+}
+
+impl RowStatus {
+    pub const fn name(self) -> &'static str {
+        match self {
+            RowStatus::Ok => "ok",
+            RowStatus::Infeasible => "infeasible",
+            RowStatus::Failed => "failed",
+            RowStatus::Skipped => "skipped",
+        }
+    }
+}
+
+/// Judgement of a loss of quality against the baseline on the same rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropVerdict {
+    /// The same weights and answers by definition: the baseline itself.
+    Reference,
+    /// No difference shown (exact McNemar p > 0.05 after Holm's correction).
+    NoneShown,
+    Better,
+    /// A loss is shown, and it is within the scenario's limit (or no limit is set).
+    Loss,
+    /// A loss above the limit, by the observed value.
+    TooMuch,
+}
+
+impl DropVerdict {
+    pub const fn name(self) -> &'static str {
+        match self {
+            DropVerdict::Reference => "reference",
+            DropVerdict::NoneShown => "no loss shown",
+            DropVerdict::Better => "better",
+            DropVerdict::Loss => "loss",
+            DropVerdict::TooMuch => "too much",
+        }
+    }
+}
+
+/// Quality of a row against the baseline's answers on the same test rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Drop {
+    /// Baseline's metric minus this row's; positive is worse.
+    pub value: f64,
+    /// 95 % interval of the paired difference; absent for metrics that are not a share of rows.
+    pub interval: Option<Interval>,
+    /// Exact McNemar p, corrected for all rows of the phase.
+    pub p: f64,
+    /// Share of test rows whose predicted class differs from the baseline's.
+    pub flip_rate: f64,
+    /// Smallest loss that these test rows could have shown.
+    pub smallest_provable: f64,
+    pub verdict: DropVerdict,
+}
+
+/// A limit that a row breaks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Violation {
+    /// Key of the scenario: `max_latency_p99_ms`.
+    pub limit: &'static str,
+    /// `p99 7.1 ms is above 5 ms`.
+    pub text: String,
+    /// How far beyond the limit, relative to it.
+    pub excess: f64,
+}
+
+/// One record, judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Place in `StoredRun::records`.
+    pub record: usize,
+    pub id: String,
+    pub title: String,
+    pub status: RowStatus,
+    /// Why it failed, was skipped, or is infeasible.
+    pub reason: Option<String>,
+    /// Units a second.
+    pub throughput: Option<Estimate>,
+    /// Throughput over the baseline's, from rounds that both were timed in.
+    pub speedup: Option<Estimate>,
+    pub latency_p50: Option<Seconds>,
+    /// Upper 99 % confidence bound.
+    pub latency_p99: Option<Seconds>,
+    /// Timed steps.
+    pub samples: u64,
+    pub peak_memory: Option<Bytes>,
+    pub model_size: Option<Bytes>,
+    pub energy_j_per_unit: Option<f64>,
+    pub energy_valid: Option<bool>,
+    /// Primary metric on the test rows, with its interval (Wilson) where it is a share of rows. For training rows: mean over seeds.
+    pub primary: Option<Estimate>,
+    pub accuracy: Option<f64>,
+    pub drop: Option<Drop>,
+    /// Median over the seeds that reached the target; absent when fewer than half did.
+    pub time_to_target: Option<Seconds>,
+    pub cost_to_target: Option<Usd>,
+    /// Dollars for a million units at the measured throughput.
+    pub usd_per_million: Option<Estimate>,
+    pub flops_per_unit: Option<Flops>,
+    pub bytes_per_unit: Option<Bytes>,
+    /// Achieved throughput over the smaller of the compute and the memory roof, in (0, 1].
+    pub roofline_fraction: Option<f64>,
+    pub violations: Vec<Violation>,
+    /// On the front of objective against quality: no other ok row is at least as good in both and better in one.
+    pub on_front: bool,
+    pub probability_best: Option<f64>,
+    pub recommended: bool,
+    /// Plain remarks: the record's own, and what the numbers say ("unstructured pruning buys no time here: 1.00x, 0.98 to 1.02").
+    pub notes: Vec<String>,
+}
+
+impl Row {
+    pub fn throughput(&self) -> Option<PerSecond> {
+        self.throughput.map(|t| PerSecond(t.value))
+    }
+}

@@ -1,0 +1,138 @@
+//! Plain remarks on a row: what the numbers say that the table alone does not.
+//!
+//! Whether zeros, a narrow type or more ranks bought time is judged against the row's twin, the candidate that differs in that one
+//! word, so that another batch size or thread count cannot pass for an effect.
+
+use super::{
+    Estimate, Field, RowStatus, phrase,
+    rows::seeds,
+    speed::{self, Series},
+};
+use crate::{
+    record::Candidate,
+    stats::median,
+    vocab::{Compression, Layout, Precision, Vocabulary},
+};
+
+/// 2 %: a claim of "no gain" must not hang on what the least effect of 1 % leaves undecided.
+const NO_GAIN: f64 = 0.02;
+
+pub(super) fn add(field: &mut Field<'_>) {
+    let notes: Vec<Vec<String>> = (0..field.judged.len()).map(|row| of(field, row)).collect();
+    for (judged, notes) in field.judged.iter_mut().zip(notes) {
+        judged.row.notes.extend(notes);
+    }
+}
+
+fn of(field: &Field<'_>, row: usize) -> Vec<String> {
+    let judged = &field.judged[row];
+    if !matches!(judged.row.status, RowStatus::Ok | RowStatus::Infeasible) {
+        return Vec::new();
+    }
+    let mut notes = Vec::new();
+    notes.extend(zeros(field, row));
+    notes.extend(narrow(field, row));
+    notes.extend(ranks(field, row));
+    timing(field, row, &mut notes);
+    training(field, row, &mut notes);
+    if let Some(energy) = judged.record.energy.as_ref().filter(|energy| !energy.valid) {
+        notes.push(format!("energy is not valid: {}", energy.reason.as_deref().unwrap_or("the record gives no reason")));
+    }
+    if let Some(share) = judged.row.roofline_fraction.filter(|share| *share > 1.0) {
+        let candidate = &judged.record.candidate;
+        let narrow = candidate.precision != Precision::Fp32 || candidate.compression == Compression::Int8;
+        let or = if narrow { ", or its narrow arithmetic runs faster than the fp32 rate by which the roof is drawn" } else { "" };
+        notes.push(format!("{share:.2} of the roof: data stayed in the cache instead of crossing to memory{or}"));
+    }
+    notes
+}
+
+fn zeros(field: &Field<'_>, row: usize) -> Option<String> {
+    let candidate = &field.judged[row].record.candidate;
+    let kind = match candidate.compression {
+        Compression::Magnitude(_) => "unstructured",
+        Compression::TwoFour => "2:4",
+        _ => return None,
+    };
+    let ratio = against_twin(field, row, Candidate { compression: Compression::None, ..candidate.clone() })?;
+    is_no_gain(ratio, true)
+        .then(|| format!("{kind} zeros buy no time here: {}; they only help where the kernel skips them", phrase::ratio(ratio)))
+}
+
+fn narrow(field: &Field<'_>, row: usize) -> Option<String> {
+    let candidate = &field.judged[row].record.candidate;
+    if candidate.precision == Precision::Fp32 {
+        return None;
+    }
+    let ratio = against_twin(field, row, Candidate { precision: Precision::Fp32, ..candidate.clone() })?;
+    let name = candidate.precision.name();
+    is_no_gain(ratio, false).then(|| format!("{name} is no faster than fp32 on this processor: {}", phrase::ratio(ratio)))
+}
+
+fn ranks(field: &Field<'_>, row: usize) -> Option<String> {
+    let candidate = &field.judged[row].record.candidate;
+    let Layout::Data(_) = candidate.layout else { return None };
+    let ratio = against_twin(field, row, Candidate { layout: Layout::Single, ..candidate.clone() })?;
+    is_no_gain(ratio, false)
+        .then(|| format!("{} gains nothing over one rank of as many threads: {}", candidate.layout, phrase::ratio(ratio)))
+}
+
+fn timing(field: &Field<'_>, row: usize, notes: &mut Vec<String>) {
+    let judged = &field.judged[row];
+    match judged.timing.block_rates.len() {
+        0 => return notes.push("no block was timed: it has no speed".to_string()),
+        1 => notes.push("one timed block: too few for an interval".to_string()),
+        _ => {}
+    }
+    if field.baseline.is_some_and(|at| at != row) && judged.row.speedup.is_none() {
+        notes.push(
+            "no timed round in common with the baseline: it is compared by its own median, and the machine's drift is not taken out"
+                .to_string(),
+        );
+    }
+    if judged.record.measurement.as_ref().is_some_and(|measurement| !measurement.warm_up_stable) {
+        notes.push("its times were not yet stable when the warm-up reached its cap".to_string());
+    }
+}
+
+fn training(field: &Field<'_>, row: usize, notes: &mut Vec<String>) {
+    let record = field.judged[row].record;
+    let Some(training) = &record.training else { return };
+    let seeds = seeds(record);
+    if seeds.len() == 1 {
+        notes.push("one seed: the spread between trainings is unknown".to_string());
+    }
+    for seed in seeds {
+        if let Some(failure) = &seed.failure {
+            notes.push(format!("seed {} ended early: {failure}", seed.seed));
+        }
+    }
+    let reached = seeds.iter().filter(|seed| seed.time_to_target.is_some()).count();
+    if let Some(target) = training.target.filter(|_| reached < seeds.len()) {
+        let missing = if 2 * reached < seeds.len() { ": too few for a time to target" } else { "" };
+        notes.push(format!("{reached} of {} reached the target of {target}{missing}", phrase::count(seeds.len(), "seed")));
+    }
+}
+
+/// Throughput over that of the measured row with the candidate `twin`: in rounds that both share, else by way of the baseline.
+fn against_twin(field: &Field<'_>, row: usize, twin: Candidate) -> Option<Estimate> {
+    let id = twin.id();
+    let other = field.judged.iter().find(|judged| judged.row.id == id)?;
+    let own = &field.judged[row];
+    let ratios = speed::shared_ratios(&own.timing.rates, &other.timing.rates);
+    speed::estimate(&ratios).or_else(|| {
+        let base: Option<&Series> = field.baseline.map(|at| &field.judged[at].timing.rates);
+        let pace = |series: &Series| match base {
+            Some(base) => median(&speed::shared_ratios(series, base)),
+            None => None,
+        };
+        let value = pace(&own.timing.rates)? / pace(&other.timing.rates)?;
+        value.is_finite().then_some(Estimate { value, interval: None })
+    })
+}
+
+/// No faster: within 2 % of its twin, or the interval holds 1, or (unless `only_equal`) slower.
+fn is_no_gain(ratio: Estimate, only_equal: bool) -> bool {
+    let is_equal = (ratio.value - 1.0).abs() < NO_GAIN || ratio.interval.is_some_and(|i| i.low <= 1.0 && i.high >= 1.0);
+    is_equal || (!only_equal && ratio.value < 1.0)
+}

@@ -1,0 +1,164 @@
+//! Answers against the baseline's answers on the same test rows: exact McNemar with Holm's correction, the share of rows whose
+//! answer flipped, and the smallest loss that these rows could have shown.
+
+use super::{ALPHA, Drop, DropVerdict};
+use crate::{
+    record::Quality,
+    stats::{holm, mcnemar_exact, paired_difference, smallest_provable_loss},
+    vocab::{Better, Metric},
+};
+
+/// Whether a metric of single-label answers is a share of rows, so that binomial intervals hold.
+pub(super) fn is_share_of_rows(metric: Metric) -> bool {
+    matches!(metric, Metric::Accuracy | Metric::PrecisionMicro | Metric::RecallMicro | Metric::F1Micro)
+}
+
+/// How much worse `value` is than `baseline`, in the metric's own direction.
+pub(super) fn loss(metric: Metric, baseline: f64, value: f64) -> f64 {
+    match metric.facts().better {
+        Better::More => baseline - value,
+        Better::Less => value - baseline,
+    }
+}
+
+/// Rows that changed between two sets of answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// Right with the baseline, wrong now.
+    pub lost: u64,
+    pub won: u64,
+    /// Another answer, right or wrong.
+    pub flipped: u64,
+    pub rows: u64,
+}
+
+impl Changes {
+    /// `None` unless both answered every labelled row, of which there must be some.
+    pub fn between(baseline: &Quality, other: &Quality, labels: &[u32]) -> Option<Changes> {
+        let rows = labels.len();
+        if rows == 0 || baseline.predictions.len() != rows || other.predictions.len() != rows {
+            return None;
+        }
+        let mut changes = Changes { lost: 0, won: 0, flipped: 0, rows: rows as u64 };
+        for ((before, now), label) in baseline.predictions.iter().zip(&other.predictions).zip(labels) {
+            changes.flipped += u64::from(before != now);
+            changes.lost += u64::from(before == label && now != label);
+            changes.won += u64::from(before != label && now == label);
+        }
+        Some(changes)
+    }
+}
+
+/// The judgement of each row of a phase; `None` where it or the baseline has no answers. The baseline is row `baseline`.
+pub(super) fn drops(
+    qualities: &[Option<&Quality>],
+    baseline: usize,
+    labels: &[u32],
+    metric: Metric,
+    limit: Option<f64>,
+) -> Vec<Option<Drop>> {
+    let Some(reference) = qualities[baseline] else { return vec![None; qualities.len()] };
+    let changes: Vec<_> = qualities.iter().map(|other| Changes::between(reference, (*other)?, labels)).collect();
+    let tested: Vec<usize> = (0..qualities.len()).filter(|k| *k != baseline && changes[*k].is_some()).collect();
+    let raw: Vec<f64> =
+        tested.iter().filter_map(|k| changes[*k]).map(|Changes { lost, won, .. }| mcnemar_exact(lost, won)).collect();
+    let mut corrected = vec![1.0; qualities.len()];
+    for (row, p) in tested.iter().zip(holm(&raw)) {
+        corrected[*row] = p;
+    }
+    (0..qualities.len())
+        .map(|row| {
+            let Changes { lost, won, flipped, rows } = changes[row]?;
+            let share = is_share_of_rows(metric);
+            let value = if share {
+                (lost as f64 - won as f64) / rows as f64
+            } else {
+                loss(metric, *reference.metrics.get(&metric)?, *qualities[row]?.metrics.get(&metric)?)
+            };
+            let p = corrected[row];
+            Some(Drop {
+                value,
+                interval: share.then(|| paired_difference(lost, won, rows)),
+                p,
+                flip_rate: flipped as f64 / rows as f64,
+                smallest_provable: smallest_provable_loss(lost + won, rows).min(1.0),
+                verdict: if row == baseline { DropVerdict::Reference } else { verdict(value, p, limit) },
+            })
+        })
+        .collect()
+}
+
+fn verdict(value: f64, p: f64, limit: Option<f64>) -> DropVerdict {
+    if limit.is_some_and(|limit| is_above(value, limit)) {
+        DropVerdict::TooMuch
+    } else if p > ALPHA {
+        DropVerdict::NoneShown
+    } else if value <= 0.0 {
+        DropVerdict::Better
+    } else {
+        DropVerdict::Loss
+    }
+}
+
+/// Above a limit by more than the rounding of a difference of two metrics.
+pub(super) fn is_above(value: f64, limit: f64) -> bool {
+    value > limit + 1e-9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::advise::synthetic::quality;
+
+    fn labels() -> Vec<u32> {
+        vec![1; 1000]
+    }
+
+    /// The first `lost` rows wrong, except that rows `950..950 + won`, wrong in the baseline, are right.
+    fn answers(lost: usize, won: usize) -> Quality {
+        let predictions = (0..1000).map(|k| u32::from(k >= lost && !(950 + won..1000).contains(&k))).collect();
+        quality(predictions, &labels())
+    }
+
+    #[test]
+    fn verdicts_follow_the_paired_test_and_the_limit() {
+        let [base, same, lost, won] = [answers(0, 0), answers(3, 2), answers(12, 0), answers(0, 10)];
+        let rows = [Some(&base), Some(&same), Some(&lost), Some(&won), None];
+        let judged = drops(&rows, 0, &labels(), Metric::Accuracy, Some(0.02));
+        let names: Vec<_> = judged.iter().flatten().map(|d| d.verdict).collect();
+        assert_eq!(names, [DropVerdict::Reference, DropVerdict::NoneShown, DropVerdict::Loss, DropVerdict::Better]);
+        assert!(judged[4].is_none());
+        let drop = judged[2].unwrap();
+        assert!((drop.value - 0.012).abs() < 1e-12);
+        assert!((drop.flip_rate - 0.012).abs() < 1e-12);
+        // Three rows are tested: the smallest p is tripled.
+        assert!((drop.p - 3.0 * mcnemar_exact(12, 0)).abs() < 1e-12);
+        let strict = drops(&rows, 0, &labels(), Metric::Accuracy, Some(0.01));
+        assert_eq!(strict[2].unwrap().verdict, DropVerdict::TooMuch);
+        assert_eq!(strict[1].unwrap().verdict, DropVerdict::NoneShown);
+    }
+
+    #[test]
+    fn a_loss_of_exactly_the_limit_is_within_it() {
+        let (base, other) = (answers(0, 0), answers(5, 0));
+        let judged = drops(&[Some(&base), Some(&other)], 0, &labels(), Metric::Accuracy, Some(0.005));
+        assert_eq!(judged[1].unwrap().verdict, DropVerdict::NoneShown);
+    }
+
+    #[test]
+    fn holm_takes_back_what_one_test_alone_would_show() {
+        // 6 one-way flips: p = 0.031 alone, 0.094 among three.
+        let (base, six) = (answers(0, 0), answers(6, 0));
+        let alone = drops(&[Some(&base), Some(&six)], 0, &labels(), Metric::Accuracy, None);
+        assert_eq!(alone[1].unwrap().verdict, DropVerdict::Loss);
+        let many = drops(&[Some(&base), Some(&six), Some(&six), Some(&six)], 0, &labels(), Metric::Accuracy, None);
+        assert!(many[1..].iter().all(|drop| drop.unwrap().verdict == DropVerdict::NoneShown));
+    }
+
+    #[test]
+    fn answers_to_other_rows_are_not_compared() {
+        let (base, other) = (answers(0, 0), quality(vec![1; 10], &[1; 10]));
+        assert!(drops(&[Some(&base), Some(&other)], 0, &labels(), Metric::Accuracy, None)[1].is_none());
+        assert!(drops(&[Some(&base)], 0, &[], Metric::Accuracy, None)[0].is_none());
+    }
+}

@@ -1,0 +1,156 @@
+//! One record's figures, each with its interval: what a table shows of a candidate before it is judged.
+
+use super::{CONFIDENCE, Drop, Estimate, Judged, RESAMPLES, Row, RowStatus, quality, speed};
+use crate::{
+    cost::{self, Price},
+    record::{Environment, RunRecord, SeedRun, Status, StoredRun},
+    stats::{Interval, bootstrap_interval, mean, median, wilson},
+    units::{PerSecond, Seconds},
+    vocab::{Compression, Layout, Metric, Phase, Precision},
+};
+use speed::Timing;
+
+/// The fp32, uncompressed, single record that the others are compared with: that of the reference training's batch size, else the
+/// largest; of those the one with the most threads.
+pub(super) fn baseline(records: &[&RunRecord], train_batch: usize) -> Option<usize> {
+    let plain = |record: &RunRecord| {
+        let candidate = &record.candidate;
+        record.status == Status::Ok
+            && candidate.precision == Precision::Fp32
+            && candidate.compression == Compression::None
+            && candidate.layout == Layout::Single
+    };
+    let rank = |record: &RunRecord| {
+        let candidate = &record.candidate;
+        (candidate.batch_size == train_batch, candidate.batch_size, candidate.threads)
+    };
+    (0..records.len()).filter(|k| plain(records[*k])).max_by_key(|k| (rank(records[*k]), std::cmp::Reverse(*k)))
+}
+
+/// All records of a phase with their figures, in the order of the run; limits are applied later.
+pub(super) fn judge<'a>(run: &'a StoredRun, price: &Price, phase: Phase, baseline: Option<&str>) -> Vec<Judged<'a>> {
+    let places: Vec<usize> = (0..run.records.len()).filter(|k| run.records[*k].candidate.phase == phase).collect();
+    let timings: Vec<Timing> = places.iter().map(|k| Timing::of(&run.records[*k])).collect();
+    let reference = places.iter().position(|k| Some(run.records[*k].candidate.id().as_str()) == baseline);
+    let drops = drops(run, phase, &places, reference);
+    let base_rates = reference.map(|at| timings[at].rates.clone());
+    places
+        .into_iter()
+        .zip(timings)
+        .zip(drops)
+        .map(|((place, timing), drop)| {
+            let mut row = figures(run, place, &timing, price);
+            row.drop = drop;
+            row.speedup = base_rates.as_ref().and_then(|base| speed::estimate(&speed::shared_ratios(&timing.rates, base)));
+            Judged { record: &run.records[place], timing, breaches: Vec::new(), row }
+        })
+        .collect()
+}
+
+/// Training seeds have no paired answers; their loss is judged by the mean over seeds, in `limits`.
+fn drops(run: &StoredRun, phase: Phase, places: &[usize], reference: Option<usize>) -> Vec<Option<Drop>> {
+    match reference.filter(|_| phase == Phase::Infer) {
+        Some(reference) => {
+            let answers: Vec<_> = places.iter().map(|k| answered(&run.records[*k])).collect();
+            let header = &run.header;
+            let limit = header.goal.constraints.max_accuracy_drop;
+            quality::drops(&answers, reference, &header.test_labels, header.primary_metric, limit)
+        }
+        None => vec![None; places.len()],
+    }
+}
+
+fn answered(record: &RunRecord) -> Option<&crate::record::Quality> {
+    record.quality.as_ref().filter(|_| record.status == Status::Ok)
+}
+
+fn figures(run: &StoredRun, place: usize, timing: &Timing, price: &Price) -> Row {
+    let (header, record) = (&run.header, &run.records[place]);
+    let throughput = timing.throughput();
+    let valid_energy = record.energy.as_ref().filter(|energy| energy.units > 0 && energy.total.0.is_finite());
+    let time_to_target = time_to_target(record);
+    Row {
+        record: place,
+        id: record.candidate.id(),
+        title: record.candidate.title(),
+        status: match record.status {
+            Status::Ok => RowStatus::Ok,
+            Status::Failed => RowStatus::Failed,
+            Status::Skipped => RowStatus::Skipped,
+        },
+        reason: record.reason.clone(),
+        throughput,
+        speedup: None,
+        latency_p50: median(&timing.steps).map(Seconds),
+        latency_p99: record.measurement.as_ref().and_then(|m| m.latency_p99).map(|tail| tail.bound),
+        samples: timing.samples,
+        peak_memory: record.peak_memory,
+        model_size: record.model_size,
+        energy_j_per_unit: valid_energy.map(|energy| energy.total.0 / energy.units as f64),
+        energy_valid: record.energy.as_ref().map(|energy| energy.valid && valid_energy.is_some()),
+        primary: primary(record, header.primary_metric, &header.test_labels),
+        accuracy: accuracy(record, header.primary_metric),
+        drop: None,
+        time_to_target,
+        cost_to_target: time_to_target.map(|time| price.usd_per_hour.times(time)),
+        usd_per_million: throughput.map(|rate| {
+            let cost = |rate: f64| cost::usd_per_million(price.usd_per_hour, PerSecond(rate)).0;
+            // The faster end of the rate is the cheaper end of the cost.
+            let interval = rate.interval.map(|i| Interval { low: cost(i.high), high: cost(i.low) });
+            Estimate { value: cost(rate.value), interval }
+        }),
+        flops_per_unit: record.flops_per_unit,
+        bytes_per_unit: record.bytes_per_unit,
+        roofline_fraction: throughput.and_then(|rate| Some(rate.value / roof(record, &header.environment)?)),
+        violations: Vec::new(),
+        on_front: false,
+        probability_best: None,
+        recommended: false,
+        notes: record.notes.clone(),
+    }
+}
+
+/// Seeds of a training record.
+pub(super) fn seeds(record: &RunRecord) -> &[SeedRun] {
+    record.training.as_ref().map_or(&[], |training| &training.seeds)
+}
+
+/// Median over the seeds that reached the target; `None` when fewer than half did.
+pub(super) fn time_to_target(record: &RunRecord) -> Option<Seconds> {
+    let seeds = seeds(record);
+    let reached: Vec<f64> = seeds.iter().filter_map(|seed| seed.time_to_target).map(|time| time.0).collect();
+    median(&reached).filter(|_| 2 * reached.len() >= seeds.len()).map(Seconds)
+}
+
+/// Training: mean over seeds with its bootstrap interval. Inference: the metric with Wilson's interval where it is a share of rows.
+fn primary(record: &RunRecord, metric: Metric, labels: &[u32]) -> Option<Estimate> {
+    let values: Vec<f64> = seeds(record).iter().map(|seed| seed.metric).filter(|value| value.is_finite()).collect();
+    if record.candidate.phase == Phase::Train && !values.is_empty() {
+        let average = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        let interval = bootstrap_interval(&values, average, RESAMPLES, CONFIDENCE, speed::SEED);
+        return Some(Estimate { value: mean(&values)?, interval });
+    }
+    let quality = record.quality.as_ref()?;
+    let value = quality.metrics.get(&metric).copied().filter(|value| value.is_finite())?;
+    let rows = quality.predictions.len();
+    let is_share = quality::is_share_of_rows(metric) && rows > 0 && rows == labels.len() && (0.0..=1.0).contains(&value);
+    let right = (value * rows as f64).round() as u64;
+    Some(Estimate { value, interval: is_share.then(|| wilson(right, rows as u64)) })
+}
+
+fn accuracy(record: &RunRecord, primary_metric: Metric) -> Option<f64> {
+    if record.candidate.phase == Phase::Train && primary_metric == Metric::Accuracy && !seeds(record).is_empty() {
+        return mean(&seeds(record).iter().map(|seed| seed.metric).collect::<Vec<_>>());
+    }
+    record.quality.as_ref()?.metrics.get(&Metric::Accuracy).copied()
+}
+
+/// Units a second that the machine allows: the smaller of what its cores compute and what its memory moves.
+fn roof(record: &RunRecord, environment: &Environment) -> Option<f64> {
+    let (peak, copy) = (environment.peak_flops_per_core?, environment.copy_bytes_per_s?);
+    let (flops, bytes) = (record.flops_per_unit?.0 as f64, record.bytes_per_unit?.0 as f64);
+    let threads = record.candidate.threads;
+    let cores = if environment.physical_cores == 0 { threads } else { threads.min(environment.physical_cores) } as f64;
+    let roof = (peak * cores / flops).min(copy / bytes);
+    (roof.is_finite() && roof > 0.0).then_some(roof)
+}

@@ -1,0 +1,460 @@
+//! Whole advices on runs whose truth is known, and properties that hold for any run.
+
+use super::{synthetic::*, *};
+use crate::{
+    record::{Candidate, Constraints, CostBasis, Status},
+    units::{Bytes, Seconds, UsdPerHour},
+    vocab::{Compression, Layout, Objective, Phase, Precision},
+};
+use proptest::prelude::*;
+
+fn advised(run: &StoredRun) -> PhaseAdvice {
+    let mut advice = advise(run, &PriceBook::shipped()).unwrap();
+    assert_eq!(advice.phases.len(), 1);
+    advice.phases.remove(0)
+}
+
+fn picked(phase: &PhaseAdvice) -> &Pick {
+    match &phase.outcome {
+        Outcome::Pick(pick) => pick,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn infeasible(phase: &PhaseAdvice) -> &Infeasible {
+    match &phase.outcome {
+        Outcome::Infeasible(infeasible) => infeasible,
+        other => panic!("{other:?}"),
+    }
+}
+
+const MAGNITUDE: Compression = Compression::Magnitude(0.8);
+
+#[test]
+fn a_planted_three_percent_is_found_under_drift() {
+    let records = vec![
+        infer(Compression::None, 64, 10_000.0, 20, 0.003, 1),
+        infer(MAGNITUDE, 64, 10_300.0, 20, 0.003, 2),
+        infer(Compression::TwoFour, 64, 9_900.0, 20, 0.003, 3),
+    ];
+    let phase = advised(&run(records, Objective::Cost, Constraints::default()));
+    let pick = picked(&phase);
+    assert_eq!(phase.rows[pick.row].title, "fp32, magnitude:0.8, batch 64, 2 threads");
+    assert_eq!(phase.baseline, Some(0));
+    assert!(pick.probability_best > 0.95, "{}", pick.probability_best);
+    assert!(pick.expected_regret < 0.001);
+    assert!(pick.ties.is_empty(), "{:?}", pick.reasons);
+    let speedup = phase.rows[pick.row].speedup.unwrap();
+    assert!((speedup.value - 1.03).abs() < 0.01, "{speedup:?}");
+    let interval = speedup.interval.unwrap();
+    assert!(interval.low < speedup.value && speedup.value < interval.high && interval.low > 1.01, "{interval:?}");
+    // $0.001 a second at 10,300 images a second: about 9.7 cents a million.
+    let usd = phase.rows[pick.row].usd_per_million.unwrap();
+    assert!((usd.value - 0.0971).abs() < 0.003, "{usd:?}");
+    assert!(phase.rows[pick.row].recommended);
+    assert_eq!(phase.rows.iter().filter(|row| row.recommended).count(), 1);
+}
+
+#[test]
+fn the_same_program_twice_is_a_tie() {
+    let mut false_alarms = 0;
+    for seed in 0..100 {
+        let records = vec![
+            infer(Compression::None, 64, 10_000.0, 20, 0.02, 2 * seed + 1),
+            infer(MAGNITUDE, 64, 10_000.0, 20, 0.02, 2 * seed + 2),
+        ];
+        let phase = advised(&run(records, Objective::Throughput, Constraints::default()));
+        let pick = picked(&phase);
+        false_alarms += usize::from(pick.ties.is_empty());
+        assert!(pick.probability_best >= 0.4, "seed {seed}: {}", pick.probability_best);
+    }
+    assert!(false_alarms <= 8, "{false_alarms} of 100 runs told two equal programs apart");
+}
+
+#[test]
+fn few_pairs_are_judged_by_the_interval_and_said_so() {
+    let mut records = vec![infer(Compression::None, 64, 10_000.0, 20, 0.003, 1), infer(MAGNITUDE, 64, 20_000.0, 20, 0.003, 2)];
+    for record in &mut records {
+        record.measurement.as_mut().unwrap().blocks.retain(|block| block.round < 2);
+    }
+    let phase = advised(&run(records, Objective::Cost, Constraints::default()));
+    let pick = picked(&phase);
+    assert!(pick.ties.is_empty(), "twice the speed is no tie");
+    assert!(pick.reasons.iter().any(|reason| reason.contains("judged by the interval")), "{:?}", pick.reasons);
+}
+
+#[test]
+fn rows_of_groups_that_ran_at_different_times_are_compared_without_the_drift() {
+    // Group 1 ran while the machine was half as fast; its candidate is the better one all the same.
+    let slow = |round: u32| if round >= 8 { 0.5 } else { 1.0 };
+    let mut base = infer(Compression::None, 64, 10_000.0, 20, 0.0, 1);
+    base.measurement = Some(measurement(64, 10_000.0, 0..16, slow, 0.002, 1));
+    let mut early = infer(MAGNITUDE, 64, 0.0, 20, 0.0, 1);
+    early.measurement = Some(measurement(64, 12_000.0, 0..8, slow, 0.002, 2));
+    let mut late = infer(Compression::Int8, 64, 0.0, 20, 0.0, 1);
+    late.measurement = Some(measurement(64, 15_000.0, 8..16, slow, 0.002, 3));
+    let phase = advised(&run(vec![base, early, late], Objective::Cost, Constraints::default()));
+    let pick = picked(&phase);
+    assert_eq!(phase.rows[pick.row].title, "fp32, int8, batch 64, 2 threads");
+    assert!(pick.probability_best > 0.95);
+    assert!(phase.rows[pick.row].throughput.unwrap().value < phase.rows[1].throughput.unwrap().value);
+    assert!(pick.reasons.iter().any(|reason| reason.contains("drift")), "{:?}", pick.reasons);
+}
+
+#[test]
+fn a_loss_of_accuracy_above_the_limit_is_kept_out_and_the_flip_says_which_limit_lets_it_in() {
+    let records = vec![
+        infer(Compression::None, 64, 10_000.0, 20, 0.002, 1),
+        infer(Compression::Int8, 64, 20_000.0, 44, 0.002, 2),
+        infer(Compression::Channel(0.5), 64, 12_000.0, 23, 0.002, 3),
+    ];
+    let constraints = Constraints { max_accuracy_drop: Some(0.005), ..Constraints::default() };
+    let phase = advised(&run(records, Objective::Cost, constraints));
+    let pick = picked(&phase);
+    assert_eq!(phase.rows[pick.row].title, "fp32, channel:0.5, batch 64, 2 threads");
+    let int8 = phase.rows.iter().position(|row| row.title.contains("int8")).unwrap();
+    assert_eq!(phase.rows[int8].status, RowStatus::Infeasible);
+    assert_eq!(phase.rows[int8].drop.unwrap().verdict, DropVerdict::TooMuch);
+    let text = &phase.rows[int8].violations[0].text;
+    assert!(text.starts_with("loss of accuracy 0.0120 is above 0.0050 (95 % interval"), "{text}");
+    assert!(text.contains("exact McNemar p < 0.001"), "{text}");
+    assert!(phase.rows[int8].probability_best.is_none());
+    let flip = pick.flips.iter().find(|flip| flip.row == int8).unwrap();
+    assert!(flip.text.contains("`max_accuracy_drop = 0.012` instead of 0.005"), "{}", flip.text);
+    assert!(flip.text.contains("becomes the pick and costs 40 % less"), "{}", flip.text);
+    assert_eq!(phase.rows[0].drop.unwrap().verdict, DropVerdict::Reference);
+    assert!(pick.reasons[1].contains("3 rows lost, 0 won"), "{:?}", pick.reasons);
+}
+
+#[test]
+fn the_reason_states_cost_speedup_and_odds() {
+    let records = vec![infer(Compression::None, 64, 10_000.0, 20, 0.0, 1), infer(Compression::Int8, 256, 20_000.0, 20, 0.0, 2)];
+    let mut phase = advised(&run(records, Objective::Cost, Constraints::default()));
+    let Outcome::Pick(pick) = &mut phase.outcome else { panic!() };
+    let first = &pick.reasons[0];
+    assert!(first.starts_with("`fp32, int8, batch 256, 2 threads` costs $0.0"), "{first}");
+    assert!(first.contains("per million images, 50 % less than `fp32, batch 64, 2 threads`"), "{first}");
+    assert!(first.contains("(speedup 2.00x, 95 % interval 2.00 to 2.00)"), "{first}");
+    assert!(pick.reasons.iter().any(|r| r.contains("the cheapest of 2 feasible rows is 1.00")), "{:?}", pick.reasons);
+    assert!(pick.flips[0].text.contains("its throughput rises by more than 100 %"), "{:?}", pick.flips);
+    assert!(
+        pick.flips[1].text.contains("only on an equally fast machine of $1.80/h, 50 % below the $3.60/h"),
+        "{:?}",
+        pick.flips
+    );
+}
+
+#[test]
+fn an_infeasible_set_names_the_limit_that_binds_and_the_nearest_row() {
+    let mut heavy = infer(Compression::None, 64, 10_000.0, 20, 0.0, 1);
+    heavy.peak_memory = Some(Bytes(200 << 20));
+    let records = vec![heavy, infer(MAGNITUDE, 64, 9_000.0, 20, 0.0, 2), infer(Compression::Int8, 64, 12_000.0, 20, 0.0, 3)];
+    let constraints =
+        Constraints { max_latency_p50: Some(Seconds(0.005)), max_memory_bytes: Some(100 << 20), ..Constraints::default() };
+    let phase = advised(&run(records, Objective::Cost, constraints));
+    let found = infeasible(&phase);
+    assert_eq!(found.binding, "max_latency_p50_ms");
+    assert_eq!(phase.rows[found.nearest].title, "fp32, int8, batch 64, 2 threads");
+    assert_eq!(found.reasons[0], "No row meets every limit: 3 of 3 measured rows break `max_latency_p50_ms`.");
+    assert_eq!(found.reasons[1], "Without `max_latency_p50_ms`, 2 rows would meet the limits.");
+    assert!(phase.rows.iter().all(|row| row.status == RowStatus::Infeasible && !row.recommended));
+}
+
+#[test]
+fn a_missing_tail_breaks_the_limit_on_it() {
+    let mut record = infer(Compression::None, 64, 10_000.0, 20, 0.0, 1);
+    let measurement = record.measurement.as_mut().unwrap();
+    measurement.latency_p99 = None;
+    measurement.blocks.truncate(4);
+    let constraints = Constraints { max_latency_p99: Some(Seconds(1.0)), ..Constraints::default() };
+    let phase = advised(&run(vec![record], Objective::Cost, constraints));
+    assert_eq!(phase.rows[0].reason.as_deref(), Some("p99 unknown: fewer than 459 steps were timed"));
+    assert_eq!(infeasible(&phase).binding, "max_latency_p99_ms");
+}
+
+#[test]
+fn without_an_energy_counter_the_objective_itself_binds() {
+    let mut records = vec![infer(Compression::None, 64, 10_000.0, 20, 0.0, 1), infer(MAGNITUDE, 64, 9_000.0, 20, 0.0, 2)];
+    let phase = advised(&run(records.clone(), Objective::Energy, Constraints::default()));
+    assert_eq!(infeasible(&phase).binding, "minimise = \"energy\"");
+    assert!(infeasible(&phase).reasons[0].contains("no energy counter"));
+    records[0].energy = Some(energy(5.0, true));
+    records[1].energy = Some(energy(1.0, false));
+    let phase = advised(&run(records, Objective::Energy, Constraints::default()));
+    assert_eq!(picked(&phase).row, 0, "a figure that is not valid does not win");
+    assert_eq!(phase.rows[0].energy_j_per_unit, Some(0.005));
+    assert_eq!(phase.rows[1].energy_valid, Some(false));
+    assert!(phase.rows[1].notes.iter().any(|note| note == "energy is not valid: the window was 0.2 s"));
+}
+
+#[test]
+fn training_is_judged_by_the_cost_to_the_target() {
+    let seeds = |times: [f64; 3]| times.map(|time| (Some(time), 0.975));
+    let records = vec![
+        train(Precision::Fp32, 5000.0, &seeds([100.0, 110.0, 120.0])),
+        train(Precision::Bf16, 4000.0, &seeds([60.0, 62.0, 61.0])),
+        // The fastest steps, but only one of three seeds gets there.
+        train(Precision::Fp16, 9000.0, &[(Some(20.0), 0.97), (None, 0.5), (None, 0.4)]),
+    ];
+    let phase = advised(&run(records, Objective::Cost, Constraints::default()));
+    let pick = picked(&phase);
+    assert_eq!(phase.rows[pick.row].title, "bf16, batch 64, 2 threads");
+    assert_eq!(phase.rows[pick.row].time_to_target, Some(Seconds(61.0)));
+    assert!((phase.rows[pick.row].cost_to_target.unwrap().0 - 0.061).abs() < 1e-12);
+    assert_eq!(phase.rows[2].time_to_target, None);
+    assert_eq!(phase.rows[2].probability_best, None);
+    assert!(phase.rows[2].notes.iter().any(|note| note.contains("1 of 3 seeds reached the target of 0.97: too few")));
+    assert!(phase.rows[1].notes.iter().any(|note| note.starts_with("bf16 is no faster than fp32 on this processor: 0.80x")));
+    assert_eq!(pick.probability_best, 1.0);
+    assert!((phase.rows[0].primary.unwrap().value - 0.975).abs() < 1e-12);
+    assert!(phase.rows.iter().all(|row| row.drop.is_none()));
+}
+
+#[test]
+fn training_loss_of_accuracy_is_judged_by_the_mean_over_seeds() {
+    let records = vec![
+        train(Precision::Fp32, 5000.0, &[(None, 0.98), (None, 0.97)]),
+        train(Precision::Bf16, 9000.0, &[(None, 0.95), (None, 0.96)]),
+    ];
+    let constraints = Constraints {
+        max_accuracy_drop: Some(0.01),
+        // Limits of serving bind a run of training alone, and this one is met.
+        max_latency_p50: Some(Seconds(1.0)),
+        ..Constraints::default()
+    };
+    let phase = advised(&run(records, Objective::Time, constraints));
+    assert_eq!(phase.rows[picked(&phase).row].title, "fp32, batch 64, 2 threads");
+    assert_eq!(phase.rows[1].reason.as_deref(), Some("loss of accuracy 0.0200 is above 0.0100"));
+}
+
+#[test]
+fn limits_of_serving_do_not_bind_training_beside_inference() {
+    let mut training = train(Precision::Fp32, 5000.0, &[(Some(10.0), 0.98)]);
+    training.measurement.as_mut().unwrap().latency_p99 = None;
+    let records = vec![training, infer(Compression::None, 64, 10_000.0, 20, 0.0, 1)];
+    let constraints = Constraints { max_latency_p99: Some(Seconds(1.0)), ..Constraints::default() };
+    let advice = advise(&run(records, Objective::Cost, constraints), &PriceBook::shipped()).unwrap();
+    assert_eq!(advice.phases.iter().map(|p| p.phase).collect::<Vec<_>>(), [Phase::Train, Phase::Infer]);
+    let reasons = &picked(&advice.phases[0]).reasons;
+    assert!(reasons.iter().any(|reason| reason.contains("do not bind training")), "{reasons:?}");
+}
+
+#[test]
+fn equal_memory_goes_to_the_earlier_row_and_shares_the_odds() {
+    let mut records = vec![
+        infer(Compression::None, 64, 10_000.0, 20, 0.0, 1),
+        infer(MAGNITUDE, 64, 9_000.0, 20, 0.0, 2),
+        infer(Compression::Int8, 64, 9_000.0, 20, 0.0, 3),
+    ];
+    records[2].peak_memory = Some(Bytes(100 << 20));
+    let phase = advised(&run(records, Objective::Memory, Constraints::default()));
+    let pick = picked(&phase);
+    assert_eq!((pick.row, pick.probability_best, pick.expected_regret), (0, 0.5, 0.0));
+    assert_eq!(pick.ties, [1]);
+}
+
+#[test]
+fn accuracy_is_decided_by_the_paired_test() {
+    let records = vec![
+        infer(Compression::None, 64, 10_000.0, 40, 0.0, 1),
+        infer(MAGNITUDE, 64, 9_000.0, 38, 0.0, 2),
+        infer(Compression::Int8, 64, 9_000.0, 90, 0.0, 3),
+    ];
+    let phase = advised(&run(records, Objective::Accuracy, Constraints::default()));
+    let pick = picked(&phase);
+    assert_eq!((pick.row, pick.ties.as_slice()), (1, &[0][..]), "two rows won are no difference, fifty are");
+    assert!(pick.probability_best > 0.8 && pick.probability_best < 1.0, "{}", pick.probability_best);
+}
+
+#[test]
+fn remarks_compare_a_row_with_its_twin_and_not_with_another_batch_size() {
+    let double = |mut record: RunRecord, candidate: Candidate| {
+        record.candidate = candidate;
+        record
+    };
+    let dp = Candidate { layout: Layout::Data(2), ..candidate(Phase::Infer, Compression::None, 256) };
+    let records = vec![
+        infer(Compression::None, 64, 10_000.0, 20, 0.002, 1),
+        infer(Compression::None, 256, 20_000.0, 20, 0.002, 2),
+        infer(MAGNITUDE, 256, 20_050.0, 20, 0.002, 3),
+        double(infer(Compression::None, 256, 15_000.0, 20, 0.002, 4), dp),
+    ];
+    let phase = advised(&run(records, Objective::Cost, Constraints::default()));
+    let note = |row: usize, start: &str| phase.rows[row].notes.iter().any(|note| note.starts_with(start));
+    assert!(note(2, "unstructured zeros buy no time here: 1.00x ("), "{:?}", phase.rows[2].notes);
+    assert!(note(3, "dp=2 gains nothing over one rank of as many threads: 0.75x"), "{:?}", phase.rows[3].notes);
+    assert!(phase.rows[2].speedup.unwrap().value > 1.9);
+}
+
+#[test]
+fn the_roof_is_the_lower_of_arithmetic_and_memory() {
+    // 1 MFLOP a unit on 2 x 50 GFLOP/s: 100,000 a second; 100 kB a unit at 10 GB/s: 100,000 a second; a third of that is reached.
+    let mut records = vec![infer(Compression::None, 64, 33_333.0, 20, 0.0, 1), infer(MAGNITUDE, 64, 250_000.0, 20, 0.0, 1)];
+    records[0].measurement = Some(measurement(64, 33_333.0, 0..8, |_| 1.0, 0.0, 1));
+    let phase = advised(&run(records.clone(), Objective::Cost, Constraints::default()));
+    assert!((phase.rows[0].roofline_fraction.unwrap() - 0.33333).abs() < 1e-6);
+    assert!(phase.rows[1].notes.iter().any(|note| note.contains("of the roof: data stayed in the cache")));
+    records[0].flops_per_unit = None;
+    assert_eq!(advised(&run(records, Objective::Cost, Constraints::default())).rows[0].roofline_fraction, None);
+}
+
+#[test]
+fn holes_are_rows_and_not_panics() {
+    let nothing = |status, batch| RunRecord {
+        candidate: candidate(Phase::Infer, Compression::None, batch),
+        ..RunRecord::without_result(candidate(Phase::Infer, Compression::None, batch), status, "a reason".into())
+    };
+    let empty = run(vec![], Objective::Cost, Constraints::default());
+    assert!(advise(&empty, &PriceBook::shipped()).unwrap().phases.is_empty());
+    let failed = run(vec![nothing(Status::Skipped, 1), nothing(Status::Failed, 2)], Objective::Cost, Constraints::default());
+    let phase = advised(&failed);
+    assert_eq!(phase.outcome, Outcome::Nothing);
+    assert_eq!(phase.rows.iter().map(|row| row.status).collect::<Vec<_>>(), [RowStatus::Failed, RowStatus::Skipped]);
+    // Only a compressed row: no baseline, and no judgement of its loss.
+    let lone = run(vec![infer(Compression::Int8, 64, 1e4, 20, 0.0, 1)], Objective::Cost, Constraints::default());
+    let phase = advised(&lone);
+    assert_eq!((phase.baseline, phase.rows[0].speedup, phase.rows[0].drop), (None, None, None));
+    assert!(picked(&phase).reasons[0].contains("no fp32 baseline"));
+    let limited = Constraints { max_accuracy_drop: Some(0.01), ..Constraints::default() };
+    let phase = advised(&run(lone.records, Objective::Cost, limited));
+    assert_eq!(phase.rows[0].reason.as_deref(), Some("loss of accuracy unknown: no fp32 baseline was measured"));
+    let mut unpriced = empty;
+    unpriced.header.cost = CostBasis::Instance("nowhere/x".into());
+    assert!(advise(&unpriced, &PriceBook::shipped()).is_err());
+}
+
+#[test]
+fn the_same_run_gives_the_same_advice() {
+    let records = vec![infer(Compression::None, 64, 1e4, 20, 0.02, 1), infer(MAGNITUDE, 64, 1.01e4, 22, 0.02, 2)];
+    let stored = run(records, Objective::Cost, Constraints::default());
+    let book = PriceBook::shipped();
+    assert_eq!(advise(&stored, &book).unwrap(), advise(&stored, &book).unwrap());
+}
+
+#[derive(Debug, Clone)]
+struct Loose {
+    kind: usize,
+    batch: usize,
+    rate: f64,
+    noise: f64,
+    wrong: usize,
+    rounds: (u32, u32),
+    holes: u32,
+    times: Vec<Option<f64>>,
+}
+
+fn loose() -> impl Strategy<Value = Loose> {
+    let times = prop::collection::vec(prop::option::of(0.1f64..1e3), 0..4);
+    (0usize..6, 1usize..4, 1.0f64..1e6, 0.0f64..0.2, 0usize..300, (0u32..6, 0u32..12), any::<u32>(), times).prop_map(
+        |(kind, batch, rate, noise, wrong, rounds, holes, times)| Loose { kind, batch, rate, noise, wrong, rounds, holes, times },
+    )
+}
+
+/// A record with any part missing or odd.
+fn loosened(loose: &Loose, seed: u64) -> RunRecord {
+    let hole = |bit: u32| loose.holes >> bit & 7 == 0;
+    let compression = [Compression::None, MAGNITUDE, Compression::Int8, Compression::TwoFour][loose.kind % 4];
+    let mut record = infer(compression, loose.batch, loose.rate, loose.wrong, 0.0, seed);
+    if loose.kind >= 4 {
+        let seeds: Vec<_> = loose.times.iter().map(|time| (*time, loose.noise)).collect();
+        record = train([Precision::Fp32, Precision::Bf16][loose.kind % 2], loose.rate, &seeds);
+        record.candidate.batch_size = loose.batch;
+    }
+    let (first, length) = loose.rounds;
+    record.measurement = Some(measurement(loose.batch, loose.rate, first..first + length, |_| 1.0, loose.noise, seed));
+    let measurement = record.measurement.as_mut().unwrap();
+    if hole(0) {
+        measurement.blocks.iter_mut().for_each(|block| block.total = Seconds(0.0));
+    }
+    if hole(3) {
+        measurement.blocks.iter_mut().for_each(|block| block.step_s.clear());
+    }
+    if hole(6) {
+        measurement.latency_p99 = None;
+    }
+    if hole(9) {
+        record.measurement = None;
+    }
+    if hole(12) {
+        record.quality = None;
+    }
+    if hole(15) {
+        record.quality.iter_mut().for_each(|quality| quality.predictions.truncate(3));
+    }
+    if hole(18) {
+        record.peak_memory = None;
+    }
+    if hole(21) {
+        record.status = if loose.holes & 1 == 0 { Status::Failed } else { Status::Skipped };
+    }
+    if !hole(24) {
+        record.energy = Some(energy(loose.rate, loose.holes & 1 == 0));
+    }
+    if hole(27) {
+        record.flops_per_unit = None;
+        record.quality.iter_mut().for_each(|quality| quality.metrics.clear());
+    }
+    record
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_run_is_advised_and_probabilities_sum_to_one(
+        rows in prop::collection::vec(loose(), 0..7),
+        objective in 0usize..6,
+        limits in any::<u8>(),
+        labels in any::<bool>(),
+        price in prop_oneof![Just(0.0), 0.01f64..10.0],
+    ) {
+        use Objective::*;
+        let set = |bit: u8, value: f64| (limits >> bit & 1 == 1).then_some(value);
+        let constraints = Constraints {
+            max_accuracy_drop: set(0, 0.02),
+            min_accuracy: set(1, 0.9),
+            max_latency_p50: set(2, 1e-3).map(Seconds),
+            max_latency_p99: set(3, 1e-3).map(Seconds),
+            min_throughput: set(4, 1e4).map(crate::units::PerSecond),
+            max_memory_bytes: set(5, 1e7).map(|bytes| bytes as u64),
+            max_model_bytes: set(6, 0.0).map(|bytes| bytes as u64),
+            max_usd_per_million: set(7, 0.1),
+        };
+        let mut stored = run(vec![], [Cost, Time, Energy, Memory, Throughput, Accuracy][objective], constraints);
+        stored.header.cost = CostBasis::Hourly(UsdPerHour(price));
+        if !labels {
+            stored.header.test_labels.clear();
+        }
+        for (at, row) in rows.iter().enumerate() {
+            stored.accept(loosened(row, at as u64 + 1));
+        }
+        let advice = advise(&stored, &PriceBook::shipped()).unwrap();
+        prop_assert_eq!(advice.phases.iter().map(|phase| phase.rows.len()).sum::<usize>(), stored.records.len());
+        for phase in &advice.phases {
+            prop_assert!(phase.rows.windows(2).all(|pair| pair[0].status as u8 <= pair[1].status as u8));
+            for row in &phase.rows {
+                prop_assert_eq!(row.status == RowStatus::Infeasible, !row.violations.is_empty());
+                prop_assert!(row.violations.iter().all(|violation| violation.excess > 0.0));
+                prop_assert!(row.probability_best.is_none() || row.status == RowStatus::Ok);
+                prop_assert!(!row.on_front || row.status == RowStatus::Ok);
+                prop_assert!(row.reason.is_some() || row.status == RowStatus::Ok || row.status == RowStatus::Failed || row.status == RowStatus::Skipped);
+            }
+            let has_ok = phase.rows.iter().any(|row| row.status == RowStatus::Ok);
+            match &phase.outcome {
+                Outcome::Pick(pick) => {
+                    let sum: f64 = phase.rows.iter().filter_map(|row| row.probability_best).sum();
+                    prop_assert!((sum - 1.0).abs() < 1e-9, "{sum}");
+                    prop_assert_eq!(phase.rows[pick.row].probability_best, Some(pick.probability_best));
+                    prop_assert!(pick.expected_regret >= 0.0 && pick.expected_regret.is_finite());
+                    prop_assert!(phase.rows[pick.row].recommended && !pick.ties.contains(&pick.row));
+                    prop_assert!(pick.reasons.iter().all(|text| text.ends_with('.') && !text.contains("NaN")), "{:?}", pick.reasons);
+                    prop_assert!(pick.flips.iter().all(|flip| flip.text.ends_with('.') && !flip.text.contains("NaN")), "{:?}", pick.flips);
+                }
+                Outcome::Infeasible(found) => {
+                    prop_assert!(found.nearest < phase.rows.len() && !found.binding.is_empty());
+                }
+                Outcome::Nothing => prop_assert!(!has_ok),
+            }
+        }
+    }
+}

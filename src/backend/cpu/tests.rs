@@ -1,0 +1,210 @@
+//! Programs on the CPU against the f64 reference of their graph: every case, storage type and thread count.
+
+use super::*;
+use crate::{
+    backend::open,
+    graph::{Graph, Op, OptimizerStep, Role, Window, cases::*, fuse, lower, reference},
+    vocab::{Device, OptimizerKind},
+};
+
+/// Uploads what a graph starts from. Values that are not floats hold whole numbers.
+fn upload(session: &mut dyn Session, data: &[Vec<f64>]) {
+    for (k, value) in session.program().values.clone().iter().enumerate() {
+        if value.role == Role::Intermediate || session.program().slot_of[k].is_none() {
+            continue;
+        }
+        match value.dtype {
+            DType::I32 => session.upload_i32(ValueId(k), &data[k].iter().map(|v| *v as i32).collect::<Vec<_>>()),
+            DType::I8 => session.upload_i8(ValueId(k), &data[k].iter().map(|v| *v as i8).collect::<Vec<_>>()),
+            _ => session.upload_f32(ValueId(k), &data[k].iter().map(|v| *v as f32).collect::<Vec<_>>()),
+        }
+        .unwrap();
+    }
+}
+
+/// The same graph on `storage`: parameters themselves are of that type, as reference and device then start from the same numbers.
+fn on(graph: &Graph, storage: DType) -> Graph {
+    let mut out = Graph::new();
+    for value in &graph.values {
+        let mut value = value.clone();
+        let vector = matches!(value.role, Role::Parameter { is_bias: true, .. });
+        if value.dtype == DType::F32 && !vector && value.role != Role::Intermediate {
+            value.dtype = storage;
+        }
+        out.values.push(value);
+    }
+    // Results are made anew behind the given values, so that their types follow.
+    let mut now: Vec<ValueId> = graph.ids().collect();
+    for node in &graph.nodes {
+        let inputs: Vec<ValueId> = node.inputs.iter().map(|id| now[id.0]).collect();
+        for (old, new) in node.outputs.iter().zip(out.apply_all(node.op.clone(), &inputs).unwrap()) {
+            now[old.0] = new;
+        }
+    }
+    for (name, id) in &graph.outputs {
+        out.mark_output(name, now[id.0]);
+    }
+    out
+}
+
+#[test]
+fn forward_and_backward_match_the_reference_in_every_storage_type() {
+    for case in CASES {
+        // bf16 keeps 8 bits, fp16 11: some thirty roundings of half a last place each, in the longest case, add up to these.
+        for (storage, tolerance) in [(DType::F32, 2e-5), (DType::Bf16, 0.1), (DType::F16, 0.0125)] {
+            for (fused, threads) in [(false, 1), (true, 2)] {
+                let mut graph = on(&case.forward(), storage);
+                if fused {
+                    graph = fuse(graph, true);
+                }
+                with_gradients(&mut graph);
+                let data = contents(&graph, 11);
+                let mut expected = data.clone();
+                reference::run(&graph.values, &graph.nodes, &mut expected, 0);
+                let mut session = open(Device::Cpu, threads).unwrap().load(lower(&graph), None).unwrap();
+                upload(&mut *session, &data);
+                session.execute().unwrap();
+                for (name, id) in &graph.outputs {
+                    let value = graph.value(*id);
+                    let mut got = vec![f32::NAN; value.elements()];
+                    session.download_f32(*id, &mut got).unwrap();
+                    // Errors are measured against the size of the whole result: single elements may cancel to anything.
+                    let size = expected[id.0].iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-3);
+                    for (k, (got, want)) in got.iter().zip(&expected[id.0]).enumerate() {
+                        let error = (f64::from(*got) - want).abs() / size;
+                        assert!(
+                            error <= tolerance,
+                            "{}, {storage:?}, fused {fused}: {name}[{k}] is {got}, not {want}",
+                            case.name
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn updates_match_the_reference_over_several_steps() {
+    for kind in [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Rmsprop] {
+        for (l1, l2) in [(0.0, 0.0), (1e-3, 1e-2)] {
+            let case = CASES.iter().find(|c| c.name == "linear, relu, linear").unwrap();
+            let mut graph = fuse(case.forward(), true);
+            with_gradients(&mut graph);
+            let rule = OptimizerStep { kind, learning_rate: 0.01, momentum: 0.9, beta1: 0.9, beta2: 0.99, epsilon: 1e-6, l1, l2 };
+            let outputs = std::mem::take(&mut graph.outputs);
+            for id in graph.parameters().collect::<Vec<_>>() {
+                let value = graph.value(id).clone();
+                let gradient = outputs.iter().find(|(n, _)| *n == format!("d {}", value.name)).unwrap().1;
+                let mut operands = vec![id, gradient];
+                operands.extend((0..rule.state_arrays()).map(|k| graph.state(&format!("s{k}"), &value.shape, DType::F32)));
+                graph.apply_all(Op::Update { optimizer: rule, guarded: false }, &operands).unwrap();
+            }
+            let mut expected = contents(&graph, 4);
+            for (k, value) in graph.values.iter().enumerate() {
+                if value.role == Role::State {
+                    expected[k].fill(0.0);
+                }
+            }
+            let mut session = open(Device::Cpu, 1).unwrap().load(lower(&graph), None).unwrap();
+            upload(&mut *session, &expected);
+            for step in 0..5 {
+                reference::run(&graph.values, &graph.nodes, &mut expected, step);
+                session.execute().unwrap();
+            }
+            for id in graph.parameters() {
+                let mut got = vec![0.0; graph.value(id).elements()];
+                session.download_f32(id, &mut got).unwrap();
+                for (got, want) in got.iter().zip(&expected[id.0]) {
+                    assert!((f64::from(*got) - want).abs() < 2e-5, "{kind:?}: {got} is not {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_guarded_update_waits_for_finite_gradients_and_undoes_the_scale() {
+    for (scale, finite) in [(1024.0, 1.0), (1024.0, 0.0)] {
+        let mut graph = Graph::new();
+        let w = graph.weight("w", &[3, 4], 3, 4);
+        let (g, loss_scale) = (graph.input("g", &[3, 4], DType::F32), graph.input("scale", &[], DType::F32));
+        let flag = graph.apply(Op::AllFinite, &[g]).unwrap();
+        graph.mark_output("finite", flag);
+        let (state, copy) = (graph.state("s", &[3, 4], DType::F32), graph.state("w.f16", &[3, 4], DType::F16));
+        let optimizer = OptimizerStep {
+            kind: OptimizerKind::Sgd,
+            learning_rate: 0.5,
+            momentum: 0.0,
+            beta1: 0.0,
+            beta2: 0.0,
+            epsilon: 0.0,
+            l1: 0.0,
+            l2: 0.0,
+        };
+        graph.apply_all(Op::Update { optimizer, guarded: true }, &[w, g, state, copy, loss_scale, flag]).unwrap();
+        let mut session = open(Device::Cpu, 2).unwrap().load(lower(&graph), None).unwrap();
+        session.upload_f32(w, &[1.0; 12]).unwrap();
+        let mut gradient = [scale as f32; 12];
+        if finite == 0.0 {
+            gradient[7] = f32::INFINITY;
+        }
+        session.upload_f32(g, &gradient).unwrap();
+        session.upload_f32(loss_scale, &[scale as f32]).unwrap();
+        session.execute().unwrap();
+        let (mut weights, mut low, mut seen) = ([0.0; 12], [9.0; 12], [9.0]);
+        session.download_f32(w, &mut weights).unwrap();
+        session.download_f32(copy, &mut low).unwrap();
+        session.download_f32(flag, &mut seen).unwrap();
+        let (expected, expected_copy) = if finite == 1.0 { (0.5, 0.5) } else { (1.0, 0.0) };
+        assert_eq!((weights, low, seen), ([expected; 12], [expected_copy; 12], [finite as f32]));
+    }
+}
+
+#[test]
+fn int8_products_match_the_reference_exactly_up_to_rounding() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[3, 6, 5, 2], DType::F32);
+    let (w, s) = (graph.state("w", &[3, 3, 2, 16], DType::I8), graph.state("s", &[16], DType::F32));
+    let b = graph.bias("b", 16, 1);
+    let window = Window::square(3, 1, 1);
+    let activation = crate::graph::Activation::Relu;
+    let y = graph.apply(Op::Conv2dInt8 { window, input_scale: 1.0 / 64.0, activation }, &[x, w, s, b]).unwrap();
+    let y = graph.apply(Op::Reshape { shape: vec![3, 480] }, &[y]).unwrap();
+    let (v, t, c) = (graph.state("v", &[480, 7], DType::I8), graph.state("t", &[7], DType::F32), graph.bias("c", 7, 1));
+    let activation = crate::graph::Activation::None;
+    let z = graph.apply(Op::LinearInt8 { input_scale: 1.0, activation }, &[y, v, t, c]).unwrap();
+    graph.mark_output("logits", z);
+    let mut data = contents(&graph, 8);
+    for (id, most) in [(w, 127.0), (v, 127.0)] {
+        data[id.0].iter_mut().enumerate().for_each(|(k, value)| *value = ((k as f64 * 37.0) % (2.0 * most + 1.0)) - most);
+    }
+    // Away from half steps, where f32 and f64 may round apart.
+    data[x.0].iter_mut().for_each(|v| *v = (*v * 64.0).round() / 64.0 + 0.001);
+    let mut expected = data.clone();
+    reference::run(&graph.values, &graph.nodes, &mut expected, 0);
+    for threads in [1, 2] {
+        let mut session = open(Device::Cpu, threads).unwrap().load(lower(&graph), None).unwrap();
+        upload(&mut *session, &data);
+        // Twice: the second run uses the packed weights of the first.
+        session.execute().unwrap();
+        session.execute().unwrap();
+        let mut got = vec![0.0; 21];
+        session.download_f32(z, &mut got).unwrap();
+        for (got, want) in got.iter().zip(&expected[z.0]) {
+            assert!((f64::from(*got) - want).abs() <= 1e-3 * (1.0 + want.abs()), "{got} is not {want}");
+        }
+    }
+}
+
+#[test]
+fn wrong_sizes_are_refused_by_name() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[2, 3], DType::F32);
+    let y = graph.apply(Op::Unary(crate::graph::Unary::Relu), &[x]).unwrap();
+    graph.mark_output("y", y);
+    let mut session = open(Device::Cpu, 1).unwrap().load(lower(&graph), None).unwrap();
+    let error = session.upload_f32(x, &[0.0; 5]).unwrap_err();
+    assert_eq!(error.to_string(), "value `x` holds 6 elements of f32, got 5 of float");
+    assert!(open(Device::Cpu, 0).is_err());
+}

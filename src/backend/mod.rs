@@ -1,0 +1,85 @@
+//! Devices that run a `Program`. A backend loads programs; a session is one program with its memory on the device.
+//!
+//! Whatever runs here is decided above: a backend knows shapes, element types and ops, not models, precisions or ranks.
+
+pub mod cpu;
+
+use crate::{
+    graph::{Program, ValueId},
+    units::{Bytes, Seconds},
+    vocab::{Device, Vocabulary},
+};
+use std::sync::Arc;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    #[error("device `{device}` needs at least one thread, got {threads}")]
+    Threads { device: &'static str, threads: usize },
+    #[error("value `{name}` holds {expected} elements of {dtype}, got {got} of {given}")]
+    Size { name: String, expected: usize, dtype: &'static str, got: usize, given: &'static str },
+    #[error("op `{op}` on {shape} is not supported by device `{device}`: {reason}")]
+    Unsupported { op: &'static str, shape: String, device: &'static str, reason: &'static str },
+    #[error("op `{op}` needs other ranks, but this session has none")]
+    Alone { op: &'static str },
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+}
+
+/// A rank that stopped answering, or an exchange that does not fit.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CollectiveError {
+    #[error("rank {rank} of {ranks} left while others waited for it")]
+    Left { rank: usize, ranks: usize },
+    #[error("ranks exchange different lengths: {expected} and {got}")]
+    Length { expected: usize, got: usize },
+}
+
+/// Exchange between the ranks of one program; `comm` implements it.
+pub trait Collective: Send + Sync {
+    fn rank(&self) -> usize;
+    fn ranks(&self) -> usize;
+    /// Every rank ends with the sum over all ranks, the same bits on each.
+    fn all_reduce_sum(&self, data: &mut [f32]) -> Result<(), CollectiveError>;
+}
+
+/// A device with its compute threads.
+pub trait Backend: Send + Sync {
+    /// One line for records: "cpu, 2 threads, avx512".
+    fn describe(&self) -> String;
+    /// Allocates all memory of `program`, zeroed. Nothing is allocated by later runs.
+    fn load(&self, program: Program, collective: Option<Arc<dyn Collective>>) -> Result<Box<dyn Session>, BackendError>;
+}
+
+/// A program with its memory.
+pub trait Session: Send {
+    fn program(&self) -> &Program;
+    /// Copies `data` in, converting to the value's float type.
+    fn upload_f32(&mut self, value: ValueId, data: &[f32]) -> Result<(), BackendError>;
+    fn upload_i32(&mut self, value: ValueId, data: &[i32]) -> Result<(), BackendError>;
+    fn upload_i8(&mut self, value: ValueId, data: &[i8]) -> Result<(), BackendError>;
+    /// The value's own memory, where that is the host's and the type fits; for filling a batch without a copy.
+    fn host_f32(&mut self, value: ValueId) -> Option<&mut [f32]>;
+    fn host_i32(&mut self, value: ValueId) -> Option<&mut [i32]>;
+    /// Copies a float value out, converting to f32. Only inputs, parameters, state and outputs outlive a run.
+    fn download_f32(&mut self, value: ValueId, out: &mut [f32]) -> Result<(), BackendError>;
+    /// Runs the program once.
+    fn execute(&mut self) -> Result<(), BackendError>;
+    /// Runs it once with a clock around each step; the times are written to `times`, one a step.
+    fn execute_timed(&mut self, times: &mut Vec<Seconds>) -> Result<(), BackendError>;
+    /// Weight updates done so far; Adam's bias correction counts from here. A run adds one.
+    fn set_update_count(&mut self, updates: u64);
+    /// Factor on the learning rate of the updates from here on; 1 at first.
+    fn set_rate_factor(&mut self, factor: f64);
+    /// Device memory of the session.
+    fn memory(&self) -> Bytes;
+}
+
+/// Opens a device. `threads` is the size of its pool.
+pub fn open(device: Device, threads: usize) -> Result<Arc<dyn Backend>, BackendError> {
+    if threads == 0 {
+        return Err(BackendError::Threads { device: device.name(), threads });
+    }
+    match device {
+        Device::Auto | Device::Cpu => Ok(Arc::new(cpu::Cpu::new(threads))),
+    }
+}

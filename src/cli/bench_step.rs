@@ -1,0 +1,105 @@
+//! `advisor bench-step`: times steps of simple-cnn on MNIST's digits on command of a comparing script (hidden).
+//!
+//! One request a line: `{"threads":1,"batch_size":64,"phase":"train","precision":"fp32","seconds":0.5}`; one answer a line:
+//! `{"images_per_s":..,"samples_s":[..]}` or `{"error":".."}`. Prepared candidates are kept between requests.
+
+use super::Exit;
+use crate::{
+    data::{DataSet, DataSource},
+    models,
+    record::{Candidate, OptimizerConfig, TrainConfig},
+    train::{Predictor, StepTimes, TrainError, Trainer, initial_weights},
+    vocab::{Compression, Device, InitKind, Layout, OptimizerKind, Phase, Precision, Schedule},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::{collections::HashMap, io::BufRead, sync::Arc};
+
+#[derive(Deserialize)]
+struct Request {
+    threads: usize,
+    batch_size: usize,
+    phase: Phase,
+    precision: Precision,
+    seconds: f64,
+}
+
+enum Ready {
+    Train(Box<Trainer>),
+    Infer(Box<Predictor>),
+}
+
+pub fn run() -> anyhow::Result<Exit> {
+    let set = Arc::new(DataSet::load(&DataSource::Shipped("mnist".into()), &super::places(None))?);
+    let mut ready: HashMap<String, (Ready, f64)> = HashMap::new();
+    for line in std::io::stdin().lock().lines() {
+        let answer = answer(&line?, &set, &mut ready).unwrap_or_else(|error| json!({ "error": format!("{error:#}") }));
+        super::print(&answer.to_string())?;
+    }
+    Ok(Exit::Done)
+}
+
+fn answer(line: &str, set: &Arc<DataSet>, ready: &mut HashMap<String, (Ready, f64)>) -> anyhow::Result<Value> {
+    let request: Request = serde_json::from_str(line)?;
+    let candidate = Candidate {
+        phase: request.phase,
+        device: Device::Cpu,
+        precision: request.precision,
+        compression: Compression::None,
+        layout: Layout::Single,
+        batch_size: request.batch_size,
+        threads: request.threads,
+    };
+    let id = candidate.id();
+    if !ready.contains_key(&id) {
+        let made = prepare(&candidate, set)?;
+        ready.insert(id.clone(), (made, 0.0));
+    }
+    let (work, step_s) = ready.get_mut(&id).expect("inserted above");
+    let mut all = StepTimes::default();
+    while all.total_s < request.seconds {
+        // The first series finds out how long a step is.
+        let left = request.seconds - all.total_s;
+        let count = if *step_s > 0.0 { ((left / *step_s).ceil() as usize).max(1) } else { 2 };
+        let times = match work {
+            Ready::Train(trainer) => trainer.steps(count)?,
+            Ready::Infer(predictor) => predictor.steps(&set.test, count)?,
+        };
+        let first = *step_s == 0.0;
+        *step_s = times.total_s / times.steps as f64;
+        if !first {
+            all.step_s.extend(times.step_s);
+            all.steps += times.steps;
+            all.total_s += times.total_s;
+        }
+    }
+    if let Ready::Train(trainer) = work {
+        trainer.take_losses();
+    }
+    Ok(json!({ "images_per_s": all.steps as f64 * request.batch_size as f64 / all.total_s, "samples_s": all.step_s }))
+}
+
+fn prepare(candidate: &Candidate, set: &Arc<DataSet>) -> Result<Ready, TrainError> {
+    let model = models::find("simple-cnn").expect("it stands in the table");
+    let config = TrainConfig {
+        epochs: 1,
+        optimizer: OptimizerConfig::new(OptimizerKind::Sgd, 0.01),
+        schedule: Schedule::Constant,
+        init: InitKind::He,
+        l1: 0.0,
+        l2: 0.0,
+        augment: Vec::new(),
+        seeds: 1,
+        first_seed: 1,
+        batch_size: candidate.batch_size,
+        target: None,
+    };
+    Ok(match candidate.phase {
+        Phase::Train => Ready::Train(Box::new(Trainer::new(model, set.clone(), candidate, &config, 1)?)),
+        Phase::Infer => {
+            let size = models::Size { batch: candidate.batch_size, image: set.shape, classes: set.classes.len() };
+            let weights = initial_weights(&(model.build)(&size)?, config.init, 1);
+            Ready::Infer(Box::new(Predictor::new(model, set, &weights, candidate)?))
+        }
+    })
+}

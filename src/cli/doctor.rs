@@ -1,0 +1,102 @@
+//! `advisor doctor`: what this machine has, what it can do at most, how noisy it is.
+
+use super::Exit;
+use crate::{
+    backend::cpu::kernels::{Isa, sustained_rate},
+    data::find_data_dir,
+    measure::{CpuTimes, EnergyCounter, environment},
+    stats::{median, quantile, relative_deviation},
+    units::{Bytes, three_figures},
+};
+use serde_json::json;
+
+/// Show what this machine has, its measured peaks and its noise
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  advisor doctor\n  advisor doctor --json")]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Blocks of the noise test.
+const BLOCKS: usize = 40;
+
+/// Spread of the same work done again and again: relative deviation, and the 95th percentile over the median.
+struct Noise {
+    deviation: f64,
+    tail: f64,
+    steal_share: Option<f64>,
+}
+
+/// A fixed amount of multiply-adds, many times: 40 blocks of 50 ms.
+fn noise() -> Noise {
+    let before = CpuTimes::read();
+    let isa = Isa::best();
+    let rates: Vec<f64> = (0..BLOCKS).map(|_| sustained_rate(isa, 0.05)).collect();
+    let steal_share = before.and_then(|before| CpuTimes::read()?.steal_share_since(&before));
+    let middle = median(&rates).unwrap_or(f64::NAN);
+    let slow = quantile(&rates, 0.05).unwrap_or(f64::NAN);
+    Noise { deviation: relative_deviation(&rates).unwrap_or(f64::NAN), tail: middle / slow, steal_share }
+}
+
+pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    let environment = environment();
+    let noise = noise();
+    let energy = EnergyCounter::open();
+    let data = find_data_dir(&super::places(None));
+    let gpu = std::path::Path::new("/dev/nvidiactl").exists();
+    if args.json {
+        super::print(&serde_json::to_string_pretty(&json!({
+            "environment": environment,
+            "noise": { "relative_deviation": noise.deviation, "p95_over_median": noise.tail, "steal_share": noise.steal_share },
+            "energy_counter": energy.as_ref().map(EnergyCounter::name),
+            "data_folder": data.as_ref().ok().map(|d| d.display().to_string()),
+            "gpu_device_file": gpu,
+        }))?)?;
+        return Ok(Exit::Done);
+    }
+    let unknown = || "not known".to_string();
+    let each = [
+        ("processor", environment.cpu.clone()),
+        ("cores", format!("{} physical, {} logical", environment.physical_cores, environment.logical_cores)),
+        ("memory", environment.memory.to_string()),
+        ("system", format!("{}, kernel {}", environment.os, environment.kernel)),
+        ("instruction sets", environment.instruction_sets.join(", ")),
+        (
+            "fp32 peak, one core",
+            environment.peak_flops_per_core.map_or_else(unknown, |f| format!("{} GFLOP/s", three_figures(f / 1e9))),
+        ),
+        ("copying, all cores", environment.copy_bytes_per_s.map_or_else(unknown, |b| format!("{}/s", Bytes(b as u64)))),
+        ("frequency governor", environment.governor.clone().unwrap_or_else(unknown)),
+        ("load average", environment.load_before.map_or_else(unknown, |l| format!("{l:.2}"))),
+        ("energy counter", energy.as_ref().map_or("none: energy will not be measured".into(), EnergyCounter::name)),
+        (
+            "noise",
+            format!(
+                "{:.2} % relative deviation of equal blocks, slowest in twenty {:.2}x the median",
+                100.0 * noise.deviation,
+                noise.tail
+            ),
+        ),
+        ("stolen by the host", noise.steal_share.map_or_else(unknown, |s| format!("{:.2} % of the time", 100.0 * s))),
+        ("shipped data", data.as_ref().map_or_else(|e| format!("{e}"), |d| d.display().to_string())),
+        (
+            "GPU",
+            if gpu {
+                "an NVIDIA device is there; this version measures on the processor alone".into()
+            } else {
+                "none found".to_string()
+            },
+        ),
+    ];
+    for (name, value) in each {
+        super::print(&format!("{name:20} {value}"))?;
+    }
+    // 5 %: beyond it a difference of a few per cent between candidates drowns.
+    if noise.deviation > 0.05 {
+        eprintln!("this machine is noisy: small differences between candidates will not be told apart");
+        return Ok(Exit::TooNoisy);
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,142 @@
+//! The command line: one file per command, the only place that prints, and the exit codes.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0 done; 1 ran, and the answer is no (nothing
+//! feasible); 2 wrong input; 3 too noisy or ambiguous to say; 4 the machine or a dependency failed; 5 finished, but some
+//! candidates failed.
+
+mod bench_step;
+mod doctor;
+mod init;
+mod prices;
+mod progress;
+mod report;
+mod run;
+mod schema;
+mod worker;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Exit {
+    Done = 0,
+    /// It ran, and the answer is no.
+    No = 1,
+    WrongInput = 2,
+    TooNoisy = 3,
+    MachineFailed = 4,
+    SomeFailed = 5,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+#[derive(Parser)]
+#[command(
+    name = "advisor",
+    version,
+    about = "Measures which precision, compression, layout, batch size and machine serve an AI workload at the lowest cost",
+    after_help = "Example:\n  advisor run scenarios/*.toml\n\nExit codes: 0 done; 1 nothing feasible; 2 wrong input; 3 too noisy to say; \
+                  4 the machine or a dependency failed; 5 finished, but some candidates failed."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Args),
+    Report(report::Args),
+    Init(init::Args),
+    Prices(prices::Args),
+    Doctor(doctor::Args),
+    Schema(schema::Args),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  advisor completions bash > /etc/bash_completion.d/advisor")]
+    Completions {
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    #[command(after_help = "Example:\n  advisor man | man -l -")]
+    Man,
+    /// Measure one candidate on command of a parent process
+    #[command(hide = true)]
+    Worker,
+    /// Time single steps on command of a comparing script
+    #[command(hide = true)]
+    BenchStep,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Init(args) => init::run(&args),
+        Command::Prices(args) => prices::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Schema(args) => schema::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "advisor", &mut std::io::stdout());
+            Ok(Exit::Done)
+        }
+        Command::Man => {
+            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout()).map(|()| Exit::Done).map_err(anyhow::Error::from)
+        }
+        Command::Worker => worker::run(),
+        Command::BenchStep => bench_step::run(),
+    };
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            // A reader that closed the pipe early wanted no more.
+            let broken_pipe = error
+                .chain()
+                .any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe));
+            if broken_pipe {
+                return Exit::Done.into();
+            }
+            eprintln!("error: {error:#}");
+            Exit::MachineFailed.into()
+        }
+    }
+}
+
+/// Names of all models, as scenarios and their schema know them.
+fn model_names() -> Vec<&'static str> {
+    crate::models::MODELS.iter().map(|model| model.name).collect()
+}
+
+/// Places beside or above which shipped data may lie: a scenario's folder, the current one, the program's, the sources'.
+fn places(scenario_folder: Option<&std::path::Path>) -> Vec<std::path::PathBuf> {
+    let absolute = |folder: &std::path::Path| std::path::absolute(folder).ok();
+    let sources = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let program = std::env::current_exe().ok().and_then(|exe| exe.parent().map(std::path::Path::to_path_buf));
+    let current = std::env::current_dir().ok();
+    scenario_folder.and_then(absolute).into_iter().chain(current).chain(program).chain([sources]).collect()
+}
+
+/// Width of the terminal on standard output (100 elsewhere), and whether to colour.
+fn terminal_style() -> (usize, bool) {
+    use std::io::IsTerminal;
+    let on_terminal = std::io::stdout().is_terminal();
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    let width = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
+    let measured = || terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
+    (width.or_else(|| on_terminal.then(measured).flatten()).unwrap_or(100), on_terminal && !plain)
+}
+
+/// Writes text and a line end to standard output, as an error where that fails (a closed pipe).
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()?;
+    Ok(())
+}

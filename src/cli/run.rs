@@ -1,0 +1,267 @@
+//! `advisor run`: measure scenarios and recommend.
+
+use super::{Exit, progress::Progress};
+use crate::{
+    cost::PriceBook,
+    data::DataSet,
+    harness::{self, Control, HarnessError, Job, Pace},
+    input::render,
+    measure::environment,
+    record::{Environment, RunHeader, SCHEMA_VERSION, StoredRun, TrainConfig},
+    scenario::{Known, Machine, Scenario},
+    workload,
+};
+use anyhow::Context;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+/// Measure scenarios on this machine and recommend
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  advisor run scenarios/*.toml\n  advisor run scenarios/small-digits.toml --quick --out /tmp/first-look\n  \
+                        advisor run scenarios/*.toml --budget 5m\n  advisor run scenarios/*.toml --resume\n\n\
+                        Ctrl-C stops after the current step; --resume goes on. Exit codes: 0 done; 1 nothing meets every limit;\n\
+                        2 wrong input; 4 the machine failed; 5 finished, but some candidates failed; 130 stopped by Ctrl-C."
+)]
+pub struct Args {
+    /// Scenario files
+    #[arg(required = true, value_name = "SCENARIO.toml")]
+    scenarios: Vec<PathBuf>,
+    /// Folder for the reports
+    #[arg(long, value_name = "DIR", default_value = "reports")]
+    out: PathBuf,
+    /// One epoch, one seed, short blocks: a rough answer in a minute or two
+    #[arg(long)]
+    quick: bool,
+    /// Go on with an interrupted run: what is finished is kept
+    #[arg(long)]
+    resume: bool,
+    /// Start no further candidates after this time (`90s`, `5m`, `1h`)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    budget: Option<Duration>,
+    /// Price book instead of the shipped one (see `advisor prices import`)
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
+    /// Print the recommendations as JSON instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+/// `90s`, `5m`, `1.5h`, or seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (digits, unit) = text.split_at(text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len()));
+    let factor = match unit {
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("unknown unit `{unit}`: expected s, m or h")),
+    };
+    let seconds = digits.parse::<f64>().map_err(|_| "expected a number with s, m or h, like `5m`".to_string())? * factor;
+    Duration::try_from_secs_f64(seconds).map_err(|_| "expected a time from 0 s on".to_string())
+}
+
+/// A scenario with its data looked at and its header written.
+struct Planned {
+    scenario: Scenario,
+    job_header: RunHeader,
+    machine: Machine,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    let start = Instant::now();
+    let book = match super::prices::book(args.prices.as_deref()) {
+        Ok(book) => book,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            return Ok(Exit::WrongInput);
+        }
+    };
+    let Some(scenarios) = load(&args.scenarios, &book) else { return Ok(Exit::WrongInput) };
+    let environment = environment();
+    let mut planned = Vec::new();
+    for scenario in scenarios {
+        match plan(scenario, args, &environment, &book) {
+            Ok(one) => planned.push(one),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                return Ok(Exit::WrongInput);
+            }
+        }
+    }
+    let control = Arc::new(Control::default());
+    let heard = control.clone();
+    ctrlc::set_handler(move || {
+        if heard.is_interrupted() {
+            // A second Ctrl-C means now; finished rows are on disk.
+            std::process::exit(INTERRUPTED);
+        }
+        heard.interrupt();
+    })
+    .context("cannot listen for Ctrl-C")?;
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut runs: Vec<StoredRun> = Vec::new();
+    for one in &planned {
+        let left = args.budget.map(|budget| budget.saturating_sub(start.elapsed()));
+        match measure(one, args, left, &program, &control) {
+            Ok(run) => runs.push(run),
+            Err(error @ (HarnessError::OtherRun { .. } | HarnessError::Store(_))) => {
+                eprintln!("error: {error}");
+                return Ok(Exit::WrongInput);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if control.is_interrupted() {
+            break;
+        }
+    }
+    // Rows that exist are worth a report, also of a run that was stopped.
+    let exit = super::report::publish(&args.out, &runs, &book, args.json)?;
+    if control.is_interrupted() {
+        eprintln!("stopped; go on with: {} --resume", command(args).trim_end_matches(" --resume"));
+        std::process::exit(INTERRUPTED);
+    }
+    if runs.iter().any(|run| run.end.as_ref().is_some_and(|end| end.ended == "budget")) {
+        eprintln!("the budget ended before all candidates were measured; go on with: {} --resume", without_budget(args));
+    }
+    Ok(exit)
+}
+
+/// 128 + SIGINT, as shells expect.
+const INTERRUPTED: i32 = 130;
+
+/// All scenarios, or nothing after every mistake of every file was told.
+fn load(paths: &[PathBuf], book: &PriceBook) -> Option<Vec<Scenario>> {
+    let models = super::model_names();
+    let instances = book.names();
+    let known = Known { models: &models, instances: &instances };
+    let mut scenarios: Vec<Scenario> = Vec::new();
+    let mut wrong = Vec::new();
+    for path in paths {
+        match Scenario::load(path, &known) {
+            Ok(scenario) => {
+                if let Some(other) = scenarios.iter().find(|s| s.name == scenario.name) {
+                    wrong.push(format!(
+                        "error: two scenarios are called `{}`\n  --> {}\n  --> {}\nhint: the name is the output folder: give each its own",
+                        scenario.name,
+                        other.path.display(),
+                        path.display()
+                    ));
+                }
+                scenarios.push(scenario);
+            }
+            Err(diagnostics) => wrong.push(render(&diagnostics)),
+        }
+    }
+    if wrong.is_empty() {
+        return Some(scenarios);
+    }
+    eprintln!("{}", wrong.join("\n\n"));
+    None
+}
+
+fn command(args: &Args) -> String {
+    let quoted = |path: &Path| {
+        let text = path.display().to_string();
+        let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c));
+        if plain { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    };
+    let mut parts = vec!["advisor run".to_string()];
+    parts.extend(args.scenarios.iter().map(|path| quoted(path)));
+    if args.out != Path::new("reports") {
+        parts.push(format!("--out {}", quoted(&args.out)));
+    }
+    if args.quick {
+        parts.push("--quick".into());
+    }
+    if let Some(prices) = &args.prices {
+        parts.push(format!("--prices {}", quoted(prices)));
+    }
+    parts.join(" ")
+}
+
+fn without_budget(args: &Args) -> String {
+    command(args)
+}
+
+/// The places from which shipped data is looked for.
+fn search_from(scenario: &Scenario) -> Vec<PathBuf> {
+    super::places(scenario.path.parent())
+}
+
+fn plan(scenario: Scenario, args: &Args, environment: &Environment, book: &PriceBook) -> anyhow::Result<Planned> {
+    let machine = Machine { cores: environment.logical_cores };
+    crate::cost::price(&scenario.cost, environment, book).with_context(|| format!("{}", scenario.path.display()))?;
+    let set = DataSet::load(&scenario.data, &search_from(&scenario)).with_context(|| format!("{}", scenario.path.display()))?;
+    let train = if args.quick { TrainConfig { epochs: 1, seeds: 1, ..scenario.train.clone() } } else { scenario.train.clone() };
+    // What repeats this scenario alone, without the other files of the command line.
+    let alone = Args { scenarios: vec![scenario.path.clone()], prices: args.prices.clone(), out: args.out.clone(), ..*args };
+    let job_header = RunHeader {
+        schema_version: SCHEMA_VERSION,
+        scenario: scenario.name.clone(),
+        question: scenario.question.clone(),
+        scenario_text: scenario.text.clone(),
+        config_hash: scenario.config_hash(args.quick, &machine),
+        command: command(&alone),
+        started_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        environment: environment.clone(),
+        quick: args.quick,
+        classes: set.classes.clone(),
+        test_labels: set.test.labels.clone(),
+        train_rows: set.train.rows(),
+        test_rows: set.test.rows(),
+        unit: workload::find(scenario.task).unit.to_string(),
+        model: scenario.model.clone(),
+        data: scenario.data.to_string(),
+        train,
+        goal: scenario.goal.clone(),
+        cost: scenario.cost.clone(),
+        primary_metric: scenario.primary_metric,
+    };
+    Ok(Planned { scenario, job_header, machine })
+}
+
+fn measure(
+    one: &Planned,
+    args: &Args,
+    budget: Option<Duration>,
+    program: &Path,
+    control: &Control,
+) -> Result<StoredRun, HarnessError> {
+    let expansion = one.scenario.expand(&one.machine);
+    let folder = args.out.join(&one.scenario.name);
+    let job = Job {
+        header: one.job_header.clone(),
+        task: one.scenario.task,
+        data: one.scenario.data.clone(),
+        search_from: search_from(&one.scenario),
+        candidates: expansion.candidates,
+        skipped: expansion.skipped,
+        baselines: one.scenario.phases.iter().map(|phase| one.scenario.baseline(*phase, &one.machine)).collect(),
+        pace: if args.quick { Pace::QUICK } else { Pace::FULL },
+        budget,
+        resume: args.resume,
+        folder: &folder,
+        program,
+        control,
+    };
+    let mut progress = Progress::new(&one.scenario.name);
+    let result = harness::run(&job, &mut |event| progress.on(&event));
+    progress.end();
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_are_read_with_their_units() {
+        assert_eq!(duration("90s").unwrap(), Duration::from_secs(90));
+        assert_eq!(duration("1.5h").unwrap(), Duration::from_secs(5400));
+        assert_eq!(duration("45").unwrap(), Duration::from_secs(45));
+        assert!(duration("5x").is_err() && duration("m").is_err() && duration("-1s").is_err() && duration("").is_err());
+    }
+}

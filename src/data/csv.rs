@@ -1,0 +1,139 @@
+//! Tables of images: one row an image, pixels in all columns but the label and the split.
+
+use super::{DataError, Part};
+use std::path::Path;
+
+/// What a scenario says of a table.
+pub(super) struct Layout<'a> {
+    pub label: &'a str,
+    pub shape: [usize; 3],
+    pub maximum: f64,
+    pub split: Option<&'a str>,
+    pub test_share: f64,
+}
+
+/// A table's parts, and its classes in order.
+pub(super) struct Table {
+    pub train: Part,
+    pub test: Part,
+    pub classes: Vec<String>,
+}
+
+/// Splits one line into cells; quotes may hold commas and doubled quotes (RFC 4180; a quoted cell may not hold a line end).
+fn cells(line: &str) -> Vec<String> {
+    let mut out = vec![String::new()];
+    let (mut quoted, mut chars) = (false, line.chars().peekable());
+    while let Some(c) = chars.next() {
+        let cell = out.last_mut().expect("starts with one");
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                cell.push('"');
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => out.push(String::new()),
+            c => cell.push(c),
+        }
+    }
+    out
+}
+
+pub(super) fn parse(path: &Path, bytes: &[u8], layout: &Layout) -> Result<Table, DataError> {
+    let content = |reason: String| DataError::Content { path: path.to_path_buf(), reason };
+    let text = std::str::from_utf8(bytes).map_err(|e| content(format!("not UTF-8 text at byte {}", e.valid_up_to())))?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut lines = text.lines().enumerate().map(|(n, line)| (n + 1, line)).filter(|(_, line)| !line.trim().is_empty());
+    let (_, header) = lines.next().ok_or_else(|| content("no header line".into()))?;
+    let columns: Vec<String> = cells(header).into_iter().map(|name| name.trim().to_string()).collect();
+    let column = |name: &str| {
+        let missing = || DataError::Column { path: path.to_path_buf(), column: name.to_string(), columns: columns.clone() };
+        columns.iter().position(|c| c == name).ok_or_else(missing)
+    };
+    let label = column(layout.label)?;
+    let split = layout.split.map(column).transpose()?;
+    let pixels: Vec<usize> = (0..columns.len()).filter(|k| *k != label && Some(*k) != split).collect();
+    let elements: usize = layout.shape.iter().product();
+    if pixels.len() != elements {
+        return Err(content(format!("{} pixel columns, but shape {:?} has {elements} elements", pixels.len(), layout.shape)));
+    }
+    // (class as written, goes to the test part, pixels)
+    let mut rows: Vec<(String, Option<bool>, Vec<f32>)> = Vec::new();
+    for (line, row) in lines {
+        let row = cells(row);
+        if row.len() != columns.len() {
+            return Err(content(format!("line {line} has {} cells, the header {}", row.len(), columns.len())));
+        }
+        let wrong = |k: usize, expected: &str| DataError::Cell {
+            path: path.to_path_buf(),
+            line,
+            column: columns[k].clone(),
+            expected: expected.into(),
+            found: row[k].clone(),
+        };
+        let to_test = match split.map(|k| (k, row[k].trim())) {
+            None => None,
+            Some((_, "train")) => Some(false),
+            Some((_, "test")) => Some(true),
+            Some((k, _)) => return Err(wrong(k, "`train` or `test`")),
+        };
+        let mut image = Vec::with_capacity(elements);
+        for k in &pixels {
+            let value: f64 = row[*k].trim().parse().ok().filter(|v: &f64| v.is_finite()).ok_or_else(|| wrong(*k, "a number"))?;
+            image.push((value / layout.maximum) as f32);
+        }
+        rows.push((row[label].trim().to_string(), to_test, image));
+    }
+    let mut classes: Vec<String> = rows.iter().map(|(class, ..)| class.clone()).collect();
+    classes.sort();
+    classes.dedup();
+    // As numbers where all are: "10" stands behind "9".
+    if classes.iter().all(|c| c.parse::<f64>().is_ok()) {
+        classes.sort_by(|a, b| a.parse::<f64>().unwrap_or(0.0).total_cmp(&b.parse::<f64>().unwrap_or(0.0)));
+    }
+    let mut table = Table { train: Part::default(), test: Part::default(), classes };
+    for (k, (class, to_test, image)) in rows.into_iter().enumerate() {
+        // Evenly spread: row k is a test row whenever the running share passes a whole number.
+        let spread = ((k + 1) as f64 * layout.test_share).floor() > (k as f64 * layout.test_share).floor();
+        let part = if to_test.unwrap_or(spread) { &mut table.test } else { &mut table.train };
+        part.images.extend(image);
+        part.labels.push(table.classes.iter().position(|c| *c == class).expect("collected above") as u32);
+    }
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LAYOUT: Layout = Layout { label: "class", shape: [1, 2, 1], maximum: 10.0, split: None, test_share: 0.5 };
+
+    fn read(text: &str) -> Result<Table, String> {
+        parse(Path::new("t.csv"), text.as_bytes(), &LAYOUT).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn quotes_line_ends_and_a_byte_order_mark_are_no_trouble() {
+        let table = read("\u{feff}\"a\",class,\"b,c\"\r\n5,10,10\r\n0,9,\"2.5\"\r\n\r\n").unwrap();
+        assert_eq!(table.classes, ["9", "10"]);
+        assert_eq!((table.train.labels, table.train.images), (vec![1], vec![0.5, 1.0]));
+        assert_eq!((table.test.labels, table.test.images), (vec![0], vec![0.0, 0.25]));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let error = |text: &str| read(text).err().unwrap();
+        assert!(error("a,b,kind\n").contains("no column `class`; it has `a`, `b`, `kind`"));
+        assert!(error("class,a\n").contains("1 pixel columns, but shape [1, 2, 1] has 2 elements"));
+        assert!(error("class,a,b\n1,2\n").contains("line 2 has 2 cells, the header 3"));
+        assert!(error("class,a,b\n1,2,x\n").contains("line 2, column `b`: expected a number, found `x`"));
+        assert!(error("").contains("no header line"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(text in "[a-c,\"\n\r0-9.]{0,80}") {
+            let _ = read(&format!("class,a,b\n{text}"));
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! From a source to a data set in memory.
+
+use super::{
+    DataError, DataSet, DataSource, Part, csv, idx,
+    source::{SHIPPED, Shipped, ShippedFormat},
+};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// The folder that holds the shipped data: the environment variable `ADVISOR_DATA`, else `data` beside or above any of `from`.
+pub fn find_data_dir(from: &[PathBuf]) -> Result<PathBuf, DataError> {
+    let mut tried = Vec::new();
+    let named = std::env::var_os("ADVISOR_DATA").map(PathBuf::from);
+    let above = from.iter().flat_map(|place| place.ancestors().map(|folder| folder.join("data")));
+    for folder in named.into_iter().chain(above) {
+        if folder.join("PROVENANCE.md").is_file() {
+            return Ok(folder);
+        }
+        if !tried.contains(&folder) {
+            tried.push(folder);
+        }
+    }
+    Err(DataError::NoDataDir { tried })
+}
+
+impl DataSet {
+    /// Reads a data set; shipped ones are looked for as `find_data_dir` says.
+    pub fn load(source: &DataSource, search_from: &[PathBuf]) -> Result<DataSet, DataError> {
+        let (origin, mut set) = match source {
+            DataSource::Shipped(name) => {
+                let known = || SHIPPED.iter().map(|s| s.name.to_string()).collect();
+                let shipped = SHIPPED.iter().find(|s| s.name == name);
+                let shipped = shipped.ok_or_else(|| DataError::Unknown { name: name.clone(), known: known() })?;
+                let folder = find_data_dir(search_from)?.join(name);
+                let set = load_shipped(shipped, &folder)?;
+                (folder, set)
+            }
+            DataSource::Idx { folder } => (folder.clone(), load_idx(folder)?),
+            DataSource::Csv { path, label, shape, maximum, split, test_share } => {
+                let layout =
+                    csv::Layout { label, shape: *shape, maximum: *maximum, split: split.as_deref(), test_share: *test_share };
+                (path.clone(), load_csv(path, &layout)?)
+            }
+        };
+        set.name = source.to_string();
+        check(&set, &origin)?;
+        set.content_hash = hash(&set);
+        Ok(set)
+    }
+}
+
+fn load_shipped(shipped: &Shipped, folder: &Path) -> Result<DataSet, DataError> {
+    let mut set = match shipped.format {
+        ShippedFormat::Idx => load_idx(folder)?,
+        ShippedFormat::Csv => {
+            let layout = csv::Layout { label: "label", shape: [8, 8, 1], maximum: 16.0, split: Some("split"), test_share: 0.2 };
+            load_csv(&folder.join(format!("{}.csv.gz", shipped.name)), &layout)?
+        }
+    };
+    if !shipped.classes.is_empty() {
+        set.classes = shipped.classes.iter().map(|c| (*c).to_string()).collect();
+    }
+    Ok(set)
+}
+
+fn load_idx(folder: &Path) -> Result<DataSet, DataError> {
+    let (train, train_labels) = idx::load_part(folder, "train")?;
+    let (test, test_labels) = idx::load_part(folder, "test")?;
+    if train.shape[1..] != test.shape[1..] {
+        let reason = format!("training images are {:?}, test images {:?}", &train.shape[1..], &test.shape[1..]);
+        return Err(DataError::Content { path: folder.to_path_buf(), reason });
+    }
+    let part = |images: &idx::Idx, labels: &[u8]| Part {
+        images: images.data.iter().map(|b| f32::from(*b) / 255.0).collect(),
+        labels: labels.iter().map(|l| u32::from(*l)).collect(),
+    };
+    let classes = train_labels.iter().chain(&test_labels).max().map_or(0, |most| usize::from(*most) + 1);
+    Ok(DataSet {
+        name: String::new(),
+        shape: [train.shape[1], train.shape[2], 1],
+        classes: (0..classes).map(|c| c.to_string()).collect(),
+        train: part(&train, &train_labels),
+        test: part(&test, &test_labels),
+        content_hash: String::new(),
+    })
+}
+
+fn load_csv(path: &Path, layout: &csv::Layout) -> Result<DataSet, DataError> {
+    let table = csv::parse(path, &idx::read_bytes(path)?, layout)?;
+    Ok(DataSet {
+        name: String::new(),
+        shape: layout.shape,
+        classes: table.classes,
+        train: table.train,
+        test: table.test,
+        content_hash: String::new(),
+    })
+}
+
+/// What every data set must have to be trained and judged on.
+fn check(set: &DataSet, origin: &Path) -> Result<(), DataError> {
+    let fail = |reason: String| Err(DataError::Content { path: origin.to_path_buf(), reason });
+    if set.train.rows() == 0 || set.test.rows() == 0 {
+        return fail(format!("{} training and {} test rows: both parts need some", set.train.rows(), set.test.rows()));
+    }
+    if set.classes.len() < 2 {
+        return fail(format!("{} class: at least two are needed", set.classes.len()));
+    }
+    let largest = set.train.labels.iter().chain(&set.test.labels).max().copied().unwrap_or(0) as usize;
+    if largest >= set.classes.len() {
+        return fail(format!("class number {largest}, but only {} class names", set.classes.len()));
+    }
+    Ok(())
+}
+
+fn hash(set: &DataSet) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(format!("{:?} {:?}", set.shape, set.classes));
+    for part in [&set.train, &set.test] {
+        hasher.update((part.rows() as u64).to_le_bytes());
+        part.images.iter().for_each(|v| hasher.update(v.to_le_bytes()));
+        part.labels.iter().for_each(|v| hasher.update(v.to_le_bytes()));
+    }
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shipped(name: &str) -> DataSet {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        DataSet::load(&DataSource::Shipped(name.into()), &[root]).unwrap()
+    }
+
+    fn counts(part: &Part) -> Vec<usize> {
+        (0..10).map(|class| part.labels.iter().filter(|l| **l == class).count()).collect()
+    }
+
+    #[test]
+    fn shipped_sets_hold_the_rows_their_provenance_names() {
+        let mnist = shipped("mnist");
+        assert_eq!((mnist.shape, mnist.train.rows(), mnist.test.rows()), ([28, 28, 1], 8004, 1996));
+        assert_eq!(counts(&mnist.train), [801, 902, 793, 826, 784, 691, 812, 856, 756, 783]);
+        assert_eq!(counts(&mnist.test), [200, 225, 198, 206, 196, 172, 202, 214, 188, 195]);
+        let fashion = shipped("fashion-mnist");
+        assert_eq!((fashion.shape, fashion.train.rows(), fashion.test.rows()), ([28, 28, 1], 8000, 2000));
+        assert_eq!((counts(&fashion.train), counts(&fashion.test)), (vec![800; 10], vec![200; 10]));
+        assert_eq!(fashion.classes[9], "boot");
+        let digits = shipped("digits-8x8");
+        assert_eq!((digits.shape, digits.train.rows(), digits.test.rows()), ([8, 8, 1], 1437, 360));
+        for set in [&mnist, &fashion, &digits] {
+            assert_eq!(set.train.images.len(), set.train.rows() * set.row_elements());
+            let (low, high) = set.train.images.iter().fold((1.0f32, 0.0f32), |(l, h), v| (l.min(*v), h.max(*v)));
+            assert_eq!((low, high), (0.0, 1.0), "{}", set.name);
+        }
+        assert_ne!(mnist.content_hash, fashion.content_hash);
+    }
+
+    #[test]
+    fn a_folder_of_ones_own_is_read_plain_or_packed_and_mismatches_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = |rows: u8, fill: u8| -> Vec<u8> {
+            let mut bytes = vec![0, 0, 8, 3, 0, 0, 0, rows, 0, 0, 0, 2, 0, 0, 0, 2];
+            bytes.extend(vec![fill; usize::from(rows) * 4]);
+            bytes
+        };
+        let labels = |values: &[u8]| [&[0, 0, 8, 1, 0, 0, 0, values.len() as u8], values].concat();
+        let write = |name: &str, bytes: Vec<u8>| std::fs::write(dir.path().join(name), bytes).unwrap();
+        write("train-images-idx3-ubyte", images(3, 255));
+        write("train-labels-idx1-ubyte", labels(&[0, 1, 2]));
+        write("t10k-images-idx3-ubyte", images(2, 0));
+        let source = DataSource::Idx { folder: dir.path().to_path_buf() };
+        assert!(DataSet::load(&source, &[]).unwrap_err().to_string().contains("t10k-labels"));
+        write("t10k-labels-idx1-ubyte", labels(&[0]));
+        assert!(DataSet::load(&source, &[]).unwrap_err().to_string().contains("1 labels for the 2 images"));
+        write("t10k-labels-idx1-ubyte", labels(&[0, 1]));
+        let set = DataSet::load(&source, &[]).unwrap();
+        assert_eq!((set.classes.len(), set.train.images[0], set.test.images[0]), (3, 1.0, 0.0));
+        write("train-labels-idx1-ubyte", labels(&[0, 0, 0]));
+        write("t10k-labels-idx1-ubyte", labels(&[0, 0]));
+        assert!(DataSet::load(&source, &[]).unwrap_err().to_string().contains("at least two are needed"));
+    }
+
+    #[test]
+    fn a_missing_data_folder_names_every_place_that_was_tried() {
+        let error = find_data_dir(&[PathBuf::from("/nowhere/at/all")]).unwrap_err().to_string();
+        assert!(error.contains("`/nowhere/at/data`") && error.contains("ADVISOR_DATA"), "{error}");
+    }
+}

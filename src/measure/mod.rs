@@ -1,0 +1,11 @@
+//! What the machine is, what it can do at most, and what a process used of it. Clocks of candidates live with their loops (`train`).
+
+mod energy;
+mod environment;
+mod memory;
+mod noise;
+
+pub use energy::EnergyCounter;
+pub use environment::environment;
+pub use memory::peak_resident;
+pub use noise::{CpuTimes, load_average};

@@ -1,0 +1,69 @@
+//! One point of the grid: everything that distinguishes one row of a report from another.
+
+use crate::vocab::{Compression, Device, Layout, Phase, Precision, Vocabulary};
+use serde::{Deserialize, Serialize};
+
+/// One combination of axes. Two candidates are the same exactly when their ids are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    pub phase: Phase,
+    /// A real device, never `auto`.
+    pub device: Device,
+    pub precision: Precision,
+    pub compression: Compression,
+    pub layout: Layout,
+    /// Units a step, over all ranks.
+    pub batch_size: usize,
+    /// Compute threads over all ranks.
+    pub threads: usize,
+}
+
+impl Candidate {
+    /// `infer/cpu/bf16/none/single/b64/t2`: readable, unique within a scenario, stable between runs.
+    pub fn id(&self) -> String {
+        format!(
+            "{}/{}/{}/{}/{}/b{}/t{}",
+            self.phase.name(),
+            self.device.name(),
+            self.precision.name(),
+            self.compression,
+            self.layout,
+            self.batch_size,
+            self.threads
+        )
+    }
+
+    /// What a person calls it: `bf16, int8, dp=2, batch 64, 2 threads` without the parts that are plain.
+    pub fn title(&self) -> String {
+        let mut parts = vec![self.precision.name().to_string()];
+        if self.compression != Compression::None {
+            parts.push(self.compression.to_string());
+        }
+        if self.layout != Layout::Single {
+            parts.push(self.layout.to_string());
+        }
+        parts.push(format!("batch {}", self.batch_size));
+        parts.push(if self.threads == 1 { "1 thread".to_string() } else { format!("{} threads", self.threads) });
+        parts.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn id_names_every_axis_and_title_leaves_out_the_plain_ones() {
+        let candidate = Candidate {
+            phase: Phase::Infer,
+            device: Device::Cpu,
+            precision: Precision::Bf16,
+            compression: Compression::None,
+            layout: Layout::Data(2),
+            batch_size: 64,
+            threads: 2,
+        };
+        assert_eq!(candidate.id(), "infer/cpu/bf16/none/dp=2/b64/t2");
+        assert_eq!(candidate.title(), "bf16, dp=2, batch 64, 2 threads");
+    }
+}

@@ -1,0 +1,107 @@
+//! Time, work and energy of a candidate, as raw as they were taken.
+
+use crate::units::{Bytes, Flops, Joules, Seconds};
+use serde::{Deserialize, Serialize};
+
+/// Why sampling stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopCondition {
+    /// Relative standard error of the block rates fell below the wanted one.
+    Precise,
+    /// More blocks no longer improved the relative deviation.
+    NoLongerImproving,
+    /// The cap on time or rounds was reached first.
+    TimeCap,
+}
+
+/// An uninterrupted series of timed steps of one candidate, between blocks of others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Block {
+    /// Blocks of the same session and round ran interleaved, so their ratios share the machine's drift.
+    pub session: u32,
+    pub round: u32,
+    /// Place in the round's order, counted over all candidates of the group.
+    pub position: u32,
+    /// Start, seconds after the session began.
+    pub start: Seconds,
+    /// Wall time of each step in order (one batch each). At most the first 1,000 steps of a block are kept one by one.
+    pub step_s: Vec<f64>,
+    /// Steps in the block, kept or not.
+    pub steps: u64,
+    /// Wall time of the whole block, gaps between steps included: rates come from this.
+    pub total: Seconds,
+}
+
+impl Block {
+    /// Units a second over the block, for a batch of `batch_size` units a step.
+    pub fn rate(&self, batch_size: usize) -> f64 {
+        self.steps as f64 * batch_size as f64 / self.total.0
+    }
+}
+
+/// All timed blocks of a candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    pub blocks: Vec<Block>,
+    pub warm_up: Seconds,
+    pub warm_up_steps: u64,
+    /// True when the warm-up ended because times were stable, false when its cap came first.
+    pub warm_up_stable: bool,
+    pub stop: StopCondition,
+    /// Upper confidence bound (99 %) on the 99th percentile of step latency; absent when too few steps were timed.
+    pub latency_p99: Option<LatencyTail>,
+}
+
+/// A tail quantile bounded from above by an order statistic (MLPerf inference rules, early stopping).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LatencyTail {
+    pub bound: Seconds,
+    /// Steps it rests on.
+    pub steps: u64,
+}
+
+/// One op of the program: its work by counting, its time by a profiled run outside the timed blocks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OpProfile {
+    /// Family: `conv2d_bias_relu_max_pool`, `linear`, `all_reduce`.
+    pub op: String,
+    /// Shape in the house's letters: `[64, 6272] x [6272, 128]`.
+    pub shape: String,
+    /// Per step (one batch).
+    pub flops: Flops,
+    pub bytes: Bytes,
+    /// Bytes sent to other ranks.
+    pub message_bytes: Bytes,
+    /// Median over profiled steps; absent where the backend cannot tell.
+    pub time: Option<Seconds>,
+}
+
+/// Share of a step by what it waits for; the parts add up to the whole step within 5 %.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TimeSplit {
+    /// Ops whose arithmetic intensity is above the machine's balance, seconds a step.
+    pub compute: Seconds,
+    /// Ops below it.
+    pub memory: Seconds,
+    pub communication: Seconds,
+    /// Reading, augmenting and batching of rows.
+    pub data: Seconds,
+    /// What remains of the step: dispatch, bookkeeping.
+    pub host: Seconds,
+}
+
+/// Energy over the timed blocks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Energy {
+    /// Of the whole package, idle included.
+    pub total: Joules,
+    pub window: Seconds,
+    /// Units done in the window.
+    pub units: u64,
+    /// False when the window was too short or the counter did not move; `reason` says so.
+    pub valid: bool,
+    pub reason: Option<String>,
+    /// Where it was read: `powercap intel-rapl:0`.
+    pub counter: String,
+}

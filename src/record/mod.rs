@@ -1,0 +1,218 @@
+//! The waist of the house: what a run leaves behind, as plain data that can be saved, read back and judged again.
+//!
+//! The left wing (data, graphs, devices, clocks) fills these types; the right wing (statistics, prices, advice, reports) reads
+//! them and nothing else. `store` keeps them as JSON lines. Unknown is `None`, never 0.
+
+mod candidate;
+mod goal;
+mod measurement;
+mod quality;
+mod setup;
+pub mod store;
+
+pub use candidate::Candidate;
+pub use goal::{Constraints, CostBasis, Goal, Owned, Target};
+pub use measurement::{Block, Energy, LatencyTail, Measurement, OpProfile, StopCondition, TimeSplit};
+pub use quality::{ClassQuality, Epoch, Quality, RocCurve, SeedRun, TrainingOutcome};
+pub use setup::{OptimizerConfig, TrainConfig};
+
+use crate::units::{Bytes, Flops, Seconds};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Version of everything below; a reader refuses a newer one.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Where a number comes from. Three different words everywhere in the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// By a clock on the machine of the record.
+    Measured,
+    /// By a model, with its error beside it.
+    Modelled,
+    /// By somebody else's measurement, read from a file.
+    Ingested,
+}
+
+/// How a candidate ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Ok,
+    /// It ran into an error; `reason` says which.
+    Failed,
+    /// It was never tried; `reason` says why (not applicable, budget spent).
+    Skipped,
+}
+
+/// One candidate with all that was found out about it: one row of the report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    pub candidate: Candidate,
+    pub status: Status,
+    /// Why it failed or was skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub source: Source,
+    /// Speed; absent where nothing was timed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measurement: Option<Measurement>,
+    /// Quality on the test rows, from the very weights that were timed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Quality>,
+    /// Phase `train` only: every seed's run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<TrainingOutcome>,
+    /// Energy of the timed blocks; absent where the machine has no counter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy: Option<Energy>,
+    /// Highest resident memory of the worker process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<Bytes>,
+    /// Weights as this candidate stores them (after compression, in its storage type, metadata included).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_size: Option<Bytes>,
+    /// Arithmetic of one unit (image, row) in this phase, from the very program that ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flops_per_unit: Option<Flops>,
+    /// Memory traffic of one unit, each operand of each op once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_unit: Option<Bytes>,
+    /// Per-op work and time of the program, in program order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profile: Vec<OpProfile>,
+    /// Where a step's time goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_split: Option<TimeSplit>,
+    /// Facts that a reader of the row should know ("calibrated on 512 training rows", "bf16 is emulated on this processor").
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// SHA-256 (hex) of the checkpoint whose weights were used or made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
+}
+
+impl RunRecord {
+    /// A row for a candidate that was not run to its end.
+    pub fn without_result(candidate: Candidate, status: Status, reason: String) -> Self {
+        RunRecord {
+            candidate,
+            status,
+            reason: Some(reason),
+            source: Source::Measured,
+            measurement: None,
+            quality: None,
+            training: None,
+            energy: None,
+            peak_memory: None,
+            model_size: None,
+            flops_per_unit: None,
+            bytes_per_unit: None,
+            profile: Vec::new(),
+            time_split: None,
+            notes: Vec::new(),
+            checkpoint: None,
+        }
+    }
+}
+
+/// What a reader needs to know of the machine to trust or repeat a figure.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    pub host: String,
+    pub os: String,
+    pub kernel: String,
+    /// Processor's marketing name.
+    pub cpu: String,
+    pub physical_cores: usize,
+    pub logical_cores: usize,
+    pub memory: Bytes,
+    /// Instruction sets that the kernels can use, best last ("avx2", "avx512-vnni").
+    pub instruction_sets: Vec<String>,
+    /// Frequency governor, where the system tells.
+    pub governor: Option<String>,
+    /// Share of CPU time stolen by the hypervisor during the run, where the system tells.
+    pub steal_share: Option<f64>,
+    /// Load average of one minute before the run began.
+    pub load_before: Option<f64>,
+    /// Measured fp32 multiply-add rate of one core, FLOP/s.
+    pub peak_flops_per_core: Option<f64>,
+    /// Measured large-copy bandwidth of all cores, bytes/s (read + written).
+    pub copy_bytes_per_s: Option<f64>,
+    pub advisor_version: String,
+    pub rustc: String,
+    /// Git commit of the program, where known at build time.
+    pub commit: Option<String>,
+}
+
+/// First line of `run.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunHeader {
+    pub schema_version: u32,
+    pub scenario: String,
+    pub question: String,
+    /// The scenario file as it was read, byte for byte.
+    pub scenario_text: String,
+    /// SHA-256 (hex) of what the scenario and the command line mean; `--resume` refuses another.
+    pub config_hash: String,
+    /// The command that repeats this run.
+    pub command: String,
+    /// Seconds since 1970-01-01 UTC.
+    pub started_unix_s: u64,
+    pub environment: Environment,
+    pub quick: bool,
+    /// Classes by number, for tables and plots.
+    pub classes: Vec<String>,
+    /// True class of every test row, in order.
+    pub test_labels: Vec<u32>,
+    pub train_rows: usize,
+    pub test_rows: usize,
+    /// What one unit is: "image", "row".
+    pub unit: String,
+    pub model: String,
+    pub data: String,
+    pub train: TrainConfig,
+    pub goal: Goal,
+    pub cost: CostBasis,
+    /// Metric by which rows are compared and constrained.
+    pub primary_metric: crate::vocab::Metric,
+}
+
+/// Last line of a finished session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunEnd {
+    pub wall: Seconds,
+    /// Share of the wall time that was not a candidate's own work (build, training, evaluation, blocks).
+    pub overhead_share: f64,
+    /// `complete`, `interrupted`, `budget`.
+    pub ended: String,
+}
+
+/// A line of `run.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Line {
+    Run(Box<RunHeader>),
+    /// A finished row (ok, failed or skipped).
+    Candidate(Box<RunRecord>),
+    /// Something that a reader of the report must see ("clock jumped", "load average was 3.1").
+    Warning {
+        text: String,
+    },
+    End(RunEnd),
+}
+
+/// A whole run, read back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredRun {
+    pub header: RunHeader,
+    /// In the order of finishing; of two records of one candidate the later stands.
+    pub records: Vec<RunRecord>,
+    pub warnings: Vec<String>,
+    /// Of the last session; absent when it was killed.
+    pub end: Option<RunEnd>,
+}
+
+/// Metric values by name, for tables.
+pub type Metrics = BTreeMap<crate::vocab::Metric, f64>;

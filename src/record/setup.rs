@@ -1,0 +1,52 @@
+//! How a model is trained: the part of a scenario that the checkpoint's identity and the report share.
+
+use super::Target;
+use crate::vocab::{Augmentation, InitKind, OptimizerKind, Schedule};
+use serde::{Deserialize, Serialize};
+
+/// Hyper-parameters of training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    pub epochs: usize,
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate goes over the run.
+    pub schedule: Schedule,
+    pub init: InitKind,
+    /// Coefficient of `l1 * sum |w|` in the objective.
+    pub l1: f64,
+    /// Coefficient of `l2 / 2 * sum w^2` in the objective; for `adamw` the decoupled weight decay.
+    pub l2: f64,
+    pub augment: Vec<Augmentation>,
+    /// Number of independent runs; run k uses `first_seed + k`.
+    pub seeds: usize,
+    pub first_seed: u64,
+    /// Batch of the reference training whose weights the `infer` candidates use.
+    pub batch_size: usize,
+    pub target: Option<Target>,
+}
+
+/// Update rule and its constants.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OptimizerConfig {
+    pub kind: OptimizerKind,
+    pub learning_rate: f64,
+    /// SGD and RMSProp.
+    pub momentum: f64,
+    /// Adam's decay of the first moment.
+    pub beta1: f64,
+    /// Adam's decay of the second moment; RMSProp's `alpha`.
+    pub beta2: f64,
+    pub epsilon: f64,
+}
+
+impl OptimizerConfig {
+    /// The customary constants of `kind` (PyTorch's defaults; SGD with momentum 0.9).
+    pub fn new(kind: OptimizerKind, learning_rate: f64) -> Self {
+        let (momentum, beta2) = match kind {
+            OptimizerKind::Sgd => (0.9, 0.999),
+            OptimizerKind::Adam | OptimizerKind::Adamw => (0.0, 0.999),
+            OptimizerKind::Rmsprop => (0.0, 0.99),
+        };
+        OptimizerConfig { kind, learning_rate, momentum, beta1: 0.9, beta2, epsilon: 1e-8 }
+    }
+}

@@ -1,0 +1,91 @@
+//! `recommendation.json`: the answer for programs.
+
+use super::Inputs;
+use crate::{
+    advise::{Estimate, Outcome, PhaseAdvice, Row},
+    vocab::Vocabulary,
+};
+use serde_json::{Value, json};
+
+/// Version of the meaning of every key below.
+pub const RECOMMENDATION_SCHEMA_VERSION: u32 = 1;
+
+fn estimate(estimate: &Option<Estimate>) -> Value {
+    match estimate {
+        Some(e) => json!({ "value": e.value, "ci_low": e.interval.map(|i| i.low), "ci_high": e.interval.map(|i| i.high) }),
+        None => Value::Null,
+    }
+}
+
+fn row(phase: &PhaseAdvice, at: usize) -> Value {
+    let row: &Row = &phase.rows[at];
+    json!({
+        "candidate": row.id,
+        "title": row.title,
+        "status": row.status.name(),
+        "throughput_per_s": estimate(&row.throughput),
+        "speedup": estimate(&row.speedup),
+        "latency_p50_ms": row.latency_p50.map(|s| s.as_ms()),
+        "latency_p99_ms": row.latency_p99.map(|s| s.as_ms()),
+        "cost_usd_per_million": estimate(&row.usd_per_million),
+        "time_to_target_s": row.time_to_target.map(|s| s.0),
+        "cost_to_target_usd": row.cost_to_target.map(|u| u.0),
+        "primary_value": estimate(&row.primary),
+        "accuracy_drop": row.drop.map(|d| d.value),
+        "accuracy_verdict": row.drop.map(|d| d.verdict.name()),
+        "probability_best": row.probability_best,
+        "violations": row.violations.iter().map(|v| json!({ "limit": v.limit, "text": v.text, "excess": v.excess })).collect::<Vec<_>>(),
+    })
+}
+
+fn phase(phase: &PhaseAdvice) -> Value {
+    let mut out = json!({
+        "phase": phase.phase.name(),
+        "baseline": phase.baseline.map(|at| phase.rows[at].id.clone()),
+        "candidates": phase.rows.len(),
+    });
+    match &phase.outcome {
+        Outcome::Pick(pick) => {
+            out["outcome"] = json!("pick");
+            out["pick"] = row(phase, pick.row);
+            out["probability_best"] = json!(pick.probability_best);
+            out["expected_regret"] = json!(pick.expected_regret);
+            out["ties"] = pick.ties.iter().map(|at| row(phase, *at)).collect();
+            out["reasons"] = json!(pick.reasons);
+            out["flips"] = pick.flips.iter().map(|f| json!({ "candidate": phase.rows[f.row].id, "text": f.text })).collect();
+        }
+        Outcome::Infeasible(none) => {
+            out["outcome"] = json!("infeasible");
+            out["binding_constraint"] = json!(none.binding);
+            out["nearest"] = row(phase, none.nearest);
+            out["reasons"] = json!(none.reasons);
+        }
+        Outcome::Nothing => out["outcome"] = json!("nothing_measured"),
+    }
+    out
+}
+
+/// The recommendation of a run.
+pub fn recommendation_json(inputs: &Inputs) -> Value {
+    let (header, advice) = (&inputs.run.header, inputs.advice);
+    json!({
+        "schema_version": RECOMMENDATION_SCHEMA_VERSION,
+        "scenario": header.scenario,
+        "question": header.question,
+        "objective": advice.objective.name(),
+        "primary_metric": advice.primary_metric.name(),
+        "unit": header.unit,
+        "price": {
+            "instance": advice.price.instance,
+            "usd_per_hour": advice.price.usd_per_hour.0,
+            "explanation": advice.price.explanation,
+            "source": advice.price.source,
+        },
+        "source": "measured",
+        "quick": header.quick,
+        "complete": inputs.run.end.as_ref().is_some_and(|end| end.ended == "complete"),
+        "phases": advice.phases.iter().map(phase).collect::<Vec<_>>(),
+        "command": header.command,
+        "config_hash": header.config_hash,
+    })
+}

@@ -1,0 +1,48 @@
+//! Reports: what a run found, as a page, tables, a recommendation for programs, and a screenful for a terminal.
+//!
+//! Every judgement comes from `advise`; here it is only said and drawn. Same input, same bytes.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `html`, `style.css` | `report.html` and `index.html`: one file each, nothing is loaded from elsewhere |
+//! | `plots` | the figures, by plotters |
+//! | `csv` | `results.csv`, `samples.csv`, by polars |
+//! | `json` | `recommendation.json` |
+//! | `terminal` | the summary that `run` prints |
+//! | `words` | numbers and verdicts as people read them |
+//! | `write` | all files of a run, each whole or not there |
+
+mod csv;
+mod html;
+mod json;
+mod plots;
+mod terminal;
+mod words;
+mod write;
+
+pub use csv::{RESULT_COLUMNS, results_csv, samples_csv};
+pub use html::{html, index_html};
+pub use json::{RECOMMENDATION_SCHEMA_VERSION, recommendation_json};
+pub use plots::{Plot, plots};
+pub use terminal::terminal;
+pub use write::write;
+
+use crate::{advise::Advice, record::StoredRun};
+use std::path::PathBuf;
+
+/// A run with its advice: all that a report shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    pub run: &'a StoredRun,
+    pub advice: &'a Advice,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    #[error("cannot {doing} `{}`: {source}", path.display())]
+    Io { doing: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("cannot draw the {plot}: {reason}")]
+    Plot { plot: &'static str, reason: String },
+    #[error("cannot make the table: {0}")]
+    Table(#[from] polars::error::PolarsError),
+}

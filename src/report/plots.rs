@@ -1,0 +1,522 @@
+//! The figures, drawn by plotters as SVG that follows the page: text and axes take its colour, the width its column.
+
+use super::{Inputs, ReportError, words};
+use crate::{
+    advise::{Outcome, PhaseAdvice, Row, RowStatus},
+    record::RunRecord,
+    units::three_figures,
+    vocab::{Objective, Precision, Vocabulary},
+};
+use plotters::{
+    coord::ranged1d::{AsRangedCoord, ValueFormatter},
+    prelude::*,
+};
+
+/// One figure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plot {
+    /// File name without ending.
+    pub stem: String,
+    pub caption: String,
+    /// For inclusion in the page; `standalone` makes a file of it.
+    pub svg: String,
+}
+
+impl Plot {
+    /// The figure as a file of its own: black on white.
+    pub fn standalone(&self) -> String {
+        self.svg.replacen("<svg ", "<svg style=\"color:#000;background:#fff\" ", 1)
+    }
+}
+
+/// Drawn in this colour, shown in the text's.
+const INK: RGBColor = RGBColor(1, 2, 3);
+/// The same for grid lines.
+const FAINT: RGBColor = RGBColor(4, 5, 6);
+
+/// Colours that stay apart for colour-blind readers (Okabe & Ito 2008).
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(213, 94, 0),
+    RGBColor(153, 153, 153),
+];
+
+const WIDTH: u32 = 760;
+
+/// Most rows in a figure with one line a row.
+const MOST_ROWS: usize = 30;
+
+/// Most curves in one figure: beyond that nobody can tell them apart.
+const MOST_CURVES: usize = 6;
+
+/// All figures of a run. A figure without anything to show is left out.
+pub fn plots(inputs: &Inputs) -> Result<Vec<Plot>, ReportError> {
+    let mut out = Vec::new();
+    for phase in &inputs.advice.phases {
+        out.extend(front(inputs, phase)?);
+        out.extend(throughput(inputs, phase)?);
+        out.extend(time_split(inputs, phase)?);
+        out.extend(learning(inputs, phase)?);
+        out.extend(roc(inputs, phase)?);
+    }
+    Ok(out)
+}
+
+fn stem(phase: &PhaseAdvice, what: &str) -> String {
+    format!("{}-{what}", phase.phase.name())
+}
+
+/// Makes the drawing follow the page it stands in.
+fn adapt(svg: String, label: &str) -> String {
+    let body = svg.find('>').map_or("", |at| &svg[at + 1..]);
+    let view = svg.find("viewBox=\"").and_then(|at| svg[at + 9..].split('"').next()).unwrap_or("0 0 760 420");
+    let body = body.replace("#010203", "currentColor").replace("#040506", "currentColor");
+    format!(
+        "<svg class=\"plot\" viewBox=\"{view}\" xmlns=\"http://www.w3.org/2000/svg\" role=\"img\" aria-label=\"{}\">{body}",
+        words::escape(label)
+    )
+}
+
+fn draw(
+    plot: &'static str,
+    height: u32,
+    label: &str,
+    paint: impl FnOnce(&DrawingArea<SVGBackend, plotters::coord::Shift>) -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<String, ReportError> {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
+        paint(&area)
+            .and_then(|()| area.present().map_err(Into::into))
+            .map_err(|e| ReportError::Plot { plot, reason: e.to_string() })?;
+    }
+    Ok(adapt(svg, label))
+}
+
+fn font(size: i32) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&INK)
+}
+
+/// Rows with times, best objective first: numbered as in the table.
+fn measured<'a>(inputs: &Inputs<'a>, phase: &'a PhaseAdvice) -> Vec<(usize, &'a Row, &'a RunRecord)> {
+    let rows = phase.rows.iter().enumerate().filter(|(_, r)| matches!(r.status, RowStatus::Ok | RowStatus::Infeasible));
+    rows.map(|(at, row)| (at + 1, row, &inputs.run.records[row.record])).collect()
+}
+
+/// What the figure of costs shows on its axis: the objective where that is time or throughput, dollars otherwise.
+fn price_of(inputs: &Inputs, row: &Row) -> Option<f64> {
+    match inputs.advice.objective {
+        Objective::Time => row.time_to_target.or(row.latency_p50).map(|s| s.as_ms()),
+        _ => row.cost_to_target.map(|u| u.0).filter(|_| row.time_to_target.is_some()).or(row.usd_per_million.map(|e| e.value)),
+    }
+    .filter(|v| v.is_finite() && *v > 0.0)
+}
+
+fn price_title(inputs: &Inputs, phase: &PhaseAdvice) -> String {
+    let to_target = phase.rows.iter().any(|r| r.time_to_target.is_some());
+    match (inputs.advice.objective, to_target) {
+        (Objective::Time, true) => "milliseconds to the target".into(),
+        (Objective::Time, false) => "milliseconds a batch, median".into(),
+        (_, true) => "dollars to the target".into(),
+        (_, false) => format!("dollars for a million {}", words::units(&inputs.run.header)),
+    }
+}
+
+/// A row of the figure of costs: number, row, precision, price, quality.
+type Point<'a> = (usize, &'a Row, Precision, f64, f64);
+
+/// A range with room at both ends; never empty.
+fn roomy(low: f64, high: f64, least: f64) -> std::ops::Range<f64> {
+    let room = ((high - low) * 0.08).max(least);
+    low - room..high + room
+}
+
+/// Cost against quality, with the rows that no other beats in both joined.
+fn front(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportError> {
+    let wants_target = phase.rows.iter().any(|r| r.time_to_target.is_some());
+    let points: Vec<Point> = measured(inputs, phase)
+        .into_iter()
+        // Dollars to a target and dollars a million do not stand on one axis.
+        .filter(|(_, row, _)| !wants_target || row.time_to_target.is_some())
+        .filter_map(|(number, row, record)| {
+            Some((number, row, record.candidate.precision, price_of(inputs, row)?, row.primary?.value))
+        })
+        .collect();
+    if points.len() < 2 {
+        return Ok(None);
+    }
+    let metric = inputs.run.header.primary_metric.facts().title;
+    let caption = format!("{}: {} against {metric}", words::phase_title(phase.phase), price_title(inputs, phase));
+    let ends = |of: &dyn Fn(&Point<'_>) -> f64| {
+        points.iter().map(of).fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)))
+    };
+    let ((x_low, x_high), (y_low, y_high)) = (ends(&|p| p.3), ends(&|p| p.4));
+    let y = roomy(y_low, y_high, 0.001);
+    let svg = draw("figure of cost against quality", 430, &caption, |area| {
+        let mut chart = ChartBuilder::on(area);
+        chart.margin(10).x_label_area_size(46).y_label_area_size(64);
+        // Beyond a factor of ten a straight axis would pile the cheap ones up.
+        if x_high > 10.0 * x_low {
+            let chart = chart.build_cartesian_2d((x_low * 0.8..x_high * 1.25).log_scale(), y)?;
+            paint_front(chart, inputs, phase, &points, metric)
+        } else {
+            let chart = chart.build_cartesian_2d(roomy(x_low, x_high, x_low * 0.02), y)?;
+            paint_front(chart, inputs, phase, &points, metric)
+        }
+    })?;
+    let caption = format!("{caption}. Numbers are those of the table; the line joins rows that no other beats in both.");
+    Ok(Some(Plot { stem: stem(phase, "front"), caption, svg }))
+}
+
+fn paint_front<'a, X>(
+    mut chart: ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, plotters::coord::types::RangedCoordf64>>,
+    inputs: &Inputs,
+    phase: &PhaseAdvice,
+    points: &[Point<'_>],
+    metric: &str,
+) -> Result<(), Box<dyn std::error::Error>>
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    chart
+        .configure_mesh()
+        .axis_style(INK)
+        .bold_line_style(FAINT.mix(0.25))
+        .light_line_style(FAINT.mix(0.0))
+        .label_style(font(13))
+        .axis_desc_style(font(14))
+        .x_desc(price_title(inputs, phase))
+        .y_desc(metric)
+        .x_label_formatter(&|v| three_figures(*v))
+        .y_label_formatter(&|v| format!("{v:.3}"))
+        .draw()?;
+    let mut on_front: Vec<(f64, f64)> = points.iter().filter(|p| p.1.on_front).map(|p| (p.3, p.4)).collect();
+    on_front.sort_by(|a, b| a.0.total_cmp(&b.0));
+    chart.draw_series(LineSeries::new(on_front, INK.mix(0.5)))?;
+    for (k, precision) in Precision::WORDS.iter().map(|w| w.value).enumerate() {
+        let colour = COLOURS[k];
+        let of: Vec<_> = points.iter().filter(|p| p.2 == precision).collect();
+        if of.is_empty() {
+            continue;
+        }
+        chart
+            .draw_series(of.iter().map(|p| {
+                let style = if p.1.status == RowStatus::Ok { colour.filled() } else { colour.stroke_width(1) };
+                Circle::new((p.3, p.4), if p.1.recommended { 8 } else { 5 }, style)
+            }))?
+            .label(precision.name())
+            .legend(move |(x, y)| Circle::new((x + 8, y), 5, colour.filled()));
+        let named = of.iter().filter(|p| p.1.on_front || p.1.recommended || points.len() <= 12);
+        chart.draw_series(named.map(|p| Text::new(format!("{}", p.0), (p.3, p.4), font(13).pos(above_right()))))?;
+    }
+    chart
+        .configure_series_labels()
+        .label_font(font(13))
+        .border_style(FAINT.mix(0.0))
+        .background_style(FAINT.mix(0.0))
+        .position(SeriesLabelPosition::LowerRight)
+        .draw()?;
+    Ok(())
+}
+
+fn above_right() -> plotters::style::text_anchor::Pos {
+    use plotters::style::text_anchor::{HPos, Pos, VPos};
+    Pos::new(HPos::Right, VPos::Bottom)
+}
+
+/// Rows as horizontal lines: number and title at the left, a drawing at the right.
+fn by_row<X: AsRangedCoord<Value = f64>>(
+    plot: &'static str,
+    label: &str,
+    rows: &[(usize, &Row, &RunRecord)],
+    x: X,
+    x_title: &str,
+    paint: impl Fn(
+        &mut ChartContext<SVGBackend, Cartesian2d<X::CoordDescType, plotters::coord::types::RangedCoordf64>>,
+    ) -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<String, ReportError>
+where
+    X::CoordDescType: ValueFormatter<f64>,
+{
+    let count = rows.len();
+    draw(plot, 24 * count as u32 + 76, label, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(8)
+            .margin_right(24)
+            .x_label_area_size(44)
+            .y_label_area_size(250)
+            .build_cartesian_2d(x, -0.6..count as f64 - 0.4)?;
+        // Row k stands at count - 1 - k, the first on top.
+        let title = |v: &f64| {
+            let at = v.round();
+            let row = (count as f64 - 1.0 - at) as usize;
+            let near = (v - at).abs() < 1e-6 && at >= 0.0 && row < count;
+            if near { format!("{}  {}", rows[row].1.title, rows[row].0) } else { String::new() }
+        };
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .axis_style(INK)
+            .bold_line_style(FAINT.mix(0.25))
+            .light_line_style(FAINT.mix(0.0))
+            .label_style(font(13))
+            .axis_desc_style(font(14))
+            .x_desc(x_title)
+            .x_label_formatter(&|v| three_figures(*v))
+            .y_labels(0)
+            .draw()?;
+        // Labels are set by hand: the mesh would choose places between the rows.
+        let (area_x, area_y) = chart.plotting_area().get_pixel_range();
+        for k in 0..count {
+            let at = (count - 1 - k) as f64;
+            let share = (at + 0.6) / (count as f64 + 0.2);
+            let y = f64::from(area_y.end) - share * f64::from(area_y.end - area_y.start);
+            let style = font(13).pos(plotters::style::text_anchor::Pos::new(
+                plotters::style::text_anchor::HPos::Right,
+                plotters::style::text_anchor::VPos::Center,
+            ));
+            area.draw(&Text::new(title(&at), (area_x.start - 8, y as i32), style))?;
+        }
+        paint(&mut chart)
+    })
+}
+
+/// The rows of a figure with one line each: the recommended one and those with the best odds first, at most `MOST_ROWS`.
+fn foremost<'a>(inputs: &Inputs<'a>, phase: &'a PhaseAdvice) -> Vec<(usize, &'a Row, &'a RunRecord)> {
+    let mut rows = measured(inputs, phase);
+    rows.retain(|(_, row, _)| row.throughput.is_some());
+    rows.sort_by(|a, b| {
+        b.1.throughput.map(|e| e.value).unwrap_or(0.0).total_cmp(&a.1.throughput.map(|e| e.value).unwrap_or(0.0))
+    });
+    if rows.len() > MOST_ROWS {
+        // The pick and the baseline are shown even where they are slow.
+        let must = |row: &Row, number: usize| row.recommended || phase.baseline == Some(number - 1);
+        let (kept, rest): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(number, row, _)| must(row, *number));
+        let room = MOST_ROWS - kept.len();
+        rows = kept.into_iter().chain(rest.into_iter().take(room)).collect();
+        rows.sort_by(|a, b| {
+            b.1.throughput.map(|e| e.value).unwrap_or(0.0).total_cmp(&a.1.throughput.map(|e| e.value).unwrap_or(0.0))
+        });
+    }
+    rows
+}
+
+fn throughput(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportError> {
+    let rows = foremost(inputs, phase);
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let high = rows
+        .iter()
+        .filter_map(|(_, row, _)| row.throughput.map(|e| e.interval.map_or(e.value, |i| i.high.max(e.value))))
+        .fold(0.0, f64::max);
+    let units = words::units(&inputs.run.header);
+    let caption = format!("{}: {units} a second with 95 % intervals", words::phase_title(phase.phase));
+    let x_title = format!("{units} a second");
+    let svg = by_row("figure of throughput", &caption, &rows, 0.0..high * 1.05, &x_title, |chart| {
+        for (k, (_, row, record)) in rows.iter().enumerate() {
+            let y = (rows.len() - 1 - k) as f64;
+            let Some(speed) = row.throughput else { continue };
+            let colour = COLOURS[Precision::WORDS.iter().position(|w| w.value == record.candidate.precision).unwrap_or(0)];
+            let strength = if row.recommended { 1.0 } else { 0.55 };
+            chart.draw_series([Rectangle::new([(0.0, y - 0.3), (speed.value, y + 0.3)], colour.mix(strength).filled())])?;
+            if let Some(interval) = speed.interval {
+                chart.draw_series([PathElement::new(vec![(interval.low, y), (interval.high, y)], INK.stroke_width(2))])?;
+                for end in [interval.low, interval.high] {
+                    chart.draw_series([PathElement::new(vec![(end, y - 0.2), (end, y + 0.2)], INK.stroke_width(1))])?;
+                }
+            }
+        }
+        Ok(())
+    })?;
+    let shown = measured(inputs, phase).len();
+    let caption = if shown > rows.len() { format!("{caption}, the fastest {} of {shown} rows", rows.len()) } else { caption };
+    let caption = format!("{caption}. Blue fp32, orange bf16, green fp16; the recommended row is drawn full.");
+    Ok(Some(Plot { stem: stem(phase, "throughput"), caption, svg }))
+}
+
+const PARTS: [&str; 5] = ["compute-bound ops", "memory-bound ops", "communication", "data", "host"];
+
+fn time_split(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportError> {
+    let mut rows = foremost(inputs, phase);
+    rows.retain(|(_, _, record)| record.time_split.is_some());
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let caption = format!("{}: where the time of a step goes", words::phase_title(phase.phase));
+    let svg = by_row("figure of the time split", &caption, &rows, 0.0..100.0, "percent of a step", |chart| {
+        for (part, colour) in COLOURS.iter().enumerate().take(PARTS.len()) {
+            let mut bars = Vec::new();
+            for (k, (_, _, record)) in rows.iter().enumerate() {
+                let y = (rows.len() - 1 - k) as f64;
+                let split = record.time_split.clone().unwrap_or_default();
+                let parts = [split.compute.0, split.memory.0, split.communication.0, split.data.0, split.host.0];
+                let whole: f64 = parts.iter().sum();
+                if whole <= 0.0 {
+                    continue;
+                }
+                let from: f64 = parts[..part].iter().sum::<f64>() / whole * 100.0;
+                let to = from + parts[part] / whole * 100.0;
+                bars.push(Rectangle::new([(from, y - 0.32), (to, y + 0.32)], colour.filled()));
+            }
+            chart.draw_series(bars)?;
+        }
+        Ok(())
+    })?;
+    let key = PARTS.iter().zip(COLOUR_NAMES).map(|(part, colour)| format!("{colour} {part}")).collect::<Vec<_>>().join(", ");
+    let caption = format!("{caption}: {key}.");
+    Ok(Some(Plot { stem: stem(phase, "time-split"), caption, svg }))
+}
+
+/// Names of the first of `COLOURS`, for captions.
+const COLOUR_NAMES: [&str; 5] = ["blue", "orange", "green", "pink", "light blue"];
+
+/// Training loss of the first seed of a few candidates: the baseline, the pick, and those that were fastest to their target.
+fn learning(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportError> {
+    let mut rows = measured(inputs, phase);
+    rows.retain(|(_, _, record)| record.training.as_ref().is_some_and(|t| t.seeds.iter().any(|s| s.loss_curve.len() > 1)));
+    rows.sort_by(|a, b| {
+        let key = |(number, row, _): &(usize, &Row, &RunRecord)| (!row.recommended, phase.baseline != Some(number - 1));
+        let time = |row: &Row| row.time_to_target.map_or(f64::INFINITY, |s| s.0);
+        key(a).cmp(&key(b)).then(time(a.1).total_cmp(&time(b.1)))
+    });
+    rows.truncate(MOST_CURVES);
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    // Loss against the share of the run: candidates of different batch sizes take different numbers of steps.
+    let curves: Vec<(String, Vec<(f64, f64)>)> = rows
+        .iter()
+        .filter_map(|(number, row, record)| {
+            let seed = record.training.as_ref()?.seeds.iter().find(|s| s.loss_curve.len() > 1)?;
+            let last = seed.loss_curve.last()?.0.max(1) as f64;
+            let epochs = seed.epochs.len().max(1) as f64;
+            let points = smoothed(&seed.loss_curve).into_iter().map(|(step, loss)| (step / last * epochs, loss)).collect();
+            Some((format!("{number}  {}", row.title), points))
+        })
+        .collect();
+    let all = || curves.iter().flat_map(|(_, points)| points.iter());
+    let x_high = all().map(|p| p.0).fold(0.0, f64::max);
+    let y_high = all().map(|p| p.1).fold(0.0, f64::max);
+    let y_low = all().map(|p| p.1).fold(f64::INFINITY, f64::min).max(1e-6);
+    if !(x_high > 0.0 && y_high > y_low) {
+        return Ok(None);
+    }
+    let caption = format!("{}: loss of the first seed over the epochs", words::phase_title(phase.phase));
+    let svg = draw("figure of the loss", 400, &caption, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .margin_right(24)
+            .x_label_area_size(46)
+            .y_label_area_size(64)
+            .build_cartesian_2d(0.0..x_high, (y_low * 0.8..y_high * 1.2).log_scale())?;
+        chart
+            .configure_mesh()
+            .axis_style(INK)
+            .bold_line_style(FAINT.mix(0.25))
+            .light_line_style(FAINT.mix(0.0))
+            .label_style(font(13))
+            .axis_desc_style(font(14))
+            .x_desc("epoch")
+            .y_desc("training loss")
+            .x_label_formatter(&|v| three_figures(*v))
+            .y_label_formatter(&|v| three_figures(*v))
+            .draw()?;
+        for (k, (name, points)) in curves.iter().enumerate() {
+            let colour = COLOURS[k];
+            chart
+                .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
+                .label(name.clone())
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(3)));
+        }
+        chart
+            .configure_series_labels()
+            .label_font(font(13))
+            .border_style(FAINT.mix(0.0))
+            .background_style(FAINT.mix(0.0))
+            .position(SeriesLabelPosition::UpperRight)
+            .draw()?;
+        Ok(())
+    })?;
+    let caption = format!("{caption}; means over up to 15 neighbouring points of the stored curve.");
+    Ok(Some(Plot { stem: stem(phase, "loss"), caption, svg }))
+}
+
+/// Running mean over 15 points, so that curves of small batches can be read.
+fn smoothed(curve: &[(u64, f64)]) -> Vec<(f64, f64)> {
+    let reach = 7.min(curve.len() / 20);
+    (0..curve.len())
+        .map(|k| {
+            let window = &curve[k.saturating_sub(reach)..(k + reach + 1).min(curve.len())];
+            (curve[k].0 as f64, window.iter().map(|p| p.1).sum::<f64>() / window.len() as f64)
+        })
+        .collect()
+}
+
+/// One-vs-rest ROC curves of the recommended row.
+fn roc(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportError> {
+    let Outcome::Pick(pick) = &phase.outcome else { return Ok(None) };
+    let record = &inputs.run.records[phase.rows[pick.row].record];
+    let Some(quality) = record.quality.as_ref().filter(|q| !q.roc.is_empty()) else { return Ok(None) };
+    let caption = format!("{}: ROC of each class of the recommended row, one against the rest", words::phase_title(phase.phase));
+    let classes = &inputs.run.header.classes;
+    let most = quality.roc.len().min(12);
+    // Good classifiers live in the corner: the false positive rate is cut where all curves have come up to 99 %.
+    let reach = |curve: &crate::record::RocCurve| {
+        let at = curve.true_positive_rate.iter().position(|t| *t >= 0.99).unwrap_or(curve.true_positive_rate.len() - 1);
+        curve.false_positive_rate[at]
+    };
+    let x_high = quality.roc.iter().map(reach).fold(0.02, f64::max).min(1.0);
+    let svg = draw("figure of the ROC curves", 400, &caption, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .margin_right(24)
+            .x_label_area_size(46)
+            .y_label_area_size(64)
+            .build_cartesian_2d(0.0..x_high, 0.0..1.0)?;
+        chart
+            .configure_mesh()
+            .axis_style(INK)
+            .bold_line_style(FAINT.mix(0.25))
+            .light_line_style(FAINT.mix(0.0))
+            .label_style(font(13))
+            .axis_desc_style(font(14))
+            .x_desc("false positive rate")
+            .y_desc("true positive rate")
+            .x_label_formatter(&|v| three_figures(*v))
+            .draw()?;
+        for (k, curve) in quality.roc.iter().take(most).enumerate() {
+            let colour = COLOURS[k % COLOURS.len()];
+            let points: Vec<(f64, f64)> = curve
+                .false_positive_rate
+                .iter()
+                .copied()
+                .zip(curve.true_positive_rate.iter().copied())
+                .take_while(|p| p.0 <= x_high)
+                .collect();
+            let name = classes.get(curve.class as usize).cloned().unwrap_or_else(|| curve.class.to_string());
+            let area_text = quality.per_class.get(curve.class as usize).and_then(|c| c.roc_auc);
+            let label = area_text.map_or(name.clone(), |auc| format!("{name}  {auc:.4}"));
+            // Beyond the palette the line is thin: the label's order tells.
+            let width = if k < COLOURS.len() { 2 } else { 1 };
+            chart
+                .draw_series(LineSeries::new(points, colour.stroke_width(width)))?
+                .label(label)
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(width + 1)));
+        }
+        chart
+            .configure_series_labels()
+            .label_font(font(13))
+            .border_style(FAINT.mix(0.0))
+            .background_style(FAINT.mix(0.0))
+            .position(SeriesLabelPosition::LowerRight)
+            .draw()?;
+        Ok(())
+    })?;
+    let caption = format!("{caption}; the number behind a class is its area under the curve.");
+    Ok(Some(Plot { stem: stem(phase, "roc"), caption, svg }))
+}

@@ -1,0 +1,303 @@
+//! From the grid to candidates on one machine. A combination that makes no sense is a skipped row with its reason, never silence.
+
+use super::{Grid, Scenario};
+use crate::{
+    data::DataSource,
+    record::{Candidate, RunRecord, Status},
+    vocab::{Compression, Device, Layout, Phase, Precision},
+};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
+
+/// What the expansion must know of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Cores that candidates may use, at least 1.
+    pub cores: usize,
+}
+
+/// The candidates of a scenario on a machine. No id stands twice, in neither list nor in both.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expansion {
+    /// To be run, in the order of the grid.
+    pub candidates: Vec<Candidate>,
+    /// Those that will not be tried, with the reason.
+    pub skipped: Vec<RunRecord>,
+}
+
+impl Grid {
+    /// Combinations that the grid makes in `phase`; the most that a number holds where there are more.
+    pub(super) fn size(&self, phase: Phase) -> usize {
+        let threads = self.threads.len().max(1);
+        let compressions = self.compressions(phase).len();
+        let axes = [self.devices.len(), threads, self.precisions.len(), self.layouts.len(), self.batch_sizes.len(), compressions];
+        axes.into_iter().fold(1, usize::saturating_mul)
+    }
+
+    /// Compression acts on trained weights, so training knows only `none`.
+    fn compressions(&self, phase: Phase) -> &[Compression] {
+        match phase {
+            Phase::Train => &[Compression::None],
+            Phase::Infer => &self.compressions,
+        }
+    }
+
+    /// Compute threads on `machine`, as the grid lists them.
+    fn threads(&self, machine: &Machine) -> Vec<usize> {
+        if self.threads.is_empty() { vec![machine.cores.max(1)] } else { self.threads.clone() }
+    }
+
+    /// Every combination of `phase`, sensible or not: device, then threads, precision, layout, batch size, compression.
+    fn combinations(&self, phase: Phase, machine: &Machine) -> Vec<Candidate> {
+        let mut all = Vec::new();
+        for &device in &self.devices {
+            for threads in self.threads(machine) {
+                for &precision in &self.precisions {
+                    for &layout in &self.layouts {
+                        for &batch_size in &self.batch_sizes {
+                            for &compression in self.compressions(phase) {
+                                let device = found(device);
+                                all.push(Candidate { phase, device, precision, compression, layout, batch_size, threads });
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        all
+    }
+}
+
+impl Scenario {
+    /// The candidates of the grid, phase by phase in the order of the file, each phase with its baseline.
+    pub fn expand(&self, machine: &Machine) -> Expansion {
+        let mut expansion = Expansion { candidates: Vec::new(), skipped: Vec::new() };
+        let mut seen = HashSet::new();
+        for &phase in &self.phases {
+            let first = expansion.candidates.len();
+            for candidate in self.grid.combinations(phase, machine) {
+                if !seen.insert(candidate.id()) {
+                    continue;
+                }
+                match reason_to_skip(&candidate, machine) {
+                    Some(reason) => expansion.skipped.push(RunRecord::without_result(candidate, Status::Skipped, reason)),
+                    None => expansion.candidates.push(candidate),
+                }
+            }
+            let baseline = self.baseline(phase, machine);
+            if seen.insert(baseline.id()) {
+                expansion.candidates.insert(first, baseline);
+            }
+        }
+        expansion
+    }
+
+    /// The fp32, uncompressed, single candidate of `phase` that the others are compared with, always one of `expand`. Its batch is that of
+    /// the training where the grid has it, else the largest; its threads are the most that the grid has and the machine can give.
+    pub fn baseline(&self, phase: Phase, machine: &Machine) -> Candidate {
+        let cores = machine.cores.max(1);
+        let largest = self.grid.batch_sizes.iter().copied().max().unwrap_or(self.train.batch_size);
+        let has_training = self.grid.batch_sizes.contains(&self.train.batch_size);
+        Candidate {
+            phase,
+            device: found(self.grid.devices.first().copied().unwrap_or(Device::Auto)),
+            precision: Precision::Fp32,
+            compression: Compression::None,
+            layout: Layout::Single,
+            batch_size: if has_training { self.train.batch_size } else { largest },
+            threads: self.grid.threads(machine).into_iter().filter(|threads| *threads <= cores).max().unwrap_or(cores),
+        }
+    }
+
+    /// SHA-256 (hex) of what the scenario means on `machine`, and of `quick`. Comments, formatting, other spellings of a value and the folder
+    /// from which the program was started do not change it.
+    pub fn config_hash(&self, quick: bool, machine: &Machine) -> String {
+        let expansion = self.expand(machine);
+        let ids = |candidates: &mut dyn Iterator<Item = &Candidate>| candidates.map(Candidate::id).collect::<Vec<_>>();
+        let meaning = json!({
+            "name": self.name,
+            "question": self.question,
+            "task": self.task,
+            "model": self.model,
+            "data": without_folder(&self.data, self.path.parent().unwrap_or(Path::new(""))),
+            "train": self.train,
+            "candidates": ids(&mut expansion.candidates.iter()),
+            "skipped": ids(&mut expansion.skipped.iter().map(|record| &record.candidate)),
+            "goal": self.goal,
+            "cost": self.cost,
+            "primary_metric": self.primary_metric,
+            "quick": quick,
+        });
+        Sha256::digest(meaning.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// `auto` is the best device that this build can use.
+fn found(device: Device) -> Device {
+    match device {
+        Device::Auto | Device::Cpu => Device::Cpu,
+    }
+}
+
+/// Why a combination is not worth trying; the first reason that holds.
+fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
+    let Candidate { layout, batch_size, threads, .. } = *candidate;
+    let ranks = layout.ranks();
+    let cores = machine.cores.max(1);
+    if threads > cores {
+        let of = if cores == 1 { "1 core".to_string() } else { format!("{cores} cores") };
+        return Some(format!("{threads} threads on {of} would share cores, so its times say nothing"));
+    }
+    if ranks > threads {
+        return Some(format!("{layout} needs at least {ranks} threads, this candidate has {threads}"));
+    }
+    if batch_size < ranks {
+        return Some(format!("{layout} needs a batch of at least {ranks}, this candidate has {batch_size}"));
+    }
+    if !batch_size.is_multiple_of(ranks) {
+        return Some(format!("{layout} needs a batch that {ranks} ranks can share evenly, this candidate has {batch_size}"));
+    }
+    if candidate.compression == Compression::Int8 && candidate.precision != Precision::Fp32 {
+        return Some("int8 stores weights and activations in 8 bits, so a second storage type has no meaning".into());
+    }
+    None
+}
+
+/// The source with its path as the file wrote it.
+fn without_folder(data: &DataSource, folder: &Path) -> DataSource {
+    let inside = |path: &mut PathBuf| {
+        if let Ok(rest) = path.strip_prefix(folder) {
+            *path = rest.to_path_buf();
+        }
+    };
+    let mut data = data.clone();
+    match &mut data {
+        DataSource::Shipped(_) => {}
+        DataSource::Idx { folder: path } | DataSource::Csv { path, .. } => inside(path),
+    }
+    data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{input::Source, scenario::Known};
+
+    const TWO: Machine = Machine { cores: 2 };
+
+    fn at(path: &str, more: &str) -> Scenario {
+        let text = format!("name = \"x\"\n[workload]\nmodel = \"mlp\"\n{more}");
+        let text = if more.contains("data =") { text } else { text.replace("model =", "data = \"mnist\"\nmodel =") };
+        let found = Scenario::read(Source::new(path, &text), &Known { models: &["mlp"], instances: &[] });
+        found.unwrap_or_else(|found| panic!("{}", crate::input::render(&found)))
+    }
+
+    fn with(more: &str) -> Scenario {
+        at("x.toml", more)
+    }
+
+    fn ids(scenario: &Scenario, machine: Machine) -> Vec<String> {
+        scenario.expand(&machine).candidates.iter().map(Candidate::id).collect()
+    }
+
+    /// `(id, reason)` of what is skipped.
+    fn skipped(scenario: &Scenario, machine: Machine) -> Vec<(String, String)> {
+        let rows = scenario.expand(&machine).skipped;
+        assert!(rows.iter().all(|row| row.status == Status::Skipped));
+        rows.into_iter().map(|row| (row.candidate.id(), row.reason.unwrap())).collect()
+    }
+
+    #[test]
+    fn candidates_come_in_the_order_of_the_axes_and_training_is_never_compressed() {
+        let scenario =
+            with("phase = [\"train\", \"infer\"]\n[grid]\nprecision = [\"fp32\", \"bf16\"]\ncompression = [\"none\", \"2:4\"]");
+        let expected = [
+            "train/cpu/fp32/none/single/b64/t2",
+            "train/cpu/bf16/none/single/b64/t2",
+            "infer/cpu/fp32/none/single/b64/t2",
+            "infer/cpu/fp32/2:4/single/b64/t2",
+            "infer/cpu/bf16/none/single/b64/t2",
+            "infer/cpu/bf16/2:4/single/b64/t2",
+        ];
+        assert_eq!(ids(&scenario, TWO), expected);
+        assert_eq!(skipped(&scenario, TWO), []);
+        let scenario = with("phase = \"infer\"\n[grid]\nlayout = [\"single\", \"dp=2\"]\nbatch_size = [2, 64]\nthreads = [2, 1]");
+        let order: Vec<String> = ids(&scenario, TWO).iter().map(|id| id["infer/cpu/fp32/none/".len()..].to_string()).collect();
+        assert_eq!(order, ["single/b2/t2", "single/b64/t2", "dp=2/b2/t2", "dp=2/b64/t2", "single/b2/t1", "single/b64/t1"]);
+    }
+
+    #[test]
+    fn a_combination_without_sense_is_skipped_with_its_reason() {
+        let only = |more: &str, machine: Machine| {
+            let scenario = with(&format!("phase = \"infer\"\n[grid]\n{more}"));
+            let reasons: Vec<String> = skipped(&scenario, machine).into_iter().map(|(_, reason)| reason).collect();
+            reasons
+        };
+        assert_eq!(
+            only("precision = [\"fp32\", \"bf16\"]\ncompression = [\"none\", \"int8\"]", TWO),
+            ["int8 stores weights and activations in 8 bits, so a second storage type has no meaning"]
+        );
+        assert_eq!(only("layout = \"dp=4\"", TWO), ["dp=4 needs at least 4 threads, this candidate has 2"]);
+        assert_eq!(only("threads = [1, 8]", TWO), ["8 threads on 2 cores would share cores, so its times say nothing"]);
+        assert_eq!(
+            only("threads = 2", Machine { cores: 1 }),
+            ["2 threads on 1 core would share cores, so its times say nothing"]
+        );
+        assert_eq!(
+            only("layout = \"dp=2\"\nbatch_size = [1, 3, 4]", TWO),
+            [
+                "dp=2 needs a batch of at least 2, this candidate has 1",
+                "dp=2 needs a batch that 2 ranks can share evenly, this candidate has 3"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_same_candidate_stands_once() {
+        assert_eq!(ids(&with("[grid]\ndevice = [\"auto\", \"cpu\"]"), TWO).len(), 2);
+    }
+
+    #[test]
+    fn a_baseline_that_the_grid_lacks_is_added_first_of_its_phase() {
+        let scenario = with("[grid]\nprecision = \"bf16\"\ncompression = \"2:4\"\nbatch_size = [1, 32, 8]\nthreads = [1, 2, 64]");
+        let ids = ids(&scenario, TWO);
+        assert_eq!(ids[0], "train/cpu/fp32/none/single/b32/t2");
+        assert_eq!(ids[7], "infer/cpu/fp32/none/single/b32/t2");
+        assert_eq!(ids.len(), 14);
+    }
+
+    #[test]
+    fn the_baseline_takes_the_batch_of_training_and_the_threads_of_the_machine() {
+        let scenario = with("[grid]\nbatch_size = [1, 64, 256]");
+        assert_eq!(scenario.baseline(Phase::Infer, &TWO).id(), "infer/cpu/fp32/none/single/b64/t2");
+        let crowded = with("[grid]\nthreads = 8");
+        assert_eq!(ids(&crowded, TWO), ["train/cpu/fp32/none/single/b64/t2", "infer/cpu/fp32/none/single/b64/t2"]);
+    }
+
+    #[test]
+    fn the_hash_changes_with_the_meaning_and_with_nothing_else() {
+        let plain = "[grid]\nprecision = [\"fp32\", \"bf16\"]\nbatch_size = 64";
+        let hash = |more: &str| with(more).config_hash(false, &TWO);
+        assert_eq!(hash(plain).len(), 64);
+        let same = "# a comment\n[grid]\nbatch_size   = [64]\nthreads = 2\nprecision = [\n  \"float32\",\n  \"bfloat16\",\n]";
+        assert_eq!(hash(plain), hash(same));
+        let others = [
+            hash(""),
+            hash(&format!("{plain}\n[train]\nepochs = 4")),
+            hash(&format!("{plain}\n[constraints]\nmin_accuracy = 0.5")),
+            hash(&format!("{plain}\n[objective]\nminimise = \"time\"")),
+            hash(&format!("{plain}\n[cost]\nhourly_usd = 1")),
+            hash(&format!("phase = \"infer\"\n{plain}")),
+            with(plain).config_hash(true, &TWO),
+            with(plain).config_hash(false, &Machine { cores: 1 }),
+        ];
+        let all: HashSet<&String> = others.iter().collect();
+        assert!(all.len() == others.len() && !all.contains(&hash(plain)));
+        let own = "data = { format = \"idx\", path = \"images\" }";
+        assert_eq!(at("a/x.toml", own).config_hash(false, &TWO), at("/b/c/x.toml", own).config_hash(false, &TWO));
+    }
+}

@@ -1,0 +1,67 @@
+//! Location and spread of a few numbers.
+
+/// Arithmetic mean; `None` without values.
+pub fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// Middle value, the mean of the two middle ones for an even count; `None` without values.
+pub fn median(values: &[f64]) -> Option<f64> {
+    quantile(values, 0.5)
+}
+
+/// Linear interpolation between order statistics (type 7 of Hyndman & Fan 1996, the default of R and NumPy). `q` in `[0, 1]`.
+pub fn quantile(values: &[f64], q: f64) -> Option<f64> {
+    if values.is_empty() {
+        return None;
+    }
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = q.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    Some(low + (high - low) * at.fract())
+}
+
+/// Standard deviation with `n - 1`; `None` below two values.
+pub fn sample_deviation(values: &[f64]) -> Option<f64> {
+    let centre = mean(values)?;
+    let squares: f64 = values.iter().map(|v| (v - centre).powi(2)).sum();
+    (values.len() > 1).then(|| (squares / (values.len() - 1) as f64).sqrt())
+}
+
+/// Sample deviation over the mean.
+pub fn relative_deviation(values: &[f64]) -> Option<f64> {
+    let centre = mean(values)?;
+    Some(sample_deviation(values)? / centre.abs()).filter(|v| v.is_finite())
+}
+
+/// Places of values outside Tukey's fences, 1.5 interquartile ranges beyond the quartiles. They are flagged, never removed.
+pub fn outliers(values: &[f64]) -> Vec<usize> {
+    let (Some(low), Some(high)) = (quantile(values, 0.25), quantile(values, 0.75)) else { return Vec::new() };
+    let reach = 1.5 * (high - low);
+    (0..values.len()).filter(|k| values[*k] < low - reach || values[*k] > high + reach).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_those_of_numpy() {
+        let values = [3.0, 1.0, 2.0, 10.0];
+        assert_eq!(median(&values), Some(2.5));
+        assert_eq!(quantile(&values, 0.25), Some(1.75));
+        assert_eq!(quantile(&values, 1.0), Some(10.0));
+        assert_eq!(median(&[]), None);
+        assert_eq!(sample_deviation(&[1.0]), None);
+        assert!((sample_deviation(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]).unwrap() - 2.138_089_935).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_lone_spike_is_flagged() {
+        let mut values = vec![1.0; 20];
+        values[7] = 3.0;
+        assert_eq!(outliers(&values), vec![7]);
+        assert!(outliers(&[1.0, 1.1, 0.9]).is_empty());
+    }
+}

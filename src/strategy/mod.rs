@@ -1,0 +1,37 @@
+//! Strategies as rewrites: graph in, graph out, with the weights beside it. Nothing in a model knows of them.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `precision` | storage in bf16 or fp16, fp32 accumulation and master weights |
+//! | `prune` | magnitude, 2:4 (same shapes), channels (the graph shrinks) |
+//! | `quantize` | static int8 |
+//! | `parallel` | data parallelism: gradients summed over ranks |
+//!
+//! All compressions here are applied to trained weights once, without training afterwards.
+
+mod parallel;
+mod precision;
+mod prune;
+mod quantize;
+mod weights;
+
+pub use parallel::all_reduce_gradients;
+pub use precision::{LowPrecision, to_storage};
+pub use prune::{prune_channels, prune_magnitude, prune_two_four, use_two_four};
+pub use quantize::{Calibration, quantize, watch_inputs};
+pub use weights::{Tensor, Weights};
+
+use crate::graph::GraphError;
+
+/// A strategy that does not fit a model.
+#[derive(Debug, thiserror::Error)]
+pub enum StrategyError {
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    #[error("no weight is called `{name}`")]
+    MissingWeight { name: String },
+    #[error("`{compression}` finds nothing to compress in this model")]
+    NothingToCompress { compression: String },
+    #[error("no calibration was made for the input of `{weight}`")]
+    NotCalibrated { weight: String },
+}

@@ -1,0 +1,80 @@
+//! Training and answering for real: programs from models, ranks that run them, the loop, loss scaling, calibration, checkpoints.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `program` | a forward graph, a precision and a compression to a runnable `Program` |
+//! | `team` | the ranks of a layout, each with its session |
+//! | `trainer` | the training loop, seed by seed or step by step |
+//! | `predictor` | answers for rows; calibration |
+//! | `init`, `loss_scale`, `checkpoint` | initial weights, fp16's dynamic scale, weights on disk |
+
+mod checkpoint;
+mod init;
+mod loss_scale;
+mod predictor;
+mod program;
+mod team;
+mod trainer;
+
+pub use checkpoint::{Checkpoint, CheckpointError, Identity};
+pub use init::initial_weights;
+pub use loss_scale::LossScale;
+pub use predictor::{CALIBRATION_ROWS, Predictor, calibrate};
+pub use program::{InferenceProgram, TrainingProgram, inference_program, optimizer_step, training_program};
+pub use team::{Rank, StepTimes, Team};
+pub use trainer::{Trainer, scaled_rate};
+
+use crate::{
+    backend::{BackendError, CollectiveError},
+    graph::{GraphError, Program},
+    strategy::{StrategyError, Tensor, Weights},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    #[error(transparent)]
+    Strategy(#[from] StrategyError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Metric(#[from] crate::metrics::MetricError),
+    #[error("a batch of {batch_size} does not split over {ranks} ranks")]
+    Split { batch_size: usize, ranks: usize },
+    #[error("a batch of {batch_size} is larger than the {rows} training rows")]
+    TooFewRows { batch_size: usize, rows: usize },
+    #[error("the model has no output `{name}`")]
+    NoOutput { name: &'static str },
+    #[error("a rank stopped: {0}")]
+    Panic(String),
+}
+
+/// The tensor of `weights` that belongs to a program's value, low-precision copies included (`fc1.weight.bf16` is `fc1.weight`).
+fn tensor_for<'w>(weights: &'w Weights, name: &str) -> Option<&'w Tensor> {
+    let master = name.strip_suffix(".bf16").or_else(|| name.strip_suffix(".f16")).unwrap_or(name);
+    weights.tensors.iter().find(|t| t.name == name || t.name == master)
+}
+
+/// Writes `weights` into every parameter and state of a session's program that has a tensor.
+fn load_weights(session: &mut dyn crate::backend::Session, weights: &Weights) -> Result<(), TrainError> {
+    let kept: Vec<_> = session.program().kept().map(|(id, value)| (id, value.name.clone(), value.dtype)).collect();
+    for (id, name, dtype) in kept {
+        let Some(tensor) = tensor_for(weights, &name) else { continue };
+        if dtype == crate::vocab::DType::I8 {
+            session.upload_i8(id, &tensor.data.iter().map(|v| *v as i8).collect::<Vec<_>>())?;
+        } else {
+            session.upload_f32(id, &tensor.data)?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of the weights that a program reads, in their storage types.
+fn weight_bytes(program: &Program) -> u64 {
+    program.kept().map(|(_, value)| value.bytes() as u64).sum()
+}

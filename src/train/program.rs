@@ -1,0 +1,209 @@
+//! From a forward graph to programs: the order of the passes.
+//!
+//! Training: precision, fusion, loss, autodiff, all-reduce, updates, lowering. Answering: compression, precision, fusion, lowering.
+
+use super::{TrainError, weight_bytes};
+use crate::{
+    graph::{Graph, Op, OptimizerStep, Program, ValueId, differentiate, fuse, lower},
+    record::TrainConfig,
+    strategy::{
+        Calibration, Tensor, Weights, all_reduce_gradients, prune_channels, prune_magnitude, prune_two_four, quantize,
+        to_storage, use_two_four, watch_inputs,
+    },
+    vocab::{Compression, DType, Precision},
+};
+
+/// A training step of one rank.
+#[derive(Clone, Debug)]
+pub struct TrainingProgram {
+    pub program: Program,
+    /// f32 `[B, H, W, C]`.
+    pub x: ValueId,
+    /// i32 `[B]`.
+    pub labels: ValueId,
+    /// This rank's part of the batch's mean loss; the parts of all ranks add up to it.
+    pub loss: ValueId,
+    /// fp16: the scalar to write before a step, and the flag to read after it.
+    pub guard: Option<(ValueId, ValueId)>,
+}
+
+/// The constants of an update as an op carries them.
+pub fn optimizer_step(config: &TrainConfig) -> OptimizerStep {
+    let o = &config.optimizer;
+    OptimizerStep {
+        kind: o.kind,
+        learning_rate: o.learning_rate,
+        momentum: o.momentum,
+        beta1: o.beta1,
+        beta2: o.beta2,
+        epsilon: o.epsilon,
+        l1: config.l1,
+        l2: config.l2,
+    }
+}
+
+/// Builds the step of one of `ranks` ranks from the forward graph of its share of the batch.
+pub fn training_program(
+    forward: &Graph,
+    precision: Precision,
+    config: &TrainConfig,
+    ranks: usize,
+) -> Result<TrainingProgram, TrainError> {
+    let low = to_storage(forward, precision.storage())?;
+    let copies = low.copies;
+    let mut graph = fuse(low.graph, true);
+    let logits = graph.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
+    let rows = graph.shape(logits)[0];
+    let labels = graph.input("labels", &[rows], DType::I32);
+    let guarded = precision == Precision::Fp16;
+    let loss_scale = guarded.then(|| graph.input("loss_scale", &[], DType::F32));
+    let loss = graph.apply(Op::CrossEntropy { rows: rows * ranks }, &[logits, labels])?;
+    // What is differentiated is what the forward pass reads: the copy where there is one.
+    let parameters: Vec<ValueId> = graph.parameters().collect();
+    let copy_of = |id: ValueId| copies.iter().find(|(master, _)| *master == id).map(|(_, copy)| *copy);
+    let read: Vec<ValueId> = parameters.iter().map(|id| copy_of(*id).unwrap_or(*id)).collect();
+    let gradients = differentiate(&mut graph, loss, &read, loss_scale)?;
+    let mut by_parameter = Vec::new();
+    for (parameter, read) in parameters.iter().zip(&read) {
+        // A parameter that the loss does not depend on stays as it is.
+        let Some(mut gradient) = gradients.of(*read) else { continue };
+        if graph.dtype(gradient) != DType::F32 {
+            gradient = graph.apply(Op::Cast { to: DType::F32 }, &[gradient])?;
+        }
+        by_parameter.push((*parameter, gradient));
+    }
+    let all: Vec<ValueId> = by_parameter.iter().map(|(_, gradient)| *gradient).collect();
+    if ranks > 1 {
+        all_reduce_gradients(&mut graph, &all)?;
+    }
+    let finite = if guarded { Some(graph.apply(Op::AllFinite, &all)?) } else { None };
+    let optimizer = optimizer_step(config);
+    for (parameter, gradient) in by_parameter {
+        let (name, shape) = (graph.value(parameter).name.clone(), graph.shape(parameter).to_vec());
+        let mut operands = vec![parameter, gradient];
+        operands.extend((0..optimizer.state_arrays()).map(|k| graph.state(&format!("{name}.state{k}"), &shape, DType::F32)));
+        operands.extend(copy_of(parameter));
+        operands.extend(loss_scale);
+        operands.extend(finite);
+        graph.apply_all(Op::Update { optimizer, guarded }, &operands)?;
+    }
+    // Logits were an output for autodiff's sake; a training step needs the loss alone.
+    graph.outputs.clear();
+    graph.mark_output("loss", loss);
+    if let Some(finite) = finite {
+        graph.mark_output("finite", finite);
+    }
+    let x = graph.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
+    let guard = loss_scale.zip(finite);
+    Ok(TrainingProgram { program: lower(&graph), x, labels, loss, guard })
+}
+
+/// A forward pass of one rank with the weights it wants.
+#[derive(Clone, Debug)]
+pub struct InferenceProgram {
+    pub program: Program,
+    pub x: ValueId,
+    pub logits: ValueId,
+    pub weights: Weights,
+    /// Bytes of the weights as a file of this candidate would hold them: storage type, and for sparse forms values with their places.
+    pub model_bytes: u64,
+    /// What a reader of the result should know of the compression.
+    pub notes: Vec<String>,
+}
+
+/// Largest rows a step at which a 2:4 product beats the dense one on the processors measured (`cargo bench -- sparse`): it reads half
+/// the weights, so it wins where reading them is the work, and loses where arithmetic is.
+const TWO_FOUR_ROWS: usize = 4;
+
+/// Applies `compression`, then `precision`, to a forward graph with trained `weights`. `calibrate` is asked for activation ranges of
+/// the given watched graph where int8 needs them.
+pub fn inference_program(
+    forward: &Graph,
+    weights: &Weights,
+    precision: Precision,
+    compression: Compression,
+    calibrate: impl FnOnce(&Graph) -> Result<Calibration, TrainError>,
+) -> Result<InferenceProgram, TrainError> {
+    let mut graph = forward.clone();
+    let mut weights = weights.clone();
+    let mut notes = Vec::new();
+    let rows = graph.output("logits").map_or(1, |id| graph.shape(id)[0]);
+    let mut sparse = false;
+    match compression {
+        Compression::None => {}
+        Compression::Magnitude(share) => {
+            prune_magnitude(&mut weights, share);
+            notes.push(format!("{:.1} % of the weights are zero; not trained again after pruning", 100.0 * weights.sparsity()));
+        }
+        Compression::TwoFour => {
+            prune_two_four(&mut weights);
+            sparse = precision == Precision::Fp32 && rows <= TWO_FOUR_ROWS;
+            let how = if sparse {
+                "products of linear layers read half the weights"
+            } else {
+                "products run dense: at this batch size or precision the sparse ones are slower on this processor"
+            };
+            notes.push(format!("two of four weights are zero; {how}; not trained again after pruning"));
+        }
+        Compression::Channel(share) => {
+            let before = weight_count(&weights);
+            (graph, weights) = prune_channels(&graph, &weights, share)?;
+            let left = 100.0 * weight_count(&weights) as f64 / before as f64;
+            notes.push(format!("{left:.1} % of the weights are left; not trained again after pruning"));
+        }
+        Compression::Int8 => {
+            let fused = fuse(graph, false);
+            let calibration = calibrate(&watch_inputs(&fused))?;
+            (graph, weights) = quantize(&fused, &weights, &calibration)?;
+        }
+    }
+    // Weights as stored: a sparse matrix needs its values and where they stand.
+    let stored = |dense: u64| match compression {
+        Compression::Magnitude(_) => sparse_bytes(&weights, precision),
+        Compression::TwoFour => two_four_bytes(&weights, precision),
+        _ => dense,
+    };
+    let low = to_storage(&graph, precision.storage())?;
+    let mut fused = fuse(low.graph, false);
+    if sparse {
+        fused = use_two_four(&fused);
+    }
+    let program = lower(&fused);
+    let model_bytes = stored(weight_bytes(&program));
+    let x = program.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
+    let logits = program.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
+    Ok(InferenceProgram { program, x, logits, weights, model_bytes, notes })
+}
+
+fn weight_count(weights: &Weights) -> usize {
+    weights.tensors.iter().map(|t| t.data.len()).sum()
+}
+
+/// Matrices as non-zero values with 16-bit column gaps (a bitmap where that is smaller), the rest dense.
+fn sparse_bytes(weights: &Weights, precision: Precision) -> u64 {
+    let size = precision.storage().size() as u64;
+    let of = |t: &Tensor| {
+        let elements = t.data.len() as u64;
+        if t.shape.len() < 2 {
+            return elements * 4;
+        }
+        let filled = t.data.iter().filter(|v| **v != 0.0).count() as u64;
+        (filled * size + (filled * 2).min(elements.div_ceil(8))).min(elements * size)
+    };
+    weights.tensors.iter().map(of).sum()
+}
+
+/// Matrices as half their values and two bits a value for its place, the rest dense.
+fn two_four_bytes(weights: &Weights, precision: Precision) -> u64 {
+    let size = precision.storage().size() as u64;
+    let of = |t: &Tensor| {
+        let elements = t.data.len() as u64;
+        if t.shape.len() < 2 {
+            return elements * 4;
+        }
+        let outputs = *t.shape.last().expect("has axes") as u64;
+        let grouped = elements / outputs / 4 * 4 * outputs;
+        grouped / 2 * size + (grouped / 2).div_ceil(4) + (elements - grouped) * size
+    };
+    weights.tensors.iter().map(of).sum()
+}

@@ -1,0 +1,136 @@
+//! The ranks of a layout: one session each, on threads of this process.
+
+use super::{TrainError, load_weights};
+use crate::{
+    backend::{Collective, CollectiveError, Session, open},
+    comm::{ThreadMember, thread_group},
+    graph::Program,
+    strategy::Weights,
+    vocab::Device,
+};
+use std::sync::Arc;
+
+/// Times of a series of steps, taken on rank 0.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepTimes {
+    /// Wall time of each of the first steps, seconds.
+    pub step_s: Vec<f64>,
+    pub steps: u64,
+    /// Wall time of the whole series, seconds.
+    pub total_s: f64,
+}
+
+/// Steps whose times are kept one by one.
+pub const KEPT_STEPS: usize = 1000;
+
+/// One rank: its program on its device, and its link to the others.
+pub struct Rank {
+    pub session: Box<dyn Session>,
+    pub member: Arc<ThreadMember>,
+}
+
+/// All ranks of a candidate.
+pub struct Team {
+    ranks: Vec<Rank>,
+}
+
+/// Frees the other ranks when a rank ends early.
+struct LeaveOnDrop<'m>(Option<&'m ThreadMember>);
+
+impl Drop for LeaveOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(member) = self.0 {
+            member.leave();
+        }
+    }
+}
+
+impl Team {
+    /// Loads `program` on every rank; each gets its share of `threads`.
+    pub fn new(device: Device, program: &Program, ranks: usize, threads: usize, weights: &Weights) -> Result<Team, TrainError> {
+        let backend = open(device, (threads / ranks).max(1))?;
+        let mut made = Vec::new();
+        for member in thread_group(ranks) {
+            let member = Arc::new(member);
+            let collective: Option<Arc<dyn Collective>> = if ranks > 1 { Some(member.clone()) } else { None };
+            let mut session = backend.load(program.clone(), collective)?;
+            load_weights(&mut *session, weights)?;
+            made.push(Rank { session, member });
+        }
+        Ok(Team { ranks: made })
+    }
+
+    pub fn len(&self) -> usize {
+        self.ranks.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ranks.is_empty()
+    }
+
+    /// The session of rank 0, for reading results that all ranks share.
+    pub fn first(&mut self) -> &mut dyn Session {
+        &mut *self.ranks[0].session
+    }
+
+    /// Memory of all ranks' sessions, bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.ranks.iter().map(|rank| rank.session.memory().0).sum()
+    }
+
+    /// Does `work` on every rank at once, with a state of its own each, and hands back the results in order of ranks. One rank runs
+    /// on the caller's thread. The first error of any rank is returned; ranks that only lost their partner do not count as first.
+    pub fn each<S: Send, R: Send>(
+        &mut self,
+        states: &mut [S],
+        work: impl Fn(usize, &mut Rank, &mut S) -> Result<R, TrainError> + Sync,
+    ) -> Result<Vec<R>, TrainError> {
+        if let ([rank], [state]) = (&mut self.ranks[..], &mut states[..]) {
+            return Ok(vec![work(0, rank, state)?]);
+        }
+        let run = |number: usize, rank: &mut Rank, state: &mut S| {
+            let member = rank.member.clone();
+            let mut guard = LeaveOnDrop(Some(&member));
+            let result = work(number, rank, state);
+            if result.is_ok() {
+                guard.0 = None;
+            }
+            result
+        };
+        let results: Vec<Result<R, TrainError>> = std::thread::scope(|scope| {
+            let run = &run;
+            let mut pairs = self.ranks.iter_mut().zip(states.iter_mut()).enumerate();
+            let first = pairs.next();
+            let others: Vec<_> = pairs.map(|(number, (rank, state))| scope.spawn(move || run(number, rank, state))).collect();
+            let mut results: Vec<_> = first.map(|(number, (rank, state))| run(number, rank, state)).into_iter().collect();
+            results.extend(others.into_iter().map(|handle| {
+                handle.join().unwrap_or_else(|panic| {
+                    let text = panic.downcast_ref::<String>().cloned().or(panic.downcast_ref::<&str>().map(|t| t.to_string()));
+                    Err(TrainError::Panic(text.unwrap_or_else(|| "a panic without a message".into())))
+                })
+            }));
+            results
+        });
+        let lost_partner = |e: &TrainError| {
+            use crate::backend::BackendError;
+            matches!(
+                e,
+                TrainError::Collective(CollectiveError::Left { .. })
+                    | TrainError::Backend(BackendError::Collective(CollectiveError::Left { .. }))
+            )
+        };
+        let mut values = Vec::new();
+        let mut errors = Vec::new();
+        for result in results {
+            match result {
+                Ok(value) => values.push(value),
+                Err(error) => errors.push(error),
+            }
+        }
+        errors.sort_by_key(lost_partner);
+        match errors.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(values),
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The training loop: whole runs of a seed, or single steps for the clock.
+
+use super::{
+    LossScale, Predictor, StepTimes, Team, TrainError, TrainingProgram, initial_weights,
+    team::{KEPT_STEPS, Rank},
+    training_program,
+};
+use crate::{
+    data::{Augmenter, Batches, DataSet, gather},
+    graph::Graph,
+    metrics,
+    models::{Model, Size},
+    record::{Candidate, Epoch, Quality, SeedRun, TrainConfig},
+    strategy::{Tensor, Weights},
+    units::Seconds,
+    vocab::{Compression, Metric, OptimizerKind},
+};
+use std::{sync::Arc, time::Instant};
+
+/// Points of a stored loss curve.
+const CURVE_POINTS: usize = 400;
+
+/// The learning rate for batches of `batch_size` when `config` names one for its own batch size. Smaller batches with SGD: in proportion
+/// (Goyal et al. 2017). Larger ones: by the square root (Krizhevsky 2014), because the proportional rule needs a slow start that short
+/// runs do not have. Rules that divide by the gradient's size: by the square root (Malladi et al. 2022).
+pub fn scaled_rate(config: &TrainConfig, batch_size: usize) -> f64 {
+    let ratio = batch_size as f64 / config.batch_size as f64;
+    let proportional = config.optimizer.kind == OptimizerKind::Sgd && ratio < 1.0;
+    let factor = if proportional { ratio } else { ratio.sqrt() };
+    config.optimizer.learning_rate * factor
+}
+
+/// What a rank keeps between steps.
+struct RankState {
+    batches: Batches,
+    labels: Vec<i32>,
+    scale: Option<LossScale>,
+    /// Steps that changed the weights.
+    updates: u64,
+    /// Rank's part of the loss of each step since the last time they were taken.
+    losses: Vec<f32>,
+}
+
+/// Trains one model with one candidate's precision, layout and batch.
+pub struct Trainer {
+    set: Arc<DataSet>,
+    config: TrainConfig,
+    candidate: Candidate,
+    forward: Graph,
+    training: TrainingProgram,
+    team: Team,
+    states: Vec<RankState>,
+    augmenter: Augmenter,
+    seed: u64,
+    /// Steps taken.
+    step: usize,
+}
+
+impl Trainer {
+    /// Prepares training from the initial weights of `seed`. The learning rate is scaled from the configured batch size to the
+    /// candidate's (`scaled_rate`).
+    pub fn new(
+        model: &Model,
+        set: Arc<DataSet>,
+        candidate: &Candidate,
+        config: &TrainConfig,
+        seed: u64,
+    ) -> Result<Self, TrainError> {
+        let (ranks, batch_size) = (candidate.layout.ranks(), candidate.batch_size);
+        if batch_size % ranks != 0 {
+            return Err(TrainError::Split { batch_size, ranks });
+        }
+        if batch_size > set.train.rows() {
+            return Err(TrainError::TooFewRows { batch_size, rows: set.train.rows() });
+        }
+        let mut config = config.clone();
+        config.optimizer.learning_rate = scaled_rate(&config, batch_size);
+        let size = Size { batch: batch_size / ranks, image: set.shape, classes: set.classes.len() };
+        let forward = (model.build)(&size)?;
+        let training = training_program(&forward, candidate.precision, &config, ranks)?;
+        let weights = initial_weights(&forward, config.init, seed);
+        let team = Team::new(candidate.device, &training.program, ranks, candidate.threads, &weights)?;
+        let state = || RankState {
+            batches: Batches::new(set.train.rows(), batch_size, seed),
+            labels: vec![0; size.batch],
+            scale: training.guard.map(|_| LossScale::default()),
+            updates: 0,
+            losses: Vec::new(),
+        };
+        let states = (0..ranks).map(|_| state()).collect();
+        let augmenter = Augmenter::new(&config.augment, set.shape);
+        let candidate = candidate.clone();
+        Ok(Trainer { set, config, candidate, forward, training, team, states, augmenter, seed, step: 0 })
+    }
+
+    pub fn program(&self) -> &TrainingProgram {
+        &self.training
+    }
+
+    pub fn team(&mut self) -> &mut Team {
+        &mut self.team
+    }
+
+    /// Bytes of the trained weights in the storage type of the forward pass.
+    pub fn weight_bytes(&self) -> u64 {
+        let size = self.candidate.precision.storage().size();
+        let stored = |v: &crate::graph::Value| v.elements() * if v.shape.len() > 1 { size } else { 4 };
+        self.forward.parameters().map(|id| stored(self.forward.value(id)) as u64).sum()
+    }
+
+    /// The master weights now.
+    pub fn weights(&mut self) -> Result<Weights, TrainError> {
+        let session = self.team.first();
+        let mut tensors = Vec::new();
+        for id in self.forward.parameters() {
+            let value = self.forward.value(id);
+            let mut tensor = Tensor { name: value.name.clone(), shape: value.shape.clone(), data: vec![0.0; value.elements()] };
+            let held = session.program().find(&value.name).ok_or(TrainError::NoOutput { name: "weights" })?;
+            session.download_f32(held, &mut tensor.data)?;
+            tensors.push(tensor);
+        }
+        Ok(Weights { tensors })
+    }
+
+    /// Trains `count` steps. The clock starts before the first row is touched and runs to the end of the last step.
+    pub fn steps(&mut self, count: usize) -> Result<StepTimes, TrainError> {
+        let (first, per_epoch) = (self.step, self.states[0].batches.per_epoch());
+        let (set, training, augmenter, seed) = (&*self.set, &self.training, &self.augmenter, self.seed);
+        let (ranks, schedule, epochs) = (self.team.len(), self.config.schedule, self.config.epochs);
+        let times = self.team.each(&mut self.states, |number, rank, state| {
+            let mut times = StepTimes { step_s: Vec::with_capacity(count.min(KEPT_STEPS)), ..StepTimes::default() };
+            let start = Instant::now();
+            let mut last = start;
+            for step in first..first + count {
+                if step % per_epoch == 0 {
+                    state.batches.epoch((step / per_epoch) as u64);
+                }
+                let rows = state.batches.shard(step % per_epoch, number, ranks);
+                let augment = (!augmenter.is_identity()).then_some((augmenter, seed, (step / per_epoch) as u64));
+                rank.session.set_rate_factor(schedule.factor(step, per_epoch * epochs));
+                one_step(set, training, rank, &mut state.labels, rows, augment, &mut state.scale, &mut state.updates)
+                    .map(|loss| state.losses.push(loss))?;
+                if number == 0 && times.step_s.len() < KEPT_STEPS {
+                    let now = Instant::now();
+                    times.step_s.push((now - last).as_secs_f64());
+                    last = now;
+                }
+            }
+            times.steps = count as u64;
+            times.total_s = start.elapsed().as_secs_f64();
+            Ok(times)
+        })?;
+        self.step += count;
+        Ok(times.into_iter().next().unwrap_or_default())
+    }
+
+    /// Losses of the steps since the last call, whole batches, in order.
+    pub fn take_losses(&mut self) -> Vec<f64> {
+        let parts: Vec<Vec<f32>> = self.states.iter_mut().map(|state| std::mem::take(&mut state.losses)).collect();
+        (0..parts[0].len()).map(|k| parts.iter().map(|part| f64::from(part[k])).sum()).collect()
+    }
+
+    /// Trains all epochs, judging the test rows after each; the judging is not part of the training time.
+    pub fn run(&mut self, metric: Metric) -> Result<(SeedRun, Quality, Weights), TrainError> {
+        let per_epoch = self.states[0].batches.per_epoch();
+        let all_steps = per_epoch * self.config.epochs;
+        let mut weights = self.weights()?;
+        let mut judge = Predictor::for_weights(
+            &self.set,
+            &self.forward,
+            &weights,
+            &Candidate { compression: Compression::None, ..self.candidate.clone() },
+        )?;
+        let mut run = SeedRun {
+            seed: self.seed,
+            epochs: Vec::new(),
+            loss_curve: Vec::new(),
+            time_to_target: None,
+            metric: 0.0,
+            skipped_steps: 0,
+            failure: None,
+            checkpoint: String::new(),
+        };
+        let mut elapsed = 0.0;
+        let mut curve: Vec<(u64, f64)> = Vec::new();
+        let mut quality = None;
+        for _ in 0..self.config.epochs {
+            let first = self.step;
+            elapsed += self.steps(per_epoch)?.total_s;
+            let losses = self.take_losses();
+            if let Some(bad) = losses.iter().position(|loss| !loss.is_finite()) {
+                let step = first + bad;
+                if self.states[0].scale.is_none() || losses.last().is_some_and(|l| !l.is_finite()) {
+                    run.failure = Some(format!("the loss is not finite at step {step}"));
+                }
+            }
+            curve.extend(losses.iter().enumerate().map(|(k, loss)| ((first + k) as u64, *loss)));
+            weights = self.weights()?;
+            judge.set_weights(&weights)?;
+            let judged = judge.judge(&self.set)?;
+            let value = judged.metrics.get(&metric).copied().unwrap_or(0.0);
+            let finite: Vec<f64> = losses.iter().copied().filter(|l| l.is_finite()).collect();
+            let train_loss = finite.iter().sum::<f64>() / finite.len().max(1) as f64;
+            run.epochs.push(Epoch { elapsed: Seconds(elapsed), train_loss, metric: value });
+            run.metric = value;
+            if let Some(target) = self.config.target
+                && run.time_to_target.is_none()
+                && judged.metrics.get(&target.metric).is_some_and(|v| *v >= target.at_least)
+            {
+                run.time_to_target = Some(Seconds(elapsed));
+            }
+            quality = Some(judged);
+            if run.failure.is_some() {
+                break;
+            }
+        }
+        let every = all_steps.div_ceil(CURVE_POINTS).max(1);
+        run.loss_curve =
+            curve.into_iter().filter(|(step, loss)| (*step as usize).is_multiple_of(every) && loss.is_finite()).collect();
+        run.skipped_steps = self.states[0].scale.map_or(0, |scale| scale.skipped());
+        let quality = match quality {
+            Some(quality) => quality,
+            None => judge.judge(&self.set)?,
+        };
+        Ok((run, quality, weights))
+    }
+
+    /// Seconds that one rank needs to fetch and change the rows of a step, the median of `repeats`.
+    pub fn data_seconds(&mut self, repeats: usize) -> f64 {
+        let (set, elements) = (self.set.clone(), self.set.row_elements());
+        let state = &mut self.states[0];
+        let ranks = self.team.len();
+        let mut images = vec![0.0; state.labels.len() * elements];
+        let mut times: Vec<f64> = (0..repeats)
+            .map(|k| {
+                let start = Instant::now();
+                let augment = (!self.augmenter.is_identity()).then_some((&self.augmenter, self.seed, 0));
+                let rows = state.batches.shard(k % state.batches.per_epoch(), 0, ranks);
+                gather(&set.train, elements, rows, augment, &mut images, &mut state.labels);
+                start.elapsed().as_secs_f64()
+            })
+            .collect();
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn one_step(
+    set: &DataSet,
+    training: &TrainingProgram,
+    rank: &mut Rank,
+    labels: &mut [i32],
+    rows: &[u32],
+    augment: Option<(&Augmenter, u64, u64)>,
+    scale: &mut Option<LossScale>,
+    updates: &mut u64,
+) -> Result<f32, TrainError> {
+    let session = &mut *rank.session;
+    let elements = set.row_elements();
+    match session.host_f32(training.x) {
+        Some(images) => gather(&set.train, elements, rows, augment, images, labels),
+        None => {
+            let mut images = vec![0.0; rows.len() * elements];
+            gather(&set.train, elements, rows, augment, &mut images, labels);
+            session.upload_f32(training.x, &images)?;
+        }
+    }
+    session.upload_i32(training.labels, labels)?;
+    if let (Some((factor, _)), Some(scale)) = (training.guard, scale.as_ref()) {
+        session.upload_f32(factor, &[scale.factor()])?;
+        session.set_update_count(*updates);
+    }
+    session.execute()?;
+    let mut loss = [0.0];
+    session.download_f32(training.loss, &mut loss)?;
+    let mut changed = true;
+    if let (Some((_, flag)), Some(scale)) = (training.guard, scale.as_mut()) {
+        let mut finite = [0.0];
+        session.download_f32(flag, &mut finite)?;
+        changed = finite[0] != 0.0;
+        if !scale.observe(changed) {
+            // Scaling cannot help any more: the run goes on with the smallest factor and ends with a loss that is not finite.
+            loss[0] = f32::NAN;
+        }
+    }
+    *updates += u64::from(changed);
+    Ok(loss[0])
+}
+
+/// Figures of a whole part from its scores.
+pub(super) fn quality(labels: &[u32], scores: &[f32], classes: usize) -> Result<Quality, TrainError> {
+    let predictions = metrics::argmax_rows(scores, classes);
+    Ok(metrics::classification(labels, &predictions, Some(scores), classes)?)
+}

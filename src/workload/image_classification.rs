@@ -1,0 +1,381 @@
+//! One class an image: trains or answers, one candidate a process.
+
+use crate::{
+    data::DataSet,
+    graph::Program,
+    harness::{Described, Request, Response, Setup, Work},
+    measure::{EnergyCounter, peak_resident},
+    models::{self, Model},
+    record::{OpProfile, Quality, TimeSplit},
+    stats::{StopRule, median},
+    strategy::Weights,
+    train::{Checkpoint, Identity, Predictor, StepTimes, Team, TrainError, Trainer, scaled_rate},
+    units::{Bytes, Flops, Seconds},
+    vocab::{Compression, Layout, Phase, Precision},
+};
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+/// Steps of the profile, each with a clock around every op.
+const PROFILED_STEPS: usize = 15;
+
+/// Kept means of warm-up chunks among which stability is judged.
+const STABLE_WINDOW: usize = 8;
+
+/// A candidate's process.
+#[derive(Default)]
+pub struct Bench {
+    ready: Option<Ready>,
+}
+
+struct Ready {
+    setup: Setup,
+    model: &'static Model,
+    set: Arc<DataSet>,
+    work: Doing,
+    /// Median seconds a step, from the latest steps.
+    step_s: f64,
+    counter: Option<EnergyCounter>,
+    notes: Vec<String>,
+    checkpoint: Option<String>,
+}
+
+enum Doing {
+    Train(Box<Trainer>),
+    Infer(Box<Predictor>),
+}
+
+impl Work for Bench {
+    fn answer(&mut self, request: Request) -> Result<Response, String> {
+        let start = Instant::now();
+        let busy = || start.elapsed().as_secs_f64();
+        if let Request::Prepare(setup) = request {
+            self.ready = Some(Ready::new(*setup).map_err(|e| e.to_string())?);
+            return Ok(Response::Prepared { busy_s: busy() });
+        }
+        let ready = self.ready.as_mut().ok_or("the first request must be `prepare`")?;
+        match request {
+            Request::Prepare(_) => unreachable!("answered above"),
+            Request::Train { seed } => {
+                let (run, quality) = ready.train(seed).map_err(|e| e.to_string())?;
+                Ok(Response::Trained { run: Box::new(run), quality: Box::new(quality), busy_s: busy() })
+            }
+            Request::WarmUp { least, most } => {
+                let (steps, warm_up_s, stable) = ready.warm_up(least, most).map_err(|e| e.to_string())?;
+                Ok(Response::Warm { steps, warm_up_s, stable, busy_s: busy() })
+            }
+            Request::Block { target } => {
+                let (times, energy_j) = ready.block(target).map_err(|e| e.to_string())?;
+                let StepTimes { step_s, steps, total_s } = times;
+                Ok(Response::Block { step_s, steps, total_s, energy_j, busy_s: busy() })
+            }
+            Request::Describe => {
+                let described = ready.describe().map_err(|e| e.to_string())?;
+                Ok(Response::Described { described: Box::new(described), busy_s: busy() })
+            }
+        }
+    }
+}
+
+impl Ready {
+    fn new(setup: Setup) -> Result<Ready, Box<dyn std::error::Error>> {
+        let model = models::find(&setup.model).ok_or_else(|| format!("no model is called `{}`", setup.model))?;
+        let set = Arc::new(DataSet::load(&setup.data, &setup.search_from)?);
+        let (mut notes, mut checkpoint) = (Vec::new(), None);
+        let candidate = &setup.candidate;
+        if candidate.precision == Precision::Bf16 && !crate::backend::cpu::has_bf16_products() {
+            notes.push("this processor has no bf16 arithmetic: values are widened to fp32 in every product".to_string());
+        }
+        if candidate.precision == Precision::Fp16 {
+            notes.push("this processor has no fp16 arithmetic in use: values are widened to fp32 in every product".to_string());
+        }
+        let work = match candidate.phase {
+            Phase::Train => {
+                let rate = scaled_rate(&setup.train, candidate.batch_size);
+                if candidate.batch_size != setup.train.batch_size {
+                    let given = setup.train.optimizer.learning_rate;
+                    notes.push(format!(
+                        "learning rate {rate:.3e}, scaled from {given:.3e} at batch {} to batch {}",
+                        setup.train.batch_size, candidate.batch_size
+                    ));
+                }
+                Doing::Train(Box::new(Trainer::new(model, set.clone(), candidate, &setup.train, setup.train.first_seed)?))
+            }
+            Phase::Infer => {
+                let (hash, weights) = trained_weights(&setup, model, &set)?;
+                checkpoint = Some(hash);
+                if candidate.compression == Compression::Int8 {
+                    notes.push(format!(
+                        "activation ranges from {} training rows, none of them a test row",
+                        crate::train::CALIBRATION_ROWS.min(set.train.rows())
+                    ));
+                }
+                let predictor = Predictor::new(model, &set, &weights, candidate)?;
+                notes.extend(predictor.program().notes.iter().cloned());
+                Doing::Infer(Box::new(predictor))
+            }
+        };
+        Ok(Ready { setup, model, set, work, step_s: 0.0, counter: EnergyCounter::open(), notes, checkpoint })
+    }
+
+    fn train(&mut self, seed: u64) -> Result<(crate::record::SeedRun, Quality), TrainError> {
+        let (candidate, train) = (&self.setup.candidate, &self.setup.train);
+        let identity =
+            Identity { model: self.model.name, data: &self.set.content_hash, train, precision: candidate.precision, seed };
+        let mut trainer = Trainer::new(self.model, self.set.clone(), candidate, train, seed)?;
+        let (mut run, quality, weights) = trainer.run(self.setup.primary_metric)?;
+        // The weights of the reference candidate are those that inference candidates ask for by this name.
+        let is_reference = candidate.precision == Precision::Fp32
+            && candidate.layout == Layout::Single
+            && candidate.batch_size == train.batch_size;
+        if is_reference && run.failure.is_none() {
+            run.checkpoint = identity.hash();
+            let path = Checkpoint::path(&self.setup.checkpoints, &run.checkpoint);
+            Checkpoint { weights, run: run.clone() }.save(&path)?;
+            self.checkpoint.get_or_insert(run.checkpoint.clone());
+        }
+        Ok((run, quality))
+    }
+
+    fn steps(&mut self, count: usize) -> Result<StepTimes, TrainError> {
+        match &mut self.work {
+            Doing::Train(trainer) => {
+                let times = trainer.steps(count)?;
+                // Losses of timed steps are nobody's result.
+                trainer.take_losses();
+                Ok(times)
+            }
+            Doing::Infer(predictor) => predictor.steps(&self.set.test, count),
+        }
+    }
+
+    /// Runs until `least` is over and times are stable, at most `most`; steps, seconds, and whether stable.
+    fn warm_up(&mut self, least: Seconds, most: Seconds) -> Result<(u64, f64, bool), TrainError> {
+        let start = Instant::now();
+        let (mut steps, mut chunk, mut means) = (0u64, 1usize, Vec::new());
+        loop {
+            let times = self.steps(chunk)?;
+            steps += times.steps;
+            self.step_s = times.total_s / times.steps as f64;
+            if times.total_s < 0.005 && chunk < 1 << 16 {
+                // Too short to judge by: the chunks grow first.
+                chunk *= 2;
+            } else {
+                means.push(self.step_s);
+            }
+            let elapsed = start.elapsed().as_secs_f64();
+            let latest = &means[means.len().saturating_sub(STABLE_WINDOW)..];
+            let stable = latest.len() >= 4 && StopRule::is_stable(latest);
+            if (elapsed >= least.0 && stable) || elapsed >= most.0 {
+                return Ok((steps, elapsed, stable));
+            }
+        }
+    }
+
+    fn block(&mut self, target: Seconds) -> Result<(StepTimes, Option<f64>), TrainError> {
+        // At least two steps, so that a block is a series also where one step is longer than the target.
+        let count = ((target.0 / self.step_s.max(1e-9)).ceil() as usize).clamp(2, 10_000_000);
+        let before = self.counter.as_ref().and_then(EnergyCounter::read);
+        let times = self.steps(count)?;
+        let after = self.counter.as_ref().and_then(EnergyCounter::read);
+        self.step_s = times.total_s / times.steps as f64;
+        let energy = self.counter.as_ref().zip(before.zip(after)).map(|(c, (before, after))| c.between(&before, &after).0);
+        Ok((times, energy))
+    }
+
+    fn describe(&mut self) -> Result<Described, TrainError> {
+        let quality = match &mut self.work {
+            Doing::Train(_) => None,
+            Doing::Infer(predictor) => Some(predictor.judge(&self.set)?),
+        };
+        // Before the profile, whose clocks and lists are not the candidate's own.
+        let peak_memory = peak_resident();
+        let candidate = &self.setup.candidate;
+        let ranks = candidate.layout.ranks() as u64;
+        let (data_s, program, model_bytes) = match &mut self.work {
+            Doing::Train(trainer) => {
+                let data_s = trainer.data_seconds(PROFILED_STEPS);
+                let bytes = trainer.weight_bytes();
+                (data_s, trainer.program().program.clone(), bytes)
+            }
+            Doing::Infer(predictor) => {
+                let data_s = predictor.data_seconds(&self.set.test, PROFILED_STEPS);
+                let bytes = predictor.program().model_bytes;
+                (data_s, predictor.program().program.clone(), bytes)
+            }
+        };
+        let op_times = match &mut self.work {
+            Doing::Train(trainer) => profile(trainer.team())?,
+            Doing::Infer(predictor) => profile(predictor.team())?,
+        };
+        let work = program.work();
+        let units = candidate.batch_size as u64;
+        let step = self.steps(PROFILED_STEPS)?;
+        let step_s = median(&step.step_s).unwrap_or(self.step_s);
+        Ok(Described {
+            quality,
+            peak_memory,
+            model_size: Some(Bytes(model_bytes)),
+            flops_per_unit: Some(Flops(work.flops.0 * ranks / units)),
+            bytes_per_unit: Some(Bytes(work.bytes.0 * ranks / units)),
+            time_split: Some(split(&program, &op_times, data_s, step_s, self.setup.balance)),
+            profile: program
+                .steps
+                .iter()
+                .zip(&op_times)
+                .map(|(step, time)| {
+                    let work = program.step_work(step);
+                    OpProfile {
+                        op: step.op.name().to_string(),
+                        shape: program.step_shape(step),
+                        flops: work.flops,
+                        bytes: work.bytes,
+                        message_bytes: work.message_bytes,
+                        time: Some(Seconds(*time)),
+                    }
+                })
+                .collect(),
+            notes: self.notes.clone(),
+            checkpoint: self.checkpoint.clone(),
+            energy_counter: self.counter.as_ref().map(EnergyCounter::name),
+        })
+    }
+}
+
+/// The weights that all inference candidates share: trained once, in fp32 on all cores, and kept by their identity.
+fn trained_weights(setup: &Setup, model: &'static Model, set: &Arc<DataSet>) -> Result<(String, Weights), TrainError> {
+    let train = &setup.train;
+    let seed = train.first_seed;
+    let identity = Identity { model: model.name, data: &set.content_hash, train, precision: Precision::Fp32, seed };
+    let hash = identity.hash();
+    let path: PathBuf = Checkpoint::path(&setup.checkpoints, &hash);
+    if path.exists() {
+        return Ok((hash, Checkpoint::load(&path)?.weights));
+    }
+    let reference = crate::record::Candidate {
+        phase: Phase::Train,
+        precision: Precision::Fp32,
+        compression: Compression::None,
+        layout: Layout::Single,
+        batch_size: train.batch_size,
+        threads: setup.all_threads,
+        ..setup.candidate.clone()
+    };
+    let (mut run, _, weights) = Trainer::new(model, set.clone(), &reference, train, seed)?.run(setup.primary_metric)?;
+    run.checkpoint = hash.clone();
+    Checkpoint { weights: weights.clone(), run }.save(&path)?;
+    Ok((hash, weights))
+}
+
+/// Median seconds of every step of rank 0's program, all ranks running.
+fn profile(team: &mut Team) -> Result<Vec<f64>, TrainError> {
+    let mut states = vec![(); team.len()];
+    let runs = team.each(&mut states, |_, rank, ()| {
+        let mut runs = Vec::with_capacity(PROFILED_STEPS);
+        for _ in 0..PROFILED_STEPS {
+            let mut times = Vec::new();
+            rank.session.execute_timed(&mut times)?;
+            runs.push(times);
+        }
+        Ok(runs)
+    })?;
+    let first = &runs[0];
+    let of_step = |k: usize| median(&first.iter().map(|run| run[k].0).collect::<Vec<_>>()).unwrap_or(0.0);
+    Ok((0..first[0].len()).map(of_step).collect())
+}
+
+/// Where a step of `step_s` seconds goes. Ops are compute-bound when their arithmetic intensity is above the machine's balance.
+fn split(program: &Program, op_times: &[f64], data_s: f64, step_s: f64, balance: Option<f64>) -> TimeSplit {
+    let mut split = TimeSplit { data: Seconds(data_s), ..TimeSplit::default() };
+    for (step, time) in program.steps.iter().zip(op_times) {
+        let work = program.step_work(step);
+        let intensity = work.flops.0 as f64 / (work.bytes.0 as f64).max(1.0);
+        let part = if work.message_bytes.0 > 0 {
+            &mut split.communication
+        } else if balance.is_some_and(|balance| intensity >= balance) {
+            &mut split.compute
+        } else {
+            &mut split.memory
+        };
+        part.0 += time;
+    }
+    let known: f64 = op_times.iter().sum::<f64>() + data_s;
+    split.host = Seconds((step_s - known).max(0.0));
+    split
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        data::DataSource,
+        record::{Candidate, OptimizerConfig, TrainConfig},
+        vocab::{Device, InitKind, Metric, OptimizerKind, Schedule, Task},
+    };
+
+    fn setup(phase: Phase, layout: Layout, checkpoints: PathBuf) -> Setup {
+        Setup {
+            candidate: Candidate {
+                phase,
+                device: Device::Cpu,
+                precision: Precision::Fp32,
+                compression: Compression::None,
+                layout,
+                batch_size: 32,
+                threads: 2,
+            },
+            task: Task::ImageClassification,
+            model: "mlp".into(),
+            data: DataSource::Shipped("digits-8x8".into()),
+            search_from: vec![PathBuf::from(env!("CARGO_MANIFEST_DIR"))],
+            train: TrainConfig {
+                epochs: 2,
+                optimizer: OptimizerConfig::new(OptimizerKind::Sgd, 0.05),
+                schedule: Schedule::Constant,
+                init: InitKind::He,
+                l1: 0.0,
+                l2: 0.0,
+                augment: vec![],
+                seeds: 1,
+                first_seed: 3,
+                batch_size: 32,
+                target: None,
+            },
+            primary_metric: Metric::Accuracy,
+            checkpoints,
+            all_threads: 2,
+            balance: Some(10.0),
+        }
+    }
+
+    #[test]
+    fn a_worker_trains_answers_and_describes_itself_from_the_same_weights() {
+        let dir = tempfile::tempdir().unwrap();
+        for layout in [Layout::Single, Layout::Data(2)] {
+            let mut bench = Bench::default();
+            let ask = |bench: &mut Bench, request| bench.answer(request).unwrap();
+            ask(&mut bench, Request::Prepare(Box::new(setup(Phase::Train, layout, dir.path().into()))));
+            let Response::Trained { run, quality, .. } = ask(&mut bench, Request::Train { seed: 3 }) else { panic!() };
+            assert_eq!((run.epochs.len(), run.checkpoint.is_empty()), (2, layout != Layout::Single));
+            assert!(quality.metrics[&Metric::Accuracy] > 0.6 && quality.predictions.len() == 360);
+            let warm = Request::WarmUp { least: Seconds(0.01), most: Seconds(0.5) };
+            let Response::Warm { steps, .. } = ask(&mut bench, warm) else { panic!() };
+            assert!(steps > 0);
+            let Response::Block { step_s, steps, total_s, .. } = ask(&mut bench, Request::Block { target: Seconds(0.02) }) else {
+                panic!()
+            };
+            assert!(steps >= 2 && step_s.len() as u64 == steps.min(1000) && step_s.iter().sum::<f64>() <= total_s * 1.001);
+            let Response::Described { described, .. } = ask(&mut bench, Request::Describe) else { panic!() };
+            assert!(described.quality.is_none() && described.profile.iter().all(|op| op.time.is_some()));
+            let reduces = described.profile.iter().filter(|op| op.op == "all_reduce").count();
+            assert_eq!(reduces > 0, layout != Layout::Single);
+        }
+        let mut bench = Bench::default();
+        bench.answer(Request::Prepare(Box::new(setup(Phase::Infer, Layout::Single, dir.path().into())))).unwrap();
+        let Response::Described { described, .. } = bench.answer(Request::Describe).unwrap() else { panic!() };
+        // One multiply-add a weight, a bias and a ReLU each: counted by hand for 64-256-128-10.
+        let flops = 2 * (64 * 256 + 256 * 128 + 128 * 10) + 256 + 128 + 10 + 256 + 128;
+        assert_eq!(described.flops_per_unit, Some(Flops(flops)));
+        assert_eq!(described.model_size, Some(Bytes(4 * (64 * 256 + 256 + 256 * 128 + 128 + 1280 + 10))));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "one training, one checkpoint");
+    }
+}

@@ -1,0 +1,199 @@
+//! Training against PyTorch's recorded curves, layouts against the single device, and accuracy on real data.
+
+use advisor::{
+    data::{DataSet, DataSource, gather},
+    models::{Size, find},
+    record::{Candidate, OptimizerConfig, TrainConfig},
+    strategy::{Tensor, Weights},
+    train::{Predictor, Team, Trainer, training_program},
+    vocab::{Augmentation, Compression, Device, InitKind, Layout, Metric, OptimizerKind, Phase, Precision, Schedule, Vocabulary},
+};
+use serde_json::Value;
+use std::{path::PathBuf, sync::Arc};
+
+fn mnist() -> Arc<DataSet> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    Arc::new(DataSet::load(&DataSource::Shipped("mnist".into()), &[root]).unwrap())
+}
+
+fn config(kind: OptimizerKind, learning_rate: f64, batch_size: usize) -> TrainConfig {
+    TrainConfig {
+        epochs: 4,
+        optimizer: OptimizerConfig::new(kind, learning_rate),
+        schedule: Schedule::Cosine,
+        init: InitKind::He,
+        l1: 0.0,
+        l2: 0.0,
+        augment: vec![],
+        seeds: 1,
+        first_seed: 1,
+        batch_size,
+        target: None,
+    }
+}
+
+fn candidate(phase: Phase, precision: Precision, layout: Layout, batch_size: usize) -> Candidate {
+    Candidate { phase, device: Device::Cpu, precision, compression: Compression::None, layout, batch_size, threads: 2 }
+}
+
+/// The weights that both sides compute for themselves: splitmix64 of seed, parameter and place (see `reference/pytorch_curves.py`).
+fn reference_weights(graph: &advisor::graph::Graph, seed: u64) -> Weights {
+    let tensors = graph.parameters().enumerate().map(|(number, id)| {
+        let value = graph.value(id);
+        let fan_in = match value.role {
+            advisor::graph::Role::Parameter { fan_in, .. } => fan_in,
+            _ => unreachable!(),
+        };
+        let bound = (1.0 / (fan_in as f64).sqrt()) as f32;
+        let data = (0..value.elements() as u64).map(|i| {
+            let mut z = seed.wrapping_add((number as u64) << 32).wrapping_add(i).wrapping_add(0x9E37_79B9_7F4A_7C15);
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            z ^= z >> 31;
+            let u = (z >> 40) as f32 / (1u32 << 24) as f32;
+            (2.0 * u - 1.0) * bound
+        });
+        Tensor { name: value.name.clone(), shape: value.shape.clone(), data: data.collect() }
+    });
+    Weights { tensors: tensors.collect() }
+}
+
+#[test]
+fn loss_curves_agree_with_pytorch_for_every_optimizer() {
+    let reference: Value = serde_json::from_str(include_str!("reference/pytorch_curves.json")).unwrap();
+    let set = mnist();
+    let batch = reference["batch_size"].as_u64().unwrap() as usize;
+    let cases = reference["cases"].as_array().unwrap();
+    assert!(cases.len() >= 7);
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        let o = &case["optimizer"];
+        let kind = OptimizerKind::parse(o["kind"].as_str().unwrap()).unwrap();
+        let mut config = config(kind, o["learning_rate"].as_f64().unwrap(), batch);
+        let optimizer = &mut config.optimizer;
+        for (key, field) in
+            [("momentum", &mut optimizer.momentum), ("beta1", &mut optimizer.beta1), ("epsilon", &mut optimizer.epsilon)]
+        {
+            *field = o[key].as_f64().unwrap_or(*field);
+        }
+        optimizer.beta2 = o["beta2"].as_f64().or(o["alpha"].as_f64()).unwrap_or(optimizer.beta2);
+        config.l1 = case["regularisation"]["l1"].as_f64().unwrap_or(0.0);
+        config.l2 = case["regularisation"]["l2"].as_f64().or(o["weight_decay"].as_f64()).unwrap_or(0.0);
+        let model = find(case["model"].as_str().unwrap()).unwrap();
+        let forward = (model.build)(&Size { batch, image: set.shape, classes: 10 }).unwrap();
+        let weights = reference_weights(&forward, reference["seed"].as_u64().unwrap());
+        for (given, ours) in reference["init"][model.name].as_array().unwrap().iter().zip(&weights.tensors) {
+            assert_eq!(given["name"].as_str().unwrap(), ours.name);
+            assert!((given["first"][0].as_f64().unwrap() as f32 - ours.data[0]).abs() < 1e-7);
+        }
+        let training = training_program(&forward, Precision::Fp32, &config, 1).unwrap();
+        let mut team = Team::new(Device::Cpu, &training.program, 1, 2, &weights).unwrap();
+        let mut worst = 0.0f64;
+        for (step, want) in case["loss_f32"].as_array().unwrap().iter().enumerate() {
+            let rows: Vec<u32> = (0..batch).map(|k| ((step * batch + k) % set.train.rows()) as u32).collect();
+            let (mut images, mut labels) = (vec![0.0; batch * set.row_elements()], vec![0; batch]);
+            gather(&set.train, set.row_elements(), &rows, None, &mut images, &mut labels);
+            let session = team.first();
+            session.upload_f32(training.x, &images).unwrap();
+            session.upload_i32(training.labels, &labels).unwrap();
+            session.execute().unwrap();
+            let mut loss = [0.0];
+            session.download_f32(training.loss, &mut loss).unwrap();
+            let want = want.as_f64().unwrap();
+            let error = (f64::from(loss[0]) - want).abs() / want;
+            assert!(error < 1e-4, "{name}, step {step}: {} against PyTorch's {want} ({error:.1e})", loss[0]);
+            worst = worst.max(error);
+        }
+        println!("{name}: largest relative difference {worst:.1e}");
+    }
+}
+
+#[test]
+fn data_parallel_training_has_the_losses_and_weights_of_one_device() {
+    let set = mnist();
+    for (precision, tolerance) in [(Precision::Fp32, 2e-4), (Precision::Bf16, 0.05), (Precision::Fp16, 0.02)] {
+        for kind in [OptimizerKind::Sgd, OptimizerKind::Adam] {
+            let config = TrainConfig { augment: vec![Augmentation::Rotate], ..config(kind, 0.002, 60) };
+            let model = find("simple-cnn").unwrap();
+            let run = |layout: Layout| {
+                let candidate = Candidate { threads: 3, ..candidate(Phase::Train, precision, layout, 60) };
+                let mut trainer = Trainer::new(model, set.clone(), &candidate, &config, 5).unwrap();
+                trainer.steps(20).unwrap();
+                (trainer.take_losses(), trainer.weights().unwrap())
+            };
+            let (losses, weights) = run(Layout::Single);
+            assert!(losses[19] < losses[0], "{losses:?}");
+            for ranks in [2, 3] {
+                let (split_losses, split_weights) = run(Layout::Data(ranks));
+                for (a, b) in losses.iter().zip(&split_losses) {
+                    assert!((a - b).abs() <= tolerance * a, "{precision:?} {kind:?} dp={ranks}: loss {b} is not {a}");
+                }
+                for (a, b) in weights.tensors.iter().zip(&split_weights.tensors) {
+                    let difference: f64 = a.data.iter().zip(&b.data).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+                    let size: f64 = a.data.iter().map(|a| f64::from(*a).powi(2)).sum();
+                    assert!(
+                        difference.sqrt() <= 20.0 * tolerance * size.sqrt().max(0.1),
+                        "{precision:?} {kind:?} dp={ranks}: {}",
+                        a.name
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_and_another_gives_others() {
+    let set = mnist();
+    let config = config(OptimizerKind::Sgd, 0.05, 64);
+    let run = |seed: u64| {
+        let candidate = candidate(Phase::Train, Precision::Fp32, Layout::Data(2), 64);
+        let mut trainer = Trainer::new(find("mlp").unwrap(), set.clone(), &candidate, &config, seed).unwrap();
+        trainer.steps(10).unwrap();
+        trainer.weights().unwrap()
+    };
+    let first = run(1);
+    assert_eq!(first, run(1));
+    assert_ne!(first, run(2));
+}
+
+#[test]
+fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
+    let set = mnist();
+    let model = find("simple-cnn").unwrap();
+    let augment = vec![Augmentation::Rotate, Augmentation::Scale];
+    let config = TrainConfig { epochs: 5, augment, ..config(OptimizerKind::Sgd, 0.05, 32) };
+    let mut trainer =
+        Trainer::new(model, set.clone(), &candidate(Phase::Train, Precision::Fp32, Layout::Single, 32), &config, 1).unwrap();
+    let (run, quality, weights) = trainer.run(Metric::Accuracy).unwrap();
+    let fp32 = quality.metrics[&Metric::Accuracy];
+    assert!(fp32 >= 0.97 && run.epochs.len() == 5 && run.failure.is_none(), "{fp32}: {:?}", run.epochs);
+    assert!(run.epochs[4].train_loss < run.epochs[0].train_loss);
+    let judge = |precision: Precision, compression: Compression, layout: Layout, batch_size: usize| {
+        let candidate = Candidate { compression, ..candidate(Phase::Infer, precision, layout, batch_size) };
+        let mut predictor = Predictor::new(model, &set, &weights, &candidate).unwrap();
+        predictor.judge(&set).unwrap().metrics[&Metric::Accuracy]
+    };
+    assert_eq!(judge(Precision::Fp32, Compression::None, Layout::Single, 64), fp32);
+    for (precision, compression) in
+        [(Precision::Bf16, Compression::None), (Precision::Fp16, Compression::None), (Precision::Fp32, Compression::Int8)]
+    {
+        for (layout, batch_size) in [(Layout::Single, 1), (Layout::Single, 64), (Layout::Data(2), 64)] {
+            let value = judge(precision, compression, layout, batch_size);
+            assert!((value - fp32).abs() <= 0.005, "{precision:?} {compression} {layout} b{batch_size}: {value} against {fp32}");
+        }
+    }
+    // Pruned answers do not depend on the batch or on which kernel skips the zeros.
+    for compression in [Compression::TwoFour, Compression::Magnitude(0.8), Compression::Channel(0.5)] {
+        let (one, many) =
+            (judge(Precision::Fp32, compression, Layout::Single, 1), judge(Precision::Fp32, compression, Layout::Single, 64));
+        assert!((one - many).abs() <= 0.001 && one > 0.5, "{compression}: {one} and {many}");
+        println!("{compression}: {many:.4} against {fp32:.4}");
+    }
+    for precision in [Precision::Bf16, Precision::Fp16] {
+        let candidate = candidate(Phase::Train, precision, Layout::Single, 32);
+        let (run, quality, _) = Trainer::new(model, set.clone(), &candidate, &config, 1).unwrap().run(Metric::Accuracy).unwrap();
+        let value = quality.metrics[&Metric::Accuracy];
+        assert!(value >= fp32 - 0.005 && run.failure.is_none(), "trained in {precision:?}: {value} against {fp32}");
+    }
+}
