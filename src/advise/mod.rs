@@ -30,7 +30,7 @@ mod reasons;
 mod rows;
 mod speed;
 #[cfg(test)]
-mod synthetic;
+pub(crate) mod synthetic;
 #[cfg(test)]
 mod tests;
 

@@ -104,21 +104,18 @@ fn against_baseline(field: &Field<'_>, figures: &Figures, found: &Found) -> Opti
     Some(format!("`{title}` {figure}{}{}.", change.unwrap_or_default(), speedup.unwrap_or_default()))
 }
 
-/// Said where the row's own rate and its drift-free one differ by more than anyone should ignore.
+/// Said where the rate in the row's own seconds and its drift-free one differ by more than anyone should ignore.
 fn drift(field: &Field<'_>, figures: &Figures, row: usize) -> Option<String> {
-    let value = figures.values[row]?;
-    let own = match figures.figure {
-        Figure::UsdPerMillion => field.judged[row].row.usd_per_million?.value,
-        Figure::Throughput => field.judged[row].row.throughput?.value,
-        _ => return None,
-    };
+    let judged = &field.judged[row];
+    let (own, value) = (judged.timing.throughput()?.value, judged.row.throughput?.value);
     let apart = (own / value - 1.0).abs();
-    (apart.is_finite() && apart > LEAST_EFFECT).then(|| {
+    (figures.figure.is_of_rate() && apart.is_finite() && apart > LEAST_EFFECT).then(|| {
         format!(
-            "Rows are ranked by their ratio to the baseline in shared rounds, which the machine's drift leaves alone: so compared, the \
-             figure of `{}` differs from its own median by {}.",
+            "Rates follow the ratio to the baseline in shared rounds, which the machine's drift leaves alone: in its own seconds `{}` was \
+             {} {}.",
             field.title(row),
-            phrase::percent(apart)
+            phrase::percent(apart),
+            if own < value { "slower" } else { "faster" }
         )
     })
 }

@@ -39,12 +39,27 @@ pub(super) fn judge<'a>(run: &'a StoredRun, price: &Price, phase: Phase, baselin
         .zip(timings)
         .zip(drops)
         .map(|((place, timing), drop)| {
-            let mut row = figures(run, place, &timing, price);
+            let speedup = base_rates.as_ref().and_then(|base| speed::estimate(&speed::shared_ratios(&timing.rates, base)));
+            let throughput = throughput(&timing, speedup, base_rates.as_ref());
+            let mut row = figures(run, place, &timing, throughput, price);
             row.drop = drop;
-            row.speedup = base_rates.as_ref().and_then(|base| speed::estimate(&speed::shared_ratios(&timing.rates, base)));
+            row.speedup = speedup;
             Judged { record: &run.records[place], timing, breaches: Vec::new(), row }
         })
         .collect()
+}
+
+/// Units a second, free of the machine's drift where the baseline ran in the same rounds: the ratio to it times its own median. Rows
+/// of different groups compare by this figure; the raw rates stay in the samples.
+fn throughput(timing: &Timing, speedup: Option<Estimate>, base_rates: Option<&speed::Series>) -> Option<Estimate> {
+    let base = base_rates.and_then(|rates| median(&rates.values().copied().collect::<Vec<_>>()));
+    match (speedup, base) {
+        (Some(ratio), Some(base)) => Some(Estimate {
+            value: ratio.value * base,
+            interval: ratio.interval.map(|i| Interval { low: i.low * base, high: i.high * base }),
+        }),
+        _ => timing.throughput(),
+    }
 }
 
 /// Training seeds have no paired answers; their loss is judged by the mean over seeds, in `limits`.
@@ -64,9 +79,8 @@ fn answered(record: &RunRecord) -> Option<&crate::record::Quality> {
     record.quality.as_ref().filter(|_| record.status == Status::Ok)
 }
 
-fn figures(run: &StoredRun, place: usize, timing: &Timing, price: &Price) -> Row {
+fn figures(run: &StoredRun, place: usize, timing: &Timing, throughput: Option<Estimate>, price: &Price) -> Row {
     let (header, record) = (&run.header, &run.records[place]);
-    let throughput = timing.throughput();
     let valid_energy = record.energy.as_ref().filter(|energy| energy.units > 0 && energy.total.0.is_finite());
     let time_to_target = time_to_target(record);
     Row {

@@ -8,7 +8,7 @@ use crate::{
     data::{DataSet, DataSource},
     models,
     record::{Candidate, OptimizerConfig, TrainConfig},
-    train::{Predictor, StepTimes, TrainError, Trainer, initial_weights},
+    train::{Predictor, StepTimes, TrainError, Trainer},
     vocab::{Compression, Device, InitKind, Layout, OptimizerKind, Phase, Precision, Schedule},
 };
 use serde::Deserialize;
@@ -97,8 +97,11 @@ fn prepare(candidate: &Candidate, set: &Arc<DataSet>) -> Result<Ready, TrainErro
     Ok(match candidate.phase {
         Phase::Train => Ready::Train(Box::new(Trainer::new(model, set.clone(), candidate, &config, 1)?)),
         Phase::Infer => {
-            let size = models::Size { batch: candidate.batch_size, image: set.shape, classes: set.classes.len() };
-            let weights = initial_weights(&(model.build)(&size)?, config.init, 1);
+            // An epoch of training first: how many activations are zero decides what a kernel may skip, and fresh weights have too many.
+            let first = Candidate { phase: Phase::Train, precision: Precision::Fp32, batch_size: 32, ..candidate.clone() };
+            let mut trainer = Trainer::new(model, set.clone(), &first, &TrainConfig { batch_size: 32, ..config }, 1)?;
+            trainer.steps(set.train.rows() / 32)?;
+            let weights = trainer.weights()?;
             Ready::Infer(Box::new(Predictor::new(model, set, &weights, candidate)?))
         }
     })

@@ -3,6 +3,7 @@
 use crate::{harness::Event, record::Status};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
+    collections::HashSet,
     io::IsTerminal,
     time::{Duration, Instant},
 };
@@ -20,6 +21,8 @@ pub struct Progress {
     done: usize,
     started: Instant,
     done_before: usize,
+    /// Ids of the candidates that this session finished.
+    finished: HashSet<String>,
     last_line: Instant,
 }
 
@@ -36,7 +39,16 @@ impl Progress {
             bar
         });
         let now = Instant::now();
-        Progress { scenario: scenario.to_string(), bar, all: 0, done: 0, started: now, done_before: 0, last_line: now }
+        Progress {
+            scenario: scenario.to_string(),
+            bar,
+            all: 0,
+            done: 0,
+            started: now,
+            done_before: 0,
+            finished: HashSet::new(),
+            last_line: now,
+        }
     }
 
     /// Remaining time, from the candidates finished in this session.
@@ -81,15 +93,14 @@ impl Progress {
                     bar.set_position(self.done as u64 * PARTS + parts as u64);
                 }
             }
-            Event::Finished { candidate, status, reason } => {
-                if *status == Status::Ok {
+            Event::Finished { id, candidate, status, reason } => {
+                if *status != Status::Skipped && self.finished.insert(id.clone()) {
                     self.done = (self.done + 1).min(self.all);
                 }
                 if let Some(bar) = &self.bar {
                     bar.set_position(self.done as u64 * PARTS);
                 }
                 if *status == Status::Failed {
-                    self.done = (self.done + 1).min(self.all);
                     self.say(&format!("failed: {candidate}: {}", reason.as_deref().unwrap_or("no reason was given")));
                 }
             }

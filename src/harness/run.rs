@@ -118,7 +118,9 @@ pub enum Event {
         share: f64,
         candidates: usize,
     },
+    /// Told again for the baseline, whose row grows with every group.
     Finished {
+        id: String,
         candidate: String,
         status: Status,
         reason: Option<String>,
@@ -271,7 +273,12 @@ impl Conductor<'_, '_> {
     }
 
     fn finish(&mut self, record: RunRecord) -> Result<(), HarnessError> {
-        let event = Event::Finished { candidate: record.candidate.title(), status: record.status, reason: record.reason.clone() };
+        let event = Event::Finished {
+            id: record.candidate.id(),
+            candidate: record.candidate.title(),
+            status: record.status,
+            reason: record.reason.clone(),
+        };
         self.append(Line::Candidate(Box::new(record)))?;
         self.tell(event);
         Ok(())

@@ -25,6 +25,16 @@ fn page(title: &str, body: &str) -> String {
     )
 }
 
+/// A sentence whose names stand between backticks.
+fn prose(sentence: &str) -> String {
+    let parts: Vec<&str> = sentence.split('`').collect();
+    if parts.len().is_multiple_of(2) {
+        return escape(sentence);
+    }
+    let mark = |(k, part): (usize, &&str)| if k % 2 == 1 { format!("<code>{}</code>", escape(part)) } else { escape(part) };
+    parts.iter().enumerate().map(mark).collect()
+}
+
 /// The report of one scenario.
 pub fn html(inputs: &Inputs) -> Result<String, ReportError> {
     let (header, advice) = (&inputs.run.header, inputs.advice);
@@ -87,7 +97,7 @@ fn list(out: &mut String, sentences: &[String]) {
     }
     put!(out, "<ul>");
     for sentence in sentences {
-        put!(out, "<li>{}</li>", escape(sentence));
+        put!(out, "<li>{}</li>", prose(sentence));
     }
     put!(out, "</ul>");
 }
@@ -101,7 +111,7 @@ fn answer(out: &mut String, inputs: &Inputs, phase: &PhaseAdvice) {
             put!(out, "<section class=\"answer\">\n<div class=\"soft\">{title}: {wanted} within every limit</div>");
             put!(out, "<div class=\"pick\">{}</div>", escape(&row.title));
             figures(out, row, inputs);
-            let regret = if pick.expected_regret > 0.0 {
+            let regret = if pick.expected_regret >= 0.0005 {
                 format!("; if it is not, it costs {:.1} % on average", 100.0 * pick.expected_regret)
             } else {
                 String::new()
@@ -160,8 +170,13 @@ fn plain(text: Option<String>) -> String {
 
 fn table(out: &mut String, inputs: &Inputs, phase: &PhaseAdvice) {
     let header = &inputs.run.header;
-    let rows: Vec<(usize, &Row)> =
+    let mut rows: Vec<(usize, &Row)> =
         phase.rows.iter().enumerate().filter(|(_, r)| matches!(r.status, RowStatus::Ok | RowStatus::Infeasible)).collect();
+    let price = |row: &Row| row.cost_to_target.map(|c| c.0).or(row.usd_per_million.map(|e| e.value)).unwrap_or(f64::INFINITY);
+    rows.sort_by(|(_, a), (_, b)| {
+        let key = |row: &Row| (!row.recommended, row.status != RowStatus::Ok);
+        key(a).cmp(&key(b)).then(price(a).total_cmp(&price(b)))
+    });
     if rows.is_empty() {
         put!(out, "<p>No candidate was measured.</p>");
         return;
@@ -170,7 +185,7 @@ fn table(out: &mut String, inputs: &Inputs, phase: &PhaseAdvice) {
     let units = escape(&words::units(header));
     put!(
         out,
-        "<div class=\"scroll\"><table>\n<caption>Intervals are 95 %. Speedups are ratios of interleaved blocks.</caption>\n<thead><tr>"
+        "<div class=\"scroll\"><table>\n<caption>Intervals are 95 %. Speedups are ratios of interleaved blocks; rates follow from them and the baseline's own, so that the machine's drift cancels. Cheapest first.</caption>\n<thead><tr>"
     );
     put!(out, "<th>#</th><th class=\"text\">candidate</th><th>{units} a second</th><th>speedup</th>");
     if train {
@@ -243,7 +258,7 @@ fn remarks(out: &mut String, phase: &PhaseAdvice) {
     put!(out, "<details open><summary>Remarks ({})</summary>\n<ul>", said.len());
     for (note, rows) in said {
         let numbers: Vec<String> = rows.iter().map(|n| format!("#{n}")).collect();
-        put!(out, "<li>{} <span class=\"soft\">({})</span></li>", escape(note), numbers.join(", "));
+        put!(out, "<li>{} <span class=\"soft\">({})</span></li>", prose(note), numbers.join(", "));
     }
     put!(out, "</ul></details>");
 }

@@ -17,6 +17,8 @@ mod html;
 mod json;
 mod plots;
 mod terminal;
+#[cfg(test)]
+mod tests;
 mod words;
 mod write;
 

@@ -407,41 +407,9 @@ fn learning(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, Report
         return Ok(None);
     }
     let caption = format!("{}: loss of the first seed over the epochs", words::phase_title(phase.phase));
-    let svg = draw("figure of the loss", 400, &caption, |area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .margin_right(24)
-            .x_label_area_size(46)
-            .y_label_area_size(64)
-            .build_cartesian_2d(0.0..x_high, (y_low * 0.8..y_high * 1.2).log_scale())?;
-        chart
-            .configure_mesh()
-            .axis_style(INK)
-            .bold_line_style(FAINT.mix(0.25))
-            .light_line_style(FAINT.mix(0.0))
-            .label_style(font(13))
-            .axis_desc_style(font(14))
-            .x_desc("epoch")
-            .y_desc("training loss")
-            .x_label_formatter(&|v| three_figures(*v))
-            .y_label_formatter(&|v| three_figures(*v))
-            .draw()?;
-        for (k, (name, points)) in curves.iter().enumerate() {
-            let colour = COLOURS[k];
-            chart
-                .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(2)))?
-                .label(name.clone())
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(3)));
-        }
-        chart
-            .configure_series_labels()
-            .label_font(font(13))
-            .border_style(FAINT.mix(0.0))
-            .background_style(FAINT.mix(0.0))
-            .position(SeriesLabelPosition::UpperRight)
-            .draw()?;
-        Ok(())
-    })?;
+    let y = (y_low * 0.8..y_high * 1.2).log_scale();
+    let names = ["epoch", "training loss"];
+    let svg = lines("figure of the loss", &caption, 0.0..x_high, y, names, &curves, SeriesLabelPosition::UpperRight)?;
     let caption = format!("{caption}; means over up to 15 neighbouring points of the stored curve.");
     Ok(Some(Plot { stem: stem(phase, "loss"), caption, svg }))
 }
@@ -455,6 +423,58 @@ fn smoothed(curve: &[(u64, f64)]) -> Vec<(f64, f64)> {
             (curve[k].0 as f64, window.iter().map(|p| p.1).sum::<f64>() / window.len() as f64)
         })
         .collect()
+}
+
+/// Named curves over a common axis.
+fn lines<Y: AsRangedCoord<Value = f64>>(
+    plot: &'static str,
+    label: &str,
+    x: std::ops::Range<f64>,
+    y: Y,
+    [x_name, y_name]: [&str; 2],
+    curves: &[(String, Vec<(f64, f64)>)],
+    legend: SeriesLabelPosition,
+) -> Result<String, ReportError>
+where
+    Y::CoordDescType: ValueFormatter<f64>,
+{
+    draw(plot, 400, label, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .margin_right(24)
+            .x_label_area_size(46)
+            .y_label_area_size(64)
+            .build_cartesian_2d(x, y)?;
+        chart
+            .configure_mesh()
+            .axis_style(INK)
+            .bold_line_style(FAINT.mix(0.25))
+            .light_line_style(FAINT.mix(0.0))
+            .label_style(font(13))
+            .axis_desc_style(font(14))
+            .x_desc(x_name)
+            .y_desc(y_name)
+            .x_label_formatter(&|v| three_figures(*v))
+            .y_label_formatter(&|v| three_figures(*v))
+            .draw()?;
+        for (k, (name, points)) in curves.iter().enumerate() {
+            let colour = COLOURS[k % COLOURS.len()];
+            // Beyond the palette the line is thin: the legend's order tells which is which.
+            let width = if k < COLOURS.len() { 2 } else { 1 };
+            chart
+                .draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(width)))?
+                .label(name.clone())
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(width + 1)));
+        }
+        chart
+            .configure_series_labels()
+            .label_font(font(13))
+            .border_style(FAINT.mix(0.0))
+            .background_style(FAINT.mix(0.0))
+            .position(legend)
+            .draw()?;
+        Ok(())
+    })
 }
 
 /// One-vs-rest ROC curves of the recommended row.
@@ -471,52 +491,20 @@ fn roc(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportError
         curve.false_positive_rate[at]
     };
     let x_high = quality.roc.iter().map(reach).fold(0.02, f64::max).min(1.0);
-    let svg = draw("figure of the ROC curves", 400, &caption, |area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(10)
-            .margin_right(24)
-            .x_label_area_size(46)
-            .y_label_area_size(64)
-            .build_cartesian_2d(0.0..x_high, 0.0..1.0)?;
-        chart
-            .configure_mesh()
-            .axis_style(INK)
-            .bold_line_style(FAINT.mix(0.25))
-            .light_line_style(FAINT.mix(0.0))
-            .label_style(font(13))
-            .axis_desc_style(font(14))
-            .x_desc("false positive rate")
-            .y_desc("true positive rate")
-            .x_label_formatter(&|v| three_figures(*v))
-            .draw()?;
-        for (k, curve) in quality.roc.iter().take(most).enumerate() {
-            let colour = COLOURS[k % COLOURS.len()];
-            let points: Vec<(f64, f64)> = curve
-                .false_positive_rate
-                .iter()
-                .copied()
-                .zip(curve.true_positive_rate.iter().copied())
-                .take_while(|p| p.0 <= x_high)
-                .collect();
+    let curves: Vec<(String, Vec<(f64, f64)>)> = quality
+        .roc
+        .iter()
+        .take(most)
+        .map(|curve| {
+            let pairs = curve.false_positive_rate.iter().copied().zip(curve.true_positive_rate.iter().copied());
             let name = classes.get(curve.class as usize).cloned().unwrap_or_else(|| curve.class.to_string());
-            let area_text = quality.per_class.get(curve.class as usize).and_then(|c| c.roc_auc);
-            let label = area_text.map_or(name.clone(), |auc| format!("{name}  {auc:.4}"));
-            // Beyond the palette the line is thin: the label's order tells.
-            let width = if k < COLOURS.len() { 2 } else { 1 };
-            chart
-                .draw_series(LineSeries::new(points, colour.stroke_width(width)))?
-                .label(label)
-                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(width + 1)));
-        }
-        chart
-            .configure_series_labels()
-            .label_font(font(13))
-            .border_style(FAINT.mix(0.0))
-            .background_style(FAINT.mix(0.0))
-            .position(SeriesLabelPosition::LowerRight)
-            .draw()?;
-        Ok(())
-    })?;
+            let area = quality.per_class.get(curve.class as usize).and_then(|c| c.roc_auc);
+            (area.map_or(name.clone(), |auc| format!("{name}  {auc:.4}")), pairs.take_while(|p| p.0 <= x_high).collect())
+        })
+        .collect();
+    let names = ["false positive rate", "true positive rate"];
+    let svg =
+        lines("figure of the ROC curves", &caption, 0.0..x_high, 0.0..1.0, names, &curves, SeriesLabelPosition::LowerRight)?;
     let caption = format!("{caption}; the number behind a class is its area under the curve.");
     Ok(Some(Plot { stem: stem(phase, "roc"), caption, svg }))
 }

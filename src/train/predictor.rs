@@ -1,6 +1,6 @@
 //! Answers: scores for rows, steps for the clock, activation ranges for int8.
 
-use super::{InferenceProgram, StepTimes, Team, TrainError, inference_program, load_weights, team::KEPT_STEPS, trainer};
+use super::{InferenceProgram, StepTimes, Team, TrainError, inference_program, load_weights, team::StepClock, trainer};
 use crate::{
     backend::open,
     data::{DataSet, Part, calibration_rows, gather},
@@ -99,9 +99,7 @@ impl Predictor {
         let ranks = self.team.len();
         let inference = &self.inference;
         let times = self.team.each(&mut self.states, |number, rank, state| {
-            let mut times = StepTimes { step_s: Vec::with_capacity(count.min(KEPT_STEPS)), ..StepTimes::default() };
-            let start = Instant::now();
-            let mut last = start;
+            let mut clock = StepClock::start(count, number == 0);
             for step in 0..count {
                 let from = first + step * batch * ranks + number * batch;
                 state.rows.iter_mut().enumerate().for_each(|(k, row)| *row = ((from + k) % rows) as u32);
@@ -110,15 +108,9 @@ impl Predictor {
                 if ranks > 1 {
                     rank.member.barrier()?;
                 }
-                if number == 0 && times.step_s.len() < KEPT_STEPS {
-                    let now = Instant::now();
-                    times.step_s.push((now - last).as_secs_f64());
-                    last = now;
-                }
+                clock.step();
             }
-            times.steps = count as u64;
-            times.total_s = start.elapsed().as_secs_f64();
-            Ok(times)
+            Ok(clock.end())
         })?;
         self.answered = (first + count * batch * ranks) % rows;
         Ok(times.into_iter().next().unwrap_or_default())

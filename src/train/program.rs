@@ -111,7 +111,7 @@ pub struct InferenceProgram {
     pub notes: Vec<String>,
 }
 
-/// Largest rows a step at which a 2:4 product beats the dense one on the processors measured (`cargo bench -- sparse`): it reads half
+/// Largest rows a step at which a 2:4 product beats the dense one on the processors measured (`cargo bench --bench kernels -- gemm`): it reads half
 /// the weights, so it wins where reading them is the work, and loses where arithmetic is.
 const TWO_FOUR_ROWS: usize = 4;
 

@@ -2,7 +2,7 @@
 
 use super::{
     LossScale, Predictor, StepTimes, Team, TrainError, TrainingProgram, initial_weights,
-    team::{KEPT_STEPS, Rank},
+    team::{Rank, StepClock},
     training_program,
 };
 use crate::{
@@ -128,9 +128,7 @@ impl Trainer {
         let (set, training, augmenter, seed) = (&*self.set, &self.training, &self.augmenter, self.seed);
         let (ranks, schedule, epochs) = (self.team.len(), self.config.schedule, self.config.epochs);
         let times = self.team.each(&mut self.states, |number, rank, state| {
-            let mut times = StepTimes { step_s: Vec::with_capacity(count.min(KEPT_STEPS)), ..StepTimes::default() };
-            let start = Instant::now();
-            let mut last = start;
+            let mut clock = StepClock::start(count, number == 0);
             for step in first..first + count {
                 if step % per_epoch == 0 {
                     state.batches.epoch((step / per_epoch) as u64);
@@ -140,15 +138,9 @@ impl Trainer {
                 rank.session.set_rate_factor(schedule.factor(step, per_epoch * epochs));
                 one_step(set, training, rank, &mut state.labels, rows, augment, &mut state.scale, &mut state.updates)
                     .map(|loss| state.losses.push(loss))?;
-                if number == 0 && times.step_s.len() < KEPT_STEPS {
-                    let now = Instant::now();
-                    times.step_s.push((now - last).as_secs_f64());
-                    last = now;
-                }
+                clock.step();
             }
-            times.steps = count as u64;
-            times.total_s = start.elapsed().as_secs_f64();
-            Ok(times)
+            Ok(clock.end())
         })?;
         self.step += count;
         Ok(times.into_iter().next().unwrap_or_default())

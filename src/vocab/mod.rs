@@ -60,3 +60,44 @@ impl UnknownWord {
         UnknownWord { kind, found: found.to_string(), expected: expected.into_iter().map(str::to_string).collect() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    /// Names and aliases of a family are all different and read back as their value.
+    fn check<T: Vocabulary + std::fmt::Debug>(values: &[T]) {
+        let mut seen = HashSet::new();
+        for word in T::WORDS {
+            for name in word.aliases.iter().chain([&word.name]) {
+                assert!(seen.insert(*name), "`{name}` stands twice in {}", T::KIND);
+                assert_eq!(T::parse(name).unwrap(), word.value);
+            }
+            assert!(!word.about.is_empty());
+        }
+        // `name` and `about` answer for every value, so a new variant without a word fails here.
+        for value in values {
+            assert_eq!(T::parse(value.name()).unwrap(), *value);
+        }
+        let unknown = T::parse("no such word").unwrap_err();
+        assert_eq!(unknown.expected.len(), T::WORDS.len());
+    }
+
+    #[test]
+    fn every_value_has_its_word_and_every_word_is_its_own() {
+        use Metric::*;
+        check(&[DType::F32, DType::Bf16, DType::F16, DType::I32, DType::I8, DType::U8]);
+        check(&[self::Precision::Fp32, self::Precision::Bf16, self::Precision::Fp16]);
+        check(&[Phase::Train, Phase::Infer]);
+        check(&[Device::Auto, Device::Cpu]);
+        check(&[Task::ImageClassification]);
+        check(&[OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Rmsprop]);
+        check(&[Schedule::Constant, Schedule::Cosine]);
+        check(&[InitKind::Uniform, InitKind::Gaussian, InitKind::Xavier, InitKind::He]);
+        check(&[Augmentation::Flip, Augmentation::Rotate, Augmentation::Scale]);
+        use Objective as O;
+        check(&[O::Cost, O::Time, O::Energy, O::Memory, O::Throughput, O::Accuracy]);
+        check(&[self::Metric::Accuracy, PrecisionMacro, RecallMacro, F1Macro, PrecisionMicro, RecallMicro, F1Micro, RocAucMacro]);
+    }
+}

@@ -123,6 +123,7 @@ impl Ready {
             Identity { model: self.model.name, data: &self.set.content_hash, train, precision: candidate.precision, seed };
         let mut trainer = Trainer::new(self.model, self.set.clone(), candidate, train, seed)?;
         let (mut run, quality, weights) = trainer.run(self.setup.primary_metric)?;
+        self.notes.extend(run.failure.as_ref().map(|failure| format!("seed {seed}: {failure}")));
         // The weights of the reference candidate are those that inference candidates ask for by this name.
         let is_reference = candidate.precision == Precision::Fp32
             && candidate.layout == Layout::Single
@@ -363,7 +364,7 @@ mod tests {
             let Response::Block { step_s, steps, total_s, .. } = ask(&mut bench, Request::Block { target: Seconds(0.02) }) else {
                 panic!()
             };
-            assert!(steps >= 2 && step_s.len() as u64 == steps.min(1000) && step_s.iter().sum::<f64>() <= total_s * 1.001);
+            assert!(steps >= 2 && step_s.len() as u64 == steps.min(200) && step_s.iter().sum::<f64>() <= total_s * 1.001);
             let Response::Described { described, .. } = ask(&mut bench, Request::Describe) else { panic!() };
             assert!(described.quality.is_none() && described.profile.iter().all(|op| op.time.is_some()));
             let reduces = described.profile.iter().filter(|op| op.op == "all_reduce").count();

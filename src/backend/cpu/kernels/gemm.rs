@@ -833,6 +833,37 @@ unsafe fn stream_block<S: Simd, B: Element, const M: usize, const NV: usize>(
     }
 }
 
+/// One row of x: rows of B that meet a zero are not read. Behind a ReLU most are (a digit's empty pixels), and reading B is the work.
+/// The sums are those of the whole row; only an infinite or NaN weight that meets a zero goes unnoticed.
+#[inline(always)]
+unsafe fn stream_nonzero<S: Simd, B: Element, const NV: usize>(k: usize, x: *const f32, b: *const B, b_row: usize, y: *mut f32) {
+    /// Inputs looked at together: few enough for registers and stack, enough to make the loop behind worth starting.
+    const RUN: usize = 64;
+    unsafe {
+        let mut acc = [S::zero(); NV];
+        let mut places = [0u32; RUN];
+        for from in (0..k).step_by(RUN) {
+            let mut count = 0;
+            for q in from..k.min(from + RUN) {
+                // Written always, kept where the input is not zero: a branch would be mispredicted every other time.
+                *places.get_unchecked_mut(count) = q as u32;
+                count += usize::from(*x.add(q) != 0.0);
+            }
+            for place in places.get_unchecked(..count) {
+                let q = *place as usize;
+                let row = b.add(q * b_row);
+                let s = S::splat(*x.add(q));
+                for (v, sum) in acc.iter_mut().enumerate() {
+                    *sum = S::fma(s, B::load::<S>(row.add(v * S::LANES)), *sum);
+                }
+            }
+        }
+        for (v, sum) in acc.iter().enumerate() {
+            S::store(y.add(v * S::LANES), *sum);
+        }
+    }
+}
+
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn stream_rows<S: Simd, B: Element, const M: usize>(
@@ -889,11 +920,15 @@ unsafe fn stream_rows<S: Simd, B: Element, const M: usize>(
         } else if b_col == 1 {
             let mut j = 0;
             while M == 1 && j + 8 * lanes <= n {
-                stream_block::<S, B, M, 8>(k, x, ldx, b.add(j), b_row, y.add(j), ldy);
+                stream_nonzero::<S, B, 8>(k, x, b.add(j), b_row, y.add(j));
                 j += 8 * lanes;
             }
             while j + 4 * lanes <= n {
-                stream_block::<S, B, M, 4>(k, x, ldx, b.add(j), b_row, y.add(j), ldy);
+                if M == 1 {
+                    stream_nonzero::<S, B, 4>(k, x, b.add(j), b_row, y.add(j));
+                } else {
+                    stream_block::<S, B, M, 4>(k, x, ldx, b.add(j), b_row, y.add(j), ldy);
+                }
                 j += 4 * lanes;
             }
             while j + lanes <= n {

@@ -1,0 +1,292 @@
+//! The program as a user runs it: files, exit codes, resuming after a kill, reports again, and the small commands.
+
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+fn advisor(arguments: &[&str], folder: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_advisor")).args(arguments).current_dir(folder).env("NO_COLOR", "1").output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+const SMALL: &str = r#"
+name = "small"
+[workload]
+model = "mlp"
+data = "digits-8x8"
+phase = ["train", "infer"]
+[train]
+epochs = 2
+batch_size = 32
+[grid]
+precision = ["fp32", "bf16"]
+compression = ["none", "int8", "magnitude:0.5"]
+batch_size = [32]
+threads = [1]
+"#;
+
+/// A folder with a scenario of this text.
+fn folder_with(scenario: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("small.toml");
+    fs::write(&path, scenario).unwrap();
+    (dir, path)
+}
+
+/// Records of a log by candidate, the later one of two.
+fn records(log: &Path) -> BTreeMap<String, Value> {
+    let mut out = BTreeMap::new();
+    let whole = fs::read_to_string(log).unwrap_or_default();
+    for line in whole.lines() {
+        let Ok(value) = serde_json::from_str::<Value>(line) else { continue };
+        if value["kind"] == "candidate" {
+            let c = &value["candidate"];
+            out.insert(format!("{}/{}/{}/b{}", c["phase"], c["precision"], c["compression"], c["batch_size"]), value);
+        }
+    }
+    out
+}
+
+#[test]
+fn a_run_leaves_every_file_it_promises_and_its_report_can_be_made_again() {
+    let (dir, _) = folder_with(SMALL);
+    let run = advisor(&["run", "small.toml", "--quick", "--out", "out"], dir.path());
+    assert!(run.status.success(), "{}\n{}", text(&run.stdout), text(&run.stderr));
+    assert!(text(&run.stdout).contains("Inference: "), "{}", text(&run.stdout));
+    let out = dir.path().join("out");
+    for file in ["index.html", "results.csv"] {
+        assert!(out.join(file).metadata().unwrap().len() > 100, "{file}");
+    }
+    for file in ["report.html", "results.csv", "samples.csv", "recommendation.json", "run.jsonl", "plots/infer-throughput.svg"] {
+        assert!(out.join("small").join(file).metadata().unwrap().len() > 100, "{file}");
+    }
+    // int8 with bf16 is a row with its reason and no run.
+    let results = fs::read_to_string(out.join("small/results.csv")).unwrap();
+    let header = results.lines().next().unwrap();
+    assert_eq!(header.split(',').collect::<Vec<_>>(), advisor::report::RESULT_COLUMNS);
+    assert_eq!(results.lines().filter(|line| line.contains(",skipped,")).count(), 1, "{results}");
+    let recommendation: Value =
+        serde_json::from_str(&fs::read_to_string(out.join("small/recommendation.json")).unwrap()).unwrap();
+    assert_eq!(recommendation["schema_version"], 1);
+    assert_eq!(recommendation["phases"].as_array().unwrap().len(), 2);
+    assert!(recommendation["command"].as_str().unwrap().starts_with("advisor run small.toml --out out --quick"));
+    let page = fs::read_to_string(out.join("small/report.html")).unwrap();
+    assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("http://www.w3.org/").count());
+    assert!(!page.contains("<script") && !page.contains("NaN"));
+    // Same log, same bytes.
+    let again = advisor(&["report", "out/small", "--out", "again", "--json"], dir.path());
+    assert!(again.status.success(), "{}", text(&again.stderr));
+    let printed: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(printed[0], recommendation);
+    for file in ["report.html", "results.csv", "samples.csv", "recommendation.json"] {
+        let path = |folder: &str| dir.path().join(folder).join("small").join(file);
+        assert_eq!(fs::read(path("out")).unwrap(), fs::read(path("again")).unwrap(), "{file}");
+    }
+}
+
+#[test]
+fn wrong_input_is_exit_code_2_with_every_mistake_and_nothing_written() {
+    let (dir, path) = folder_with(&SMALL.replace("precision = [", "precison = [").replace("epochs = 2", "epochs = 0"));
+    fs::write(dir.path().join("twin.toml"), SMALL).unwrap();
+    let run = advisor(&["run", "small.toml", "twin.toml", "--out", "out"], dir.path());
+    assert_eq!(run.status.code(), Some(2));
+    let message = text(&run.stderr);
+    assert!(message.contains("did you mean `precision`?") && message.contains("`epochs` cannot be `0`"), "{message}");
+    assert!(run.stdout.is_empty() && !dir.path().join("out").exists());
+    fs::write(&path, SMALL).unwrap();
+    let run = advisor(&["run", "small.toml", "twin.toml", "--out", "out"], dir.path());
+    assert_eq!(run.status.code(), Some(2));
+    assert!(text(&run.stderr).contains("two scenarios are called `small`"), "{}", text(&run.stderr));
+    let run = advisor(&["run", "nowhere.toml"], dir.path());
+    assert_eq!((run.status.code(), text(&run.stderr).contains("no such file")), (Some(2), true));
+    let run = advisor(&["report", "nowhere"], dir.path());
+    assert_eq!((run.status.code(), text(&run.stderr).contains("no run.jsonl")), (Some(2), true));
+}
+
+#[test]
+fn an_infeasible_scenario_names_the_binding_limit_and_ends_with_1() {
+    let limits = "[constraints]\nmax_latency_p50_ms = 0.000001\n";
+    let (dir, _) = folder_with(&format!("{}{limits}", SMALL.replace("[\"train\", \"infer\"]", "\"infer\"")));
+    let run = advisor(&["run", "small.toml", "--quick", "--out", "out", "--json"], dir.path());
+    assert_eq!(run.status.code(), Some(1), "{}", text(&run.stderr));
+    let printed: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!(printed[0]["phases"][0]["outcome"], "infeasible");
+    assert_eq!(printed[0]["phases"][0]["binding_constraint"], "max_latency_p50_ms");
+}
+
+#[test]
+fn a_run_killed_at_any_moment_resumes_without_losing_a_finished_candidate() {
+    let (dir, _) = folder_with(SMALL);
+    let out = dir.path().join("out");
+    let log = out.join("small/run.jsonl");
+    // How long a whole run takes here: kills are spread over that time.
+    let start = Instant::now();
+    assert!(advisor(&["run", "small.toml", "--quick", "--out", "whole"], dir.path()).status.success());
+    let whole = start.elapsed();
+    let all = records(&dir.path().join("whole/small/run.jsonl")).len();
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64;
+    println!("seed {seed}, a whole run takes {whole:?}");
+    let mut generator = advisor::stats::Generator::new(seed);
+    let (mut kills, mut kept_by_a_kill) = (0, 0);
+    while kills < 20 {
+        if out.exists() {
+            fs::remove_dir_all(&out).unwrap();
+        }
+        // One run, killed and resumed until it is through or five kills are spent on it.
+        for attempt in 0..6 {
+            let before = records(&log);
+            let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+            command.args(["run", "small.toml", "--quick", "--out", "out", "--resume"]).current_dir(dir.path());
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            if attempt < 5 && kills < 20 {
+                std::thread::sleep(whole.mul_f64(generator.unit() * 0.9));
+                let finished_before_the_kill = records(&log);
+                child.kill().unwrap();
+                child.wait().unwrap();
+                kills += 1;
+                let after = records(&log);
+                let finished = |map: &BTreeMap<String, Value>| map.iter().filter(|(_, r)| r["status"] == "ok").count();
+                for (id, record) in before.iter().chain(&finished_before_the_kill) {
+                    let now = after.get(id).unwrap_or_else(|| panic!("seed {seed}: {id} was lost"));
+                    // The baseline's record grows with every session; all others stay as they were.
+                    let grows = id == "\"infer\"/\"fp32\"/\"none\"/b32" || id == "\"train\"/\"fp32\"/\"none\"/b32";
+                    if grows {
+                        let blocks = |r: &Value| r["measurement"]["blocks"].as_array().map_or(0, Vec::len);
+                        assert!(blocks(now) >= blocks(record), "seed {seed}: {id} lost blocks");
+                    } else {
+                        assert_eq!(now, record, "seed {seed}: {id} changed");
+                    }
+                }
+                kept_by_a_kill += finished(&after);
+            } else {
+                assert!(child.wait().unwrap().success(), "seed {seed}");
+                assert_eq!(records(&log).len(), all, "seed {seed}");
+                break;
+            }
+        }
+    }
+    assert!(kept_by_a_kill > 0, "no kill came after a finished candidate: the test shows nothing");
+}
+
+#[test]
+fn a_run_with_another_scenario_is_not_resumed_into() {
+    let (dir, path) = folder_with(&SMALL.replace("[\"train\", \"infer\"]", "\"infer\""));
+    assert!(advisor(&["run", "small.toml", "--quick", "--out", "out"], dir.path()).status.success());
+    let log = fs::read(dir.path().join("out/small/run.jsonl")).unwrap();
+    fs::write(&path, SMALL).unwrap();
+    let run = advisor(&["run", "small.toml", "--quick", "--out", "out", "--resume"], dir.path());
+    assert_eq!(run.status.code(), Some(2), "{}", text(&run.stderr));
+    assert!(text(&run.stderr).contains("was started with another scenario"), "{}", text(&run.stderr));
+    assert_eq!(fs::read(dir.path().join("out/small/run.jsonl")).unwrap(), log);
+}
+
+#[test]
+fn a_budget_ends_early_and_a_resumed_run_measures_the_rest() {
+    let (dir, _) = folder_with(&SMALL.replace("[\"train\", \"infer\"]", "\"infer\""));
+    let run = advisor(&["run", "small.toml", "--quick", "--out", "out", "--budget", "0s"], dir.path());
+    assert_eq!(run.status.code(), Some(1), "nothing was measured: {}", text(&run.stderr));
+    assert!(text(&run.stderr).contains("go on with: advisor run small.toml --out out --quick --resume"), "{}", text(&run.stderr));
+    let log = dir.path().join("out/small/run.jsonl");
+    assert!(records(&log).values().all(|r| r["status"] == "skipped"));
+    assert!(advisor(&["run", "small.toml", "--quick", "--out", "out", "--resume"], dir.path()).status.success());
+    assert_eq!(records(&log).values().filter(|r| r["status"] == "ok").count(), 5);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn ctrl_c_stops_cleanly_and_says_how_to_go_on() {
+    let (dir, _) = folder_with(&SMALL.replace("epochs = 2", "epochs = 1000"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+    command.args(["run", "small.toml", "--out", "out"]).current_dir(dir.path());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let log = dir.path().join("out/small/run.jsonl");
+    let patience = Instant::now() + Duration::from_secs(30);
+    while !log.exists() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("go on with: advisor run small.toml --out out --resume"), "{}", text(&output.stderr));
+    let last = fs::read_to_string(&log).unwrap().lines().last().unwrap().to_string();
+    assert!(last.contains("\"ended\":\"interrupted\""), "{last}");
+}
+
+#[test]
+fn a_candidate_that_cannot_run_is_a_row_and_exit_code_5() {
+    // More rows a step than the training part has.
+    let (dir, _) = folder_with(
+        &SMALL.replace("batch_size = [32]", "batch_size = [32, 4096]").replace("[\"train\", \"infer\"]", "\"train\""),
+    );
+    let run = advisor(&["run", "small.toml", "--quick", "--out", "out"], dir.path());
+    assert_eq!(run.status.code(), Some(5), "{}", text(&run.stderr));
+    let failed = records(&dir.path().join("out/small/run.jsonl"));
+    let reasons: Vec<&str> = failed.values().filter_map(|r| r["reason"].as_str()).collect();
+    assert!(reasons.iter().any(|r| r.contains("a batch of 4096 is larger than the 1437 training rows")), "{reasons:?}");
+}
+
+#[test]
+fn small_commands_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let ask = |arguments: &[&str]| advisor(arguments, dir.path());
+    let init = ask(&["init", "mine", "--model", "mlp", "--data", "digits-8x8"]);
+    assert!(init.status.success() && dir.path().join("scenarios/mine.toml").exists(), "{}", text(&init.stderr));
+    assert_eq!(ask(&["init", "mine"]).status.code(), Some(2), "it is there already");
+    assert_eq!(ask(&["init", "other", "--data", "mnsit"]).status.code(), Some(2));
+    assert!(text(&ask(&["prices", "list", "nebius", "cpu"]).stdout).contains("nebius/cpu-e2_2vcpu-8gb"));
+    assert!(text(&ask(&["prices", "show", "nebius/cpu-e2_2vcpu-8gb"]).stdout).contains("$0.0496/h"));
+    let unknown = ask(&["prices", "show", "nebius/cpu-e2_2vcpu-9gb"]);
+    assert!(unknown.status.code() == Some(2) && text(&unknown.stderr).contains("did you mean"), "{}", text(&unknown.stderr));
+    let schema: Value = serde_json::from_slice(&ask(&["schema"]).stdout).unwrap();
+    assert!(schema["properties"]["workload"].is_object());
+    assert!(text(&ask(&["completions", "bash"]).stdout).contains("advisor"));
+    assert!(text(&ask(&["man"]).stdout).contains("advisor"));
+    let doctor: Value = serde_json::from_slice(&ask(&["doctor", "--json"]).stdout).unwrap();
+    assert!(doctor["environment"]["logical_cores"].as_u64().unwrap() >= 1);
+    for command in ["run", "report", "init", "prices", "doctor", "schema"] {
+        let help = ask(&[command, "--help"]);
+        assert!(help.status.success() && text(&help.stdout).contains("Example"), "{command}");
+    }
+}
+
+#[test]
+fn every_path_that_the_documents_name_exists() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let mut documents: Vec<PathBuf> =
+        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].iter().map(|name| root.join(name)).collect();
+    for folder in ["docs", "docs/decisions"] {
+        let entries = fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        documents.extend(entries.filter(|path| path.extension().is_some_and(|e| e == "md")));
+    }
+    let mut missing = Vec::new();
+    for document in &documents {
+        let content = fs::read_to_string(document).unwrap();
+        for quoted in content.split('`').skip(1).step_by(2) {
+            let is_path = ["src/", "tests/", "scripts/", "data/", "docs/", "scenarios/", "benches/", "reports/example", ".ci/"]
+                .iter()
+                .any(|top| quoted.starts_with(top));
+            let plain = quoted.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
+            if is_path && plain && !root.join(quoted).exists() {
+                missing.push(format!("{}: {quoted}", document.display()));
+            }
+        }
+        for link in content.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let target = link.split('#').next().unwrap_or("");
+            let beside = document.parent().unwrap().join(target);
+            if !target.is_empty() && !target.contains("://") && !beside.exists() {
+                missing.push(format!("{}: ({link})", document.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
