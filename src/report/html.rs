@@ -112,7 +112,7 @@ fn answer(out: &mut String, inputs: &Inputs, phase: &PhaseAdvice) {
             put!(out, "<div class=\"pick\">{}</div>", escape(&row.title));
             figures(out, row, inputs);
             let regret = if pick.expected_regret >= 0.0005 {
-                format!("; if it is not, it costs {:.1} % on average", 100.0 * pick.expected_regret)
+                format!("; taking it costs {:.1} % on average against the best of each resample", 100.0 * pick.expected_regret)
             } else {
                 String::new()
             };
