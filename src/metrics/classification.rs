@@ -41,7 +41,7 @@ pub fn argmax_rows(scores: &[f32], classes: usize) -> Vec<u32> {
     scores.chunks_exact(classes).map(best).collect()
 }
 
-/// All figures of a classification from `labels` [rows], the true classes, `predictions` [rows] and, where kept, `scores`
+/// All figures of a classification from `labels` `[rows]`, the true classes, `predictions` `[rows]` and, where kept, `scores`
 /// [rows, classes], row-major: more means more likely, any monotone scale.
 ///
 /// With TP, FP, FN of one class against the rest: precision TP / (TP + FP), recall TP / (TP + FN), F1 2 TP / (2 TP + FP + FN); 0 / 0 is 0.

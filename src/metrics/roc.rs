@@ -112,7 +112,7 @@ impl Steps {
 /// The whole curve of `class` against the rest, from (0, 0) to (1, 1), one point for each distinct score: scikit-learn's `roc_curve` with
 /// `drop_intermediate=False`.
 ///
-/// `labels` [rows] are true classes, `scores` [rows] those of `class`: more means more likely, the scale is free, NaN counts as the lowest.
+/// `labels` `[rows]` are true classes, `scores` `[rows]` those of `class`: more means more likely, the scale is free, NaN counts as the lowest.
 /// `None` when `class` has no positive or no negative row.
 ///
 /// # Panics

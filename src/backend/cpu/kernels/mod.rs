@@ -8,7 +8,7 @@
 //!
 //! | family | functions |
 //! | --- | --- |
-//! | `gemm` | [`gemm`], [`batched_gemm`] |
+//! | `gemm` | [`gemm()`], [`batched_gemm`] |
 //! | `linear` | [`linear_backward_update`]: dX and the optimiser step in one pass over W |
 //! | `int8` | [`PackedInt8`], [`quantize_symmetric`], [`int8_gemm`], [`int8_conv2d`] |
 //! | `conv` | [`conv2d`], [`conv2d_grad_weight`], [`conv2d_grad_input`] |
