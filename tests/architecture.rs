@@ -14,7 +14,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     // Floors 1 and 2.
     ("vocab", &["units", "input", "stats"]),
     ("record", &["units", "vocab"]),
-    ("data", &["units", "stats", "vocab"]),
+    ("data", &["units", "input", "stats", "vocab"]),
     // Floor 3.
     ("scenario", &["units", "input", "vocab", "record", "data"]),
     ("graph", &["units", "stats", "vocab"]),

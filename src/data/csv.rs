@@ -1,7 +1,8 @@
 //! Tables of images: one row an image, pixels in all columns but the label and the split.
 
 use super::{DataError, Part};
-use std::path::Path;
+use crate::input::nearest;
+use std::{collections::HashMap, path::Path};
 
 /// What a scenario says of a table.
 pub(super) struct Layout<'a> {
@@ -19,8 +20,9 @@ pub(super) struct Table {
     pub classes: Vec<String>,
 }
 
-/// Splits one line into cells; quotes may hold commas and doubled quotes (RFC 4180; a quoted cell may not hold a line end).
-fn cells(line: &str) -> Vec<String> {
+/// Splits one line into cells; quotes may hold commas and doubled quotes (RFC 4180; a quoted cell may not hold a line end). `None`
+/// when a quote is still open at the end of the line.
+fn cells(line: &str) -> Option<Vec<String>> {
     let mut out = vec![String::new()];
     let (mut quoted, mut chars) = (false, line.chars().peekable());
     while let Some(c) = chars.next() {
@@ -35,31 +37,47 @@ fn cells(line: &str) -> Vec<String> {
             c => cell.push(c),
         }
     }
-    out
+    (!quoted).then_some(out)
 }
 
 pub(super) fn parse(path: &Path, bytes: &[u8], layout: &Layout) -> Result<Table, DataError> {
     let content = |reason: String| DataError::Content { path: path.to_path_buf(), reason };
+    if !(layout.maximum.is_finite() && layout.maximum > 0.0) {
+        return Err(content(format!("`maximum` is {}: expected a number above 0", layout.maximum)));
+    }
+    let elements = layout.shape.iter().try_fold(1usize, |all, n| all.checked_mul(*n)).filter(|n| *n > 0);
+    let elements = elements.ok_or_else(|| content(format!("shape {:?} is not the shape of an image", layout.shape)))?;
     let text = std::str::from_utf8(bytes).map_err(|e| content(format!("not UTF-8 text at byte {}", e.valid_up_to())))?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut lines = text.lines().enumerate().map(|(n, line)| (n + 1, line)).filter(|(_, line)| !line.trim().is_empty());
-    let (_, header) = lines.next().ok_or_else(|| content("no header line".into()))?;
-    let columns: Vec<String> = cells(header).into_iter().map(|name| name.trim().to_string()).collect();
+    let (line, header) = lines.next().ok_or_else(|| content("no header line".into()))?;
+    let closed = |line: usize, text: &str| cells(text).ok_or_else(|| content(format!("line {line}: a quote is not closed")));
+    let columns: Vec<String> = closed(line, header)?.into_iter().map(|name| name.trim().to_string()).collect();
     let column = |name: &str| {
-        let missing = || DataError::Column { path: path.to_path_buf(), column: name.to_string(), columns: columns.clone() };
-        columns.iter().position(|c| c == name).ok_or_else(missing)
+        let mut places = (0..columns.len()).filter(|k| columns[*k] == name);
+        match (places.next(), places.next()) {
+            (Some(_), Some(_)) => Err(content(format!("column `{name}` stands twice in the header"))),
+            (Some(place), None) => Ok(place),
+            (None, _) => {
+                let mut columns = columns.clone();
+                let near = nearest(name, columns.iter().map(String::as_str)).map(str::to_string);
+                if let Some(at) = near.and_then(|near| columns.iter().position(|column| *column == near)) {
+                    columns[..=at].rotate_right(1);
+                }
+                Err(DataError::Column { path: path.to_path_buf(), column: name.to_string(), columns })
+            }
+        }
     };
     let label = column(layout.label)?;
     let split = layout.split.map(column).transpose()?;
     let pixels: Vec<usize> = (0..columns.len()).filter(|k| *k != label && Some(*k) != split).collect();
-    let elements: usize = layout.shape.iter().product();
     if pixels.len() != elements {
         return Err(content(format!("{} pixel columns, but shape {:?} has {elements} elements", pixels.len(), layout.shape)));
     }
     // (class as written, goes to the test part, pixels)
     let mut rows: Vec<(String, Option<bool>, Vec<f32>)> = Vec::new();
     for (line, row) in lines {
-        let row = cells(row);
+        let row = closed(line, row)?;
         if row.len() != columns.len() {
             return Err(content(format!("line {line} has {} cells, the header {}", row.len(), columns.len())));
         }
@@ -76,9 +94,15 @@ pub(super) fn parse(path: &Path, bytes: &[u8], layout: &Layout) -> Result<Table,
             Some((_, "test")) => Some(true),
             Some((k, _)) => return Err(wrong(k, "`train` or `test`")),
         };
+        if row[label].trim().is_empty() {
+            return Err(wrong(label, "a class"));
+        }
         let mut image = Vec::with_capacity(elements);
         for k in &pixels {
             let value: f64 = row[*k].trim().parse().ok().filter(|v: &f64| v.is_finite()).ok_or_else(|| wrong(*k, "a number"))?;
+            if !(0.0..=layout.maximum).contains(&value) {
+                return Err(wrong(*k, &format!("a number from 0 to {}, the `maximum`", layout.maximum)));
+            }
             image.push((value / layout.maximum) as f32);
         }
         rows.push((row[label].trim().to_string(), to_test, image));
@@ -90,15 +114,16 @@ pub(super) fn parse(path: &Path, bytes: &[u8], layout: &Layout) -> Result<Table,
     if classes.iter().all(|c| c.parse::<f64>().is_ok()) {
         classes.sort_by(|a, b| a.parse::<f64>().unwrap_or(0.0).total_cmp(&b.parse::<f64>().unwrap_or(0.0)));
     }
-    let mut table = Table { train: Part::default(), test: Part::default(), classes };
+    let numbers: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
+    let (mut train, mut test) = (Part::default(), Part::default());
     for (k, (class, to_test, image)) in rows.into_iter().enumerate() {
         // Evenly spread: row k is a test row whenever the running share passes a whole number.
         let spread = ((k + 1) as f64 * layout.test_share).floor() > (k as f64 * layout.test_share).floor();
-        let part = if to_test.unwrap_or(spread) { &mut table.test } else { &mut table.train };
+        let part = if to_test.unwrap_or(spread) { &mut test } else { &mut train };
         part.images.extend(image);
-        part.labels.push(table.classes.iter().position(|c| *c == class).expect("collected above") as u32);
+        part.labels.push(numbers[class.as_str()]);
     }
-    Ok(table)
+    Ok(Table { train, test, classes })
 }
 
 #[cfg(test)]
@@ -128,6 +153,36 @@ mod tests {
         assert!(error("class,a,b\n1,2\n").contains("line 2 has 2 cells, the header 3"));
         assert!(error("class,a,b\n1,2,x\n").contains("line 2, column `b`: expected a number, found `x`"));
         assert!(error("").contains("no header line"));
+        assert!(error("class,class,b\n1,1,2\n").contains("column `class` stands twice in the header"));
+        assert!(error("class,a,b\n1,2,\"3\n").contains("line 2: a quote is not closed"));
+        assert!(error("class,a,b\n\n ,2,3\n").contains("line 3, column `class`: expected a class, found ` `"));
+        for pixel in ["-1", "10.5", "1e300"] {
+            let text = error(&format!("class,a,b\n1,2,{pixel}\n"));
+            let expected = format!("column `b`: expected a number from 0 to 10, the `maximum`, found `{pixel}`");
+            assert!(text.contains(&expected), "{text}");
+        }
+        assert!(error("class,a,b\n1,2,inf\n").contains("expected a number, found `inf`"));
+    }
+
+    #[test]
+    fn a_missing_column_names_the_nearest_one_first_wherever_it_stands() {
+        let header = (0..30).map(|k| format!("p{k},")).collect::<String>() + "Clas";
+        let error = read(&header).err().unwrap();
+        assert!(error.contains("no column `class`; it has `Clas`, `p0`"), "{error}");
+        assert!(error.ends_with("and 19 more"), "{error}");
+    }
+
+    #[test]
+    fn no_shape_and_no_maximum_lead_to_pixels_outside_0_to_1() {
+        let text = "class,a,b\n1,2,3\n";
+        for shape in [[0, 2, 1], [1 << 63, 2, 2], [(1 << 63) + 1, 2, 1]] {
+            let error = parse(Path::new("t"), text.as_bytes(), &Layout { shape, ..LAYOUT }).err().unwrap();
+            assert!(error.to_string().contains("is not the shape of an image"), "{error}");
+        }
+        for maximum in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let error = parse(Path::new("t"), text.as_bytes(), &Layout { maximum, ..LAYOUT }).err().unwrap();
+            assert!(error.to_string().contains("expected a number above 0"), "{error}");
+        }
     }
 
     proptest! {

@@ -55,14 +55,14 @@ pub(super) fn parse(path: &Path, mut bytes: Vec<u8>, rank: usize) -> Result<Idx,
 /// The first existing file of `folder` among the customary names of a part.
 fn find(folder: &Path, part: &str, kind: &str, rank: usize) -> Result<PathBuf, DataError> {
     let mut names = Vec::new();
-    for part in [part, if part == "test" { "t10k" } else { part }] {
+    // LeCun's files call the test part `t10k`.
+    for part in [part].into_iter().chain((part == "test").then_some("t10k")) {
         for stem in [format!("{part}-{kind}.idx{rank}"), format!("{part}-{kind}-idx{rank}-ubyte")] {
             for end in ["", ".gz"] {
                 names.push(format!("{stem}{end}"));
             }
         }
     }
-    names.dedup();
     let found = names.iter().map(|name| folder.join(name)).find(|path| path.is_file());
     found.ok_or_else(|| DataError::MissingFile { folder: folder.to_path_buf(), names })
 }

@@ -8,11 +8,19 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// The folder that holds the shipped data: the environment variable `ADVISOR_DATA`, else `data` beside or above any of `from`.
+///
+/// # Errors
+/// `DataError::NoDataDir` with every place that was tried. A folder that `ADVISOR_DATA` names is the only one tried: reading other
+/// rows than the ones asked for would go unnoticed.
 pub fn find_data_dir(from: &[PathBuf]) -> Result<PathBuf, DataError> {
+    let named = std::env::var_os("ADVISOR_DATA").filter(|value| !value.is_empty()).map(PathBuf::from);
+    data_dir(named, from)
+}
+
+fn data_dir(named: Option<PathBuf>, from: &[PathBuf]) -> Result<PathBuf, DataError> {
     let mut tried = Vec::new();
-    let named = std::env::var_os("ADVISOR_DATA").map(PathBuf::from);
-    let above = from.iter().flat_map(|place| place.ancestors().map(|folder| folder.join("data")));
-    for folder in named.into_iter().chain(above) {
+    let above = from.iter().filter(|_| named.is_none()).flat_map(|place| place.ancestors().map(|folder| folder.join("data")));
+    for folder in named.iter().cloned().chain(above) {
         if folder.join("PROVENANCE.md").is_file() {
             return Ok(folder);
         }
@@ -25,6 +33,10 @@ pub fn find_data_dir(from: &[PathBuf]) -> Result<PathBuf, DataError> {
 
 impl DataSet {
     /// Reads a data set; shipped ones are looked for as `find_data_dir` says.
+    ///
+    /// # Errors
+    /// A `DataError` that names file and place when something is missing, unreadable or malformed, when a part has no rows, or when
+    /// there are fewer than two classes.
     pub fn load(source: &DataSource, search_from: &[PathBuf]) -> Result<DataSet, DataError> {
         let (origin, mut set) = match source {
             DataSource::Shipped(name) => {
@@ -127,6 +139,9 @@ fn hash(set: &DataSet) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flate2::{Compression, write::GzEncoder};
+    use proptest::prelude::*;
+    use std::io::Write;
 
     fn shipped(name: &str) -> DataSet {
         let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
@@ -184,7 +199,71 @@ mod tests {
 
     #[test]
     fn a_missing_data_folder_names_every_place_that_was_tried() {
-        let error = find_data_dir(&[PathBuf::from("/nowhere/at/all")]).unwrap_err().to_string();
+        let error = data_dir(None, &[PathBuf::from("/nowhere/at/all")]).unwrap_err().to_string();
         assert!(error.contains("`/nowhere/at/data`") && error.contains("ADVISOR_DATA"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_named_data_folder_is_an_error_even_where_another_would_be_found() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("data")).unwrap();
+        std::fs::write(dir.path().join("data/PROVENANCE.md"), "").unwrap();
+        let from = [dir.path().join("scenarios")];
+        assert_eq!(data_dir(None, &from).unwrap(), dir.path().join("data"));
+        assert_eq!(data_dir(Some(dir.path().join("data")), &[]).unwrap(), dir.path().join("data"));
+        let error = data_dir(Some("/nowhere".into()), &from).unwrap_err().to_string();
+        assert!(error.contains("tried `/nowhere`;"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_file_is_asked_for_by_each_customary_name_once() {
+        let error = DataSet::load(&DataSource::Idx { folder: "/nowhere".into() }, &[]).unwrap_err();
+        let DataError::MissingFile { names, .. } = error else { panic!("{error}") };
+        let expected = ["train-images.idx3", "train-images.idx3.gz", "train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"];
+        assert_eq!(names, expected);
+    }
+
+    /// `bytes` as they are, packed, or packed and cut short.
+    fn disguised(bytes: &[u8], how: u8) -> Vec<u8> {
+        if how == 0 {
+            return bytes.to_vec();
+        }
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        let mut packed = encoder.finish().unwrap();
+        packed.truncate(packed.len() - usize::from(how - 1) * 9);
+        packed
+    }
+
+    proptest! {
+        #[test]
+        fn no_files_make_loading_panic(
+            files in prop::array::uniform4((prop::collection::vec(any::<u8>(), 0..40), any::<bool>(), 0u8..3)),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let names = ["train-images.idx3", "train-labels.idx1", "test-images.idx3", "test-labels.idx1"];
+            for (name, (tail, headed, how)) in names.into_iter().zip(&files) {
+                // With a right header and small extents a random tail gets as far as the later checks.
+                let (head, size): (&[u8], usize) = if name.ends_with('3') {
+                    (&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 1], 6)
+                } else {
+                    (&[0, 0, 8, 1, 0, 0, 0, 2], 2)
+                };
+                let bytes = if *headed { [head, &tail[..size.min(tail.len())]].concat() } else { tail.clone() };
+                std::fs::write(dir.path().join(name), disguised(&bytes, *how)).unwrap();
+            }
+            if let Ok(set) = DataSet::load(&DataSource::Idx { folder: dir.path().to_path_buf() }, &[]) {
+                prop_assert_eq!((set.shape, set.train.images.len(), set.test.rows()), ([3, 1, 1], 6, 2));
+            }
+            let source = DataSource::Csv {
+                path: dir.path().join(names[0]),
+                label: "label".into(),
+                shape: [3, 1, 1],
+                maximum: 1.0,
+                split: None,
+                test_share: 0.5,
+            };
+            prop_assert!(DataSet::load(&source, &[]).is_err());
+        }
     }
 }

@@ -27,6 +27,7 @@ pub struct Part {
 }
 
 impl Part {
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.labels.len()
     }
@@ -66,8 +67,10 @@ pub enum DataError {
     MissingFile { folder: PathBuf, names: Vec<String> },
     #[error("`{}` is not an IDX file of bytes: expected {expected}, found {found}", path.display())]
     Idx { path: PathBuf, expected: String, found: String },
+    /// `line` counts from 1, the header included.
     #[error("`{}` line {line}, column `{column}`: expected {expected}, found `{found}`", path.display())]
     Cell { path: PathBuf, line: usize, column: String, expected: String, found: String },
+    /// `columns` are all of the file's; one whose name is near to `column` stands first.
     #[error("`{}` has no column `{column}`; it has {}", path.display(), quoted(.columns))]
     Column { path: PathBuf, column: String, columns: Vec<String> },
     #[error("`{}`: {reason}", path.display())]

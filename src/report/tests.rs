@@ -198,3 +198,31 @@ fn files_are_whole_or_not_there() {
         assert!(error.contains("blocked"), "{error}");
     });
 }
+
+/// Figures have tests of their own: a snapshot names them and leaves out their marks.
+fn without_figures(page: &str) -> String {
+    let style = page.find("<style>").unwrap()..page.find("</style>").unwrap();
+    let mut rest = page.replacen(&page[style], "<style>", 1);
+    let mut out = String::new();
+    while let Some(at) = rest.find("<svg") {
+        let end = at + rest[at..].find("</svg>").expect("a figure ends") + "</svg>".len();
+        out.push_str(&rest[..at]);
+        out.push_str("<svg/>");
+        rest.drain(..end);
+    }
+    out + &rest
+}
+
+#[test]
+fn the_same_run_gives_the_same_words_everywhere() {
+    for (name, run) in [("full", full()), ("empty", empty())] {
+        with_inputs(&run, |inputs| {
+            insta::assert_snapshot!(format!("{name}-terminal-110"), terminal(inputs, 110, false));
+            insta::assert_snapshot!(format!("{name}-terminal-60"), terminal(inputs, 60, false));
+            insta::assert_snapshot!(format!("{name}-page"), without_figures(&html(inputs).unwrap()));
+            insta::assert_snapshot!(format!("{name}-index"), without_figures(&index_html(std::slice::from_ref(inputs)).unwrap()));
+            let recommendation = serde_json::to_string_pretty(&recommendation_json(inputs)).unwrap();
+            insta::assert_snapshot!(format!("{name}-recommendation"), recommendation);
+        });
+    }
+}
