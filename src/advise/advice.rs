@@ -182,7 +182,7 @@ pub struct Row {
     pub primary: Option<Estimate>,
     pub accuracy: Option<f64>,
     pub drop: Option<Drop>,
-    /// Median over the seeds that reached the target; absent when fewer than half did.
+    /// Over the seeds as `stats::time_of_trainings` has it.
     pub time_to_target: Option<Seconds>,
     pub cost_to_target: Option<Usd>,
     /// Dollars for a million units at the measured throughput.

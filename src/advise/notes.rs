@@ -109,7 +109,7 @@ fn training(field: &Field<'_>, row: usize, notes: &mut Vec<String>) {
     }
     let reached = seeds.iter().filter(|seed| seed.time_to_target.is_some()).count();
     if let Some(target) = training.target.filter(|_| reached < seeds.len()) {
-        let missing = if 2 * reached < seeds.len() { ": too few for a time to target" } else { "" };
+        let missing = if field.judged[row].row.time_to_target.is_none() { ": too few for a time to target" } else { "" };
         notes.push(format!("{reached} of {} reached the target of {target}{missing}", phrase::count(seeds.len(), "seed")));
     }
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     cost,
     record::{Quality, RunRecord},
-    stats::{Generator, median},
+    stats::{Generator, median, time_of_trainings},
     units::{PerSecond, Seconds},
     vocab::{Metric, Objective, Phase},
 };
@@ -285,11 +285,11 @@ fn median_of(series: &Series, counts: &HashMap<RoundKey, usize>, generator: &mut
     })
 }
 
-/// Median time of the drawn seeds that reached the target; of a draw in which none did, the slowest that ever did.
+/// Time to the target of the drawn seeds; of a draw that misses it, the slowest that ever reached it.
 fn time_of_drawn(record: &RunRecord, drawn: &[usize]) -> Option<f64> {
     let time = |k: usize| seeds(record)[k].time_to_target.map(|time| time.0);
-    let reached: Vec<f64> = drawn.iter().filter_map(|k| time(*k)).collect();
-    median(&reached).or_else(|| (0..seeds(record).len()).filter_map(time).max_by(f64::total_cmp))
+    let times: Vec<Option<f64>> = drawn.iter().map(|k| time(*k)).collect();
+    time_of_trainings(&times).or_else(|| (0..seeds(record).len()).filter_map(time).max_by(f64::total_cmp))
 }
 
 fn metric_of_drawn(record: &RunRecord, drawn: &[usize]) -> Option<f64> {

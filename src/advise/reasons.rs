@@ -38,8 +38,11 @@ pub(super) fn figure(field: &Field<'_>, figures: &Figures, row: usize) -> Option
     let target = field.judged[row].record.training.as_ref().and_then(|training| training.target);
     let target = target.map_or("the target".to_string(), |target| format!("the target of {target}"));
     let seeds = seeds(field.judged[row].record);
-    let reached = seeds.iter().filter(|seed| seed.time_to_target.is_some()).count();
-    let of_seeds = format!("median of the {reached} of {} that did", phrase::count(seeds.len(), "seed"));
+    let of_seeds = match seeds.len() {
+        1 => "1 seed".to_string(),
+        2 => "mean of 2 seeds".to_string(),
+        n => format!("mean of {n} seeds without the fastest and the slowest"),
+    };
     Some(match figures.figure {
         Figure::UsdPerMillion => {
             let usd = judged.usd_per_million.map_or(value, |usd| usd.value);
@@ -252,7 +255,7 @@ fn kept_out(field: &Field<'_>, figures: &Figures, found: &Found) -> Vec<String> 
 fn without_figure(field: &Field<'_>, figures: &Figures) -> Option<String> {
     let rows = field.feasible().into_iter().filter(|row| figures.values[*row].is_none()).count();
     let why = match figures.figure {
-        Figure::UsdToTarget | Figure::SecondsToTarget => "reached the target in fewer than half of the seeds",
+        Figure::UsdToTarget | Figure::SecondsToTarget => "missed the target with too many seeds",
         Figure::JoulesPerUnit => "no valid energy figure",
         _ => "no figure for the objective",
     };

@@ -4,7 +4,7 @@ use super::{CONFIDENCE, Drop, Estimate, Judged, RESAMPLES, Row, RowStatus, quali
 use crate::{
     cost::{self, Price},
     record::{Environment, RunRecord, SeedRun, Status, StoredRun},
-    stats::{Interval, bootstrap_interval, mean, median, wilson},
+    stats::{Interval, bootstrap_interval, mean, median, time_of_trainings, wilson},
     units::{PerSecond, Seconds},
     vocab::{Compression, Layout, Metric, Phase, Precision},
 };
@@ -129,11 +129,9 @@ pub(super) fn seeds(record: &RunRecord) -> &[SeedRun] {
     record.training.as_ref().map_or(&[], |training| &training.seeds)
 }
 
-/// Median over the seeds that reached the target; `None` when fewer than half did.
-pub(super) fn time_to_target(record: &RunRecord) -> Option<Seconds> {
-    let seeds = seeds(record);
-    let reached: Vec<f64> = seeds.iter().filter_map(|seed| seed.time_to_target).map(|time| time.0).collect();
-    median(&reached).filter(|_| 2 * reached.len() >= seeds.len()).map(Seconds)
+fn time_to_target(record: &RunRecord) -> Option<Seconds> {
+    let times: Vec<Option<f64>> = seeds(record).iter().map(|seed| seed.time_to_target.map(|time| time.0)).collect();
+    time_of_trainings(&times).map(Seconds)
 }
 
 /// Training: mean over seeds with its bootstrap interval. Inference: the metric with Wilson's interval where it is a share of rows.

@@ -34,8 +34,8 @@ fn full() -> StoredRun {
         "not applicable".into(),
     );
     let records = vec![
-        synthetic::train(Precision::Fp32, 5_000.0, &[(Some(2.0), 0.975), (Some(2.2), 0.972)]),
-        synthetic::train(Precision::Bf16, 7_000.0, &[(None, 0.965), (Some(1.9), 0.971)]),
+        synthetic::train(Precision::Fp32, 5_000.0, &[(Some(2.0), 0.975), (Some(2.2), 0.972), (Some(2.1), 0.974)]),
+        synthetic::train(Precision::Bf16, 7_000.0, &[(None, 0.965), (Some(1.9), 0.971), (Some(1.7), 0.972)]),
         synthetic::infer(Compression::None, 64, 10_000.0, 20, 0.01, 1),
         fast,
         synthetic::infer(Compression::Magnitude(0.8), 64, 10_050.0, 400, 0.01, 3),

@@ -10,6 +10,16 @@ pub fn median(values: &[f64]) -> Option<f64> {
     quantile(values, 0.5)
 }
 
+/// The result of several trainings from their times to a target, `None` for one that never got there: fastest and slowest are dropped
+/// and the rest averaged; one training that never got there counts as the slowest. `None` when two missed, or one of fewer than three.
+/// MLPerf training rules, "results" (<https://github.com/mlcommons/training_policies>); fewer than three are averaged as they are.
+pub fn time_of_trainings(times: &[Option<f64>]) -> Option<f64> {
+    let mut sorted: Vec<f64> = times.iter().map(|time| time.unwrap_or(f64::INFINITY)).collect();
+    sorted.sort_by(f64::total_cmp);
+    let kept = if sorted.len() < 3 { &sorted[..] } else { &sorted[1..sorted.len() - 1] };
+    mean(kept).filter(|time| time.is_finite())
+}
+
 /// Linear interpolation between order statistics (type 7 of Hyndman & Fan 1996, the default of R and NumPy). `q` in `[0, 1]`.
 pub fn quantile(values: &[f64], q: f64) -> Option<f64> {
     if values.is_empty() {
@@ -55,6 +65,18 @@ mod tests {
         assert_eq!(median(&[]), None);
         assert_eq!(sample_deviation(&[1.0]), None);
         assert!((sample_deviation(&[2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]).unwrap() - 2.138_089_935).abs() < 1e-9);
+    }
+
+    #[test]
+    fn one_training_of_three_may_miss_its_target_and_counts_as_the_slowest() {
+        let time = |times: &[Option<f64>]| time_of_trainings(times);
+        assert_eq!(time(&[]), None);
+        assert_eq!(time(&[Some(3.0)]), Some(3.0));
+        assert_eq!(time(&[Some(3.0), Some(5.0)]), Some(4.0));
+        assert_eq!(time(&[Some(3.0), None]), None);
+        assert_eq!(time(&[Some(9.0), Some(3.0), None]), Some(9.0));
+        assert_eq!(time(&[Some(9.0), None, None]), None);
+        assert_eq!(time(&[Some(1.0), Some(2.0), Some(6.0), Some(4.0), Some(100.0)]), Some(4.0));
     }
 
     #[test]
