@@ -188,6 +188,158 @@ fn a_run_with_another_scenario_is_not_resumed_into() {
     assert_eq!(fs::read(dir.path().join("out/small/run.jsonl")).unwrap(), log);
 }
 
+/// Processes that a process has started and that still run, by number.
+#[cfg(target_os = "linux")]
+fn children(of: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{of}/task/{of}/children")).unwrap_or_default();
+    let mut found: Vec<u32> = text.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+    found.sort_unstable();
+    found
+}
+
+fn wait_for(what: &str, mut happens: impl FnMut() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(60);
+    while !happens() {
+        assert!(Instant::now() < patience, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn kill(process: u32, signal: &str) {
+    Command::new("kill").args([signal, &process.to_string()]).status().unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_baseline_that_dies_is_started_again_and_no_row_loses_its_comparison() {
+    // Full pace, so that there is time to kill it while it is timed.
+    let (dir, _) = folder_with(&SMALL.replace("[\"train\", \"infer\"]", "\"infer\""));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+    command.args(["run", "small.toml", "--out", "out"]).current_dir(dir.path());
+    let run = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let parent = run.id();
+    wait_for("a whole group of workers", || children(parent).len() == 5);
+    // The last worker is started before it warms up: a moment later all are timed. The baseline was the first.
+    std::thread::sleep(Duration::from_secs(3));
+    kill(children(parent)[0], "-KILL");
+    let output = run.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let log = dir.path().join("out/small/run.jsonl");
+    let whole = fs::read_to_string(&log).unwrap();
+    assert!(whole.contains("the baseline `fp32, batch 32, 1 thread` was started again: its worker ended by signal 9"), "{whole}");
+    let results = fs::read_to_string(dir.path().join("out/small/results.csv")).unwrap();
+    let speedup = advisor::report::RESULT_COLUMNS.iter().position(|c| *c == "speedup").unwrap();
+    let measured: Vec<&str> = results.lines().filter(|line| line.contains(",ok,")).collect();
+    assert_eq!(measured.len(), 5, "{results}");
+    assert!(measured.iter().all(|line| !line.split(',').nth(speedup).unwrap().is_empty()), "{results}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_killed_parent_leaves_no_worker_behind() {
+    let (dir, _) = folder_with(&SMALL.replace("epochs = 2", "epochs = 1000"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+    command.args(["run", "small.toml", "--out", "out"]).current_dir(dir.path());
+    let mut run = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for("a worker", || !children(run.id()).is_empty());
+    // Into the training, which asks for no input.
+    std::thread::sleep(Duration::from_millis(500));
+    let workers = children(run.id());
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let is_there = |process: &u32| {
+        let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        !status.is_empty() && !status.contains(") Z ")
+    };
+    wait_for("the end of the workers", || !workers.iter().any(is_there));
+}
+
+#[test]
+fn trainings_that_were_over_before_a_kill_are_not_done_again() {
+    let scenario = SMALL.replace("epochs = 2", "epochs = 2\nseeds = 3").replace("[\"train\", \"infer\"]", "\"train\"");
+    let (dir, _) = folder_with(&scenario);
+    let log = dir.path().join("out/small/run.jsonl");
+    let seeds = || {
+        let whole = fs::read_to_string(&log).unwrap_or_default();
+        let lines = whole.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let of_seeds = lines.filter(|line| line["kind"] == "seed");
+        of_seeds.map(|line| format!("{}/{}", line["candidate"]["precision"], line["run"]["seed"])).collect::<Vec<_>>()
+    };
+    let start = |resume: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+        command.args(["run", "small.toml", "--out", "out"]).args(resume).current_dir(dir.path());
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let mut run = start(&[]);
+    wait_for("a finished training", || !seeds().is_empty());
+    run.kill().unwrap();
+    run.wait().unwrap();
+    assert!(start(&["--resume"]).wait().unwrap().success());
+    let mut found = seeds();
+    found.sort();
+    let expected: Vec<String> =
+        ["bf16", "fp32"].iter().flat_map(|p| (1..=3).map(move |seed| format!("\"{p}\"/{seed}"))).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_run_is_not_resumed_with_other_data() {
+    let scenario = SMALL.replace("[\"train\", \"infer\"]", "\"infer\"").replace(
+        "\"digits-8x8\"",
+        "{ format = \"csv\", path = \"points.csv\", label = \"class\", shape = [1, 2, 1], maximum = 10.0 }",
+    );
+    let (dir, _) = folder_with(&scenario);
+    let table = |turned: bool| {
+        let rows = (0..400).map(|k| format!("{},{},{}\n", (k % 2) ^ usize::from(turned), 5 * (k % 2) + k % 3, k % 7));
+        format!("class,x,y\n{}", rows.collect::<String>())
+    };
+    fs::write(dir.path().join("points.csv"), table(false)).unwrap();
+    let run = advisor(&["run", "small.toml", "--quick", "--out", "out"], dir.path());
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    fs::write(dir.path().join("points.csv"), table(true)).unwrap();
+    let run = advisor(&["run", "small.toml", "--quick", "--out", "out", "--resume"], dir.path());
+    assert_eq!(run.status.code(), Some(2), "{}", text(&run.stderr));
+    assert!(text(&run.stderr).contains("was started with another scenario, mode, data"), "{}", text(&run.stderr));
+}
+
+#[test]
+fn weights_that_diverged_are_no_basis_of_a_recommendation() {
+    let scenario = SMALL.replace("[\"train\", \"infer\"]", "\"infer\"");
+    let scenario = scenario.replace("epochs = 2", "epochs = 2\noptimizer = { kind = \"sgd\", learning_rate = 10 }");
+    let scenario = scenario.replace("\"mlp\"", "\"simple-cnn\"").replace("\"digits-8x8\"", "\"mnist\"");
+    let (dir, _) = folder_with(&scenario);
+    for resume in [&[][..], &["--resume"][..]] {
+        let run = advisor(&[&["run", "small.toml", "--quick", "--out", "out"], resume].concat(), dir.path());
+        assert_eq!(run.status.code(), Some(5), "{}", text(&run.stderr));
+        let rows = records(&dir.path().join("out/small/run.jsonl"));
+        let failed: Vec<&Value> = rows.values().filter(|row| row["status"] == "failed").collect();
+        assert_eq!(failed.len(), 5, "{rows:?}");
+        let reason = failed[0]["reason"].as_str().unwrap();
+        assert!(reason.contains("the fp32 training that makes the shared weights failed (seed 1): "), "{reason}");
+    }
+}
+
+#[test]
+fn a_limit_on_p99_is_measured_until_it_can_be_judged_and_memory_is_the_candidates_own() {
+    let scenario = SMALL
+        .replace("[\"train\", \"infer\"]", "\"infer\"")
+        .replace("\"mlp\"", "\"simple-cnn\"")
+        .replace("\"bf16\"]", "\"bf16\"]\nlayout = [\"single\"]")
+        .replace("[\"none\", \"int8\", \"magnitude:0.5\"]", "[\"none\"]")
+        .replace("batch_size = [32]\nthreads", "batch_size = [256]\nthreads");
+    let (dir, _) = folder_with(&format!("{scenario}[constraints]\nmax_latency_p99_ms = 10000\n"));
+    let run = advisor(&["run", "small.toml", "--quick", "--out", "out"], dir.path());
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    let rows = records(&dir.path().join("out/small/run.jsonl"));
+    assert_eq!(rows.len(), 2);
+    for row in rows.values() {
+        assert!(row["measurement"]["latency_p99"]["steps"].as_u64().unwrap() >= 459, "{row:#}");
+    }
+    // The baseline made the shared weights' process before: what the training needed is not in its own memory.
+    let memory: Vec<f64> = rows.values().map(|row| row["peak_memory"].as_f64().unwrap()).collect();
+    assert!((memory[0] / memory[1] - 1.0).abs() < 0.25, "{memory:?}");
+}
+
 #[test]
 fn a_budget_ends_early_and_a_resumed_run_measures_the_rest() {
     let (dir, _) = folder_with(&SMALL.replace("[\"train\", \"infer\"]", "\"infer\""));

@@ -160,5 +160,5 @@ pub(crate) fn run(records: Vec<RunRecord>, objective: Objective, constraints: Co
         cost: CostBasis::Hourly(UsdPerHour(3.6)),
         primary_metric: Metric::Accuracy,
     };
-    StoredRun { header, records, warnings: vec![], end: None }
+    StoredRun { header, records, seeds: vec![], warnings: vec![], end: None }
 }

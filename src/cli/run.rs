@@ -7,7 +7,7 @@ use crate::{
     harness::{self, Control, HarnessError, Job, Pace},
     input::render,
     measure::environment,
-    record::{Environment, RunHeader, SCHEMA_VERSION, StoredRun, TrainConfig},
+    record::{Environment, RunHeader, SCHEMA_VERSION, StoredRun, TrainConfig, store::StoreError},
     scenario::{Known, Machine, Scenario},
     workload,
 };
@@ -103,22 +103,35 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     .context("cannot listen for Ctrl-C")?;
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let mut runs: Vec<StoredRun> = Vec::new();
+    let mut failure = None;
     for one in &planned {
         let left = args.budget.map(|budget| budget.saturating_sub(start.elapsed()));
         match measure(one, args, left, &program, &control) {
             Ok(run) => runs.push(run),
-            Err(error @ (HarnessError::OtherRun { .. } | HarnessError::Store(_))) => {
-                eprintln!("error: {error}");
-                return Ok(Exit::WrongInput);
+            Err(error) => {
+                failure = Some(error);
+                break;
             }
-            Err(error) => return Err(error.into()),
         }
         if control.is_interrupted() {
             break;
         }
     }
-    // Rows that exist are worth a report, also of a run that was stopped.
-    let exit = super::report::publish(&args.out, &runs, &book, args.json)?;
+    // Rows that exist are worth a report, also of a run that was stopped or that failed later.
+    let exit = match &failure {
+        Some(_) if runs.is_empty() => Exit::Done,
+        _ => super::report::publish(&args.out, &runs, &book, args.json)?,
+    };
+    if let Some(error) = failure {
+        eprintln!("error: {error}");
+        return Ok(match error {
+            HarnessError::OtherRun { .. }
+            | HarnessError::Store(StoreError::Broken { .. } | StoreError::Empty { .. } | StoreError::Version { .. }) => {
+                Exit::WrongInput
+            }
+            _ => Exit::MachineFailed,
+        });
+    }
     if control.is_interrupted() {
         eprintln!("stopped; go on with: {} --resume", command(args).trim_end_matches(" --resume"));
         std::process::exit(INTERRUPTED);
@@ -198,12 +211,15 @@ fn plan(scenario: Scenario, args: &Args, environment: &Environment, book: &Price
     let train = if args.quick { TrainConfig { epochs: 1, seeds: 1, ..scenario.train.clone() } } else { scenario.train.clone() };
     // What repeats this scenario alone, without the other files of the command line.
     let alone = Args { scenarios: vec![scenario.path.clone()], prices: args.prices.clone(), out: args.out.clone(), ..*args };
+    let isa = environment.instruction_sets.join(" ");
+    let program = [environment.advisor_version.as_str(), environment.commit.as_deref().unwrap_or_default()];
+    let around = [set.content_hash.as_str(), &environment.cpu, &isa, program[0], program[1]];
     let job_header = RunHeader {
         schema_version: SCHEMA_VERSION,
         scenario: scenario.name.clone(),
         question: scenario.question.clone(),
         scenario_text: scenario.text.clone(),
-        config_hash: scenario.config_hash(args.quick, &machine),
+        config_hash: scenario.config_hash(args.quick, &machine, &around),
         command: command(&alone),
         started_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         environment: environment.clone(),

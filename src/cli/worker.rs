@@ -4,6 +4,7 @@ use super::Exit;
 use crate::{harness, workload::AnyWork};
 
 pub fn run() -> anyhow::Result<Exit> {
-    harness::serve(&mut AnyWork::default(), std::io::stdin().lock(), std::io::stdout().lock());
+    // A parent that was killed leaves no work behind: a training would go on for minutes and disturb whoever measures next.
+    harness::serve(&mut AnyWork::default(), std::io::stdin(), std::io::stdout().lock(), || std::process::exit(0));
     Ok(Exit::Done)
 }

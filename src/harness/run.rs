@@ -3,7 +3,7 @@
 //! A group is up to seven candidates and the phase's baseline. Each is prepared and warmed up in its own worker; then rounds follow, in
 //! each of which every candidate has two blocks, in a fresh random order and back again (ABBA), so that a drift of the machine falls on
 //! all alike. After each round a candidate that is known well enough stops. The baseline goes on through all groups of its phase and so
-//! links them.
+//! links them. Trainings of a group take turns as well, seed by seed.
 
 use super::{
     protocol::{Described, Request, Response, Setup},
@@ -14,7 +14,7 @@ use crate::{
     measure::CpuTimes,
     record::{
         Block, Candidate, Energy, LatencyTail, Line, Measurement, RunEnd, RunHeader, RunRecord, Source, Status, StopCondition,
-        StoredRun, TrainingOutcome, store,
+        StoredRun, TrainedSeed, TrainingOutcome, store,
     },
     stats::{self, Generator, StopRule, Verdict},
     units::{Joules, Seconds},
@@ -132,7 +132,7 @@ pub enum Event {
 pub enum HarnessError {
     #[error(transparent)]
     Store(#[from] store::StoreError),
-    #[error("`{}` was started with another scenario, mode or machine: run without --resume, or give another --out", path.display())]
+    #[error("`{}` was started with another scenario, mode, data, machine or version of this program: run without --resume, or give another --out", path.display())]
     OtherRun { path: PathBuf },
     #[error("cannot start `{} worker`: {source}", program.display())]
     Start { program: PathBuf, source: std::io::Error },
@@ -140,14 +140,24 @@ pub enum HarnessError {
     Folder { path: PathBuf, source: std::io::Error },
 }
 
-/// A prepared candidate with its worker and what it gave so far.
+/// Energy of the blocks in which it could be read.
+#[derive(Clone, Copy, Default)]
+struct Reading {
+    total: f64,
+    units: u64,
+    window: f64,
+}
+
+/// A candidate with its worker and what it gave so far.
 struct Live {
     candidate: Candidate,
     worker: Worker,
     blocks: Vec<Block>,
-    energy: Option<Joules>,
+    energy: Option<Reading>,
+    /// Seconds, steps, and whether their times were stable.
     warm_up: (f64, u64, bool),
-    training: Option<TrainingOutcome>,
+    /// Trainings so far, in the order of their seeds.
+    seeds: Vec<TrainedSeed>,
     /// Set when enough was measured.
     stop: Option<StopCondition>,
     described: Option<Described>,
@@ -159,7 +169,29 @@ impl Live {
         let of_session = self.blocks.iter().filter(|b| b.session == session);
         of_session.map(|b| b.rate(self.candidate.batch_size)).collect()
     }
+
+    fn kept_steps(&self) -> usize {
+        self.blocks.iter().map(|block| block.step_s.len()).sum()
+    }
 }
+
+/// What came of a request.
+enum Answer {
+    Given(Response),
+    /// The run was told to stop.
+    Interrupted,
+    /// The worker is gone, with the reason.
+    Lost(String),
+}
+
+/// Fewest steps from which p99 has an upper bound with 99 % confidence: 1 - 0.99^459 >= 0.99.
+const STEPS_FOR_P99: usize = 459;
+
+/// Longest that steps are timed for p99 alone.
+const MOST_FOR_P99: Duration = Duration::from_secs(60);
+
+/// How often a baseline that is lost is started again; it is what every other row is compared with.
+const RESTARTS: u32 = 2;
 
 /// Runs what is not yet in the log. Ends normally also when interrupted or out of budget; `RunEnd::ended` says which.
 pub fn run(job: &Job, on_event: &mut dyn FnMut(Event)) -> Result<StoredRun, HarnessError> {
@@ -174,7 +206,7 @@ pub fn run(job: &Job, on_event: &mut dyn FnMut(Event)) -> Result<StoredRun, Harn
         (log, stored)
     } else {
         let log = store::Log::create(&path, &job.header)?;
-        (log, StoredRun { header: job.header.clone(), records: vec![], warnings: vec![], end: None })
+        (log, StoredRun { header: job.header.clone(), records: vec![], seeds: vec![], warnings: vec![], end: None })
     };
     let session = stored.records.iter().flat_map(|r| r.measurement.iter().flat_map(|m| &m.blocks)).map(|b| b.session + 1).max();
     let mut conductor =
@@ -199,6 +231,9 @@ struct Conductor<'a, 'e> {
 /// Longest that a worker may take for one request: a training of hours is possible, a hang is not waited for overnight.
 const PATIENCE: Duration = Duration::from_secs(6 * 3600);
 
+/// Reason of a row whose worker broke the protocol.
+const OTHER_ANSWER: &str = "its worker answered another question";
+
 /// Longest that a block or a description may take.
 const SHORT_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -210,16 +245,17 @@ impl Conductor<'_, '_> {
                 self.append(Line::Candidate(Box::new(record.clone())))?;
             }
         }
+        // A row that failed is tried again: the reason may be gone.
         let is_done = |run: &StoredRun, candidate: &Candidate| {
             let record = run.records.iter().find(|r| r.candidate.id() == candidate.id());
-            record.is_some_and(|r| r.reason.as_deref() != Some(OUT_OF_BUDGET))
+            record.is_some_and(|r| r.status != Status::Failed && r.reason.as_deref() != Some(OUT_OF_BUDGET))
         };
         let done = self.job.candidates.iter().filter(|c| is_done(&self.stored, c)).count();
         self.tell(Event::Planned { done, all: self.job.candidates.len() });
         if let Some(load) = self.job.header.environment.load_before {
             let cores = self.job.header.environment.logical_cores as f64;
             // Half of the cores busy with something else halves what some candidates get.
-            if load > 0.5 * cores && self.session == 0 {
+            if load > 0.5 * cores {
                 self.warn(format!(
                     "the load average was {load:.1} on {cores} cores before the run: others were using the machine"
                 ))?;
@@ -265,6 +301,7 @@ impl Conductor<'_, '_> {
         self.log.append(&line)?;
         match line {
             Line::Candidate(record) => self.stored.accept(*record),
+            Line::Seed(seed) => self.stored.seeds.push(*seed),
             Line::Warning { text } => self.stored.warnings.push(text),
             Line::End(end) => self.stored.end = Some(end),
             Line::Run(_) => {}
@@ -289,9 +326,29 @@ impl Conductor<'_, '_> {
         self.out_of_time || self.job.control.is_interrupted()
     }
 
+    /// The end of a candidate that cannot go on: its row, unless one with measurements stands already.
+    fn lose(&mut self, candidate: &Candidate, reason: String) -> Result<(), HarnessError> {
+        if self.find(candidate).is_some_and(|record| record.status == Status::Ok) {
+            return self.warn(format!("`{}`: {reason}; its row holds what was timed before", candidate.title()));
+        }
+        self.finish(RunRecord::without_result(candidate.clone(), Status::Failed, reason))
+    }
+
+    fn skip_for_budget<'c>(&mut self, candidates: impl Iterator<Item = &'c Candidate>) -> Result<(), HarnessError> {
+        for candidate in candidates {
+            if self.find(candidate).is_none() {
+                self.finish(RunRecord::without_result(candidate.clone(), Status::Skipped, OUT_OF_BUDGET.into()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Measures what remains of a phase. The baseline is measured again in a session that adds rows, as the link between sessions.
     fn phase(&mut self, baseline: &Candidate, remaining: Vec<Candidate>) -> Result<(), HarnessError> {
-        let others: Vec<Candidate> = remaining.into_iter().filter(|c| c.id() != baseline.id()).collect();
+        let others: Vec<Candidate> = remaining.iter().filter(|c| c.id() != baseline.id()).cloned().collect();
+        if baseline.phase == Phase::Infer && !self.time_is_up() && !self.share_weights(baseline, &remaining)? {
+            return Ok(());
+        }
         let mut anchor: Option<Live> = None;
         let mut groups: Vec<&[Candidate]> = others.chunks(GROUP).collect();
         if groups.is_empty() {
@@ -300,39 +357,23 @@ impl Conductor<'_, '_> {
         for (number, group) in groups.iter().enumerate() {
             if self.time_is_up() {
                 if !self.job.control.is_interrupted() {
-                    let left = groups[number..].iter().flat_map(|g| g.iter().cloned());
-                    let unmeasured = (number == 0 && self.find(baseline).is_none()).then(|| baseline.clone());
-                    for candidate in unmeasured.into_iter().chain(left) {
-                        self.finish(RunRecord::without_result(candidate, Status::Skipped, OUT_OF_BUDGET.into()))?;
-                    }
+                    let first = (number == 0).then_some(baseline);
+                    self.skip_for_budget(first.into_iter().chain(groups[number..].iter().copied().flatten()))?;
                 }
                 return Ok(());
             }
-            let mut live: Vec<Live> = Vec::new();
-            if anchor.is_none() {
-                anchor = self.prepare(baseline)?;
-            }
-            live.extend(anchor.take());
-            let has_anchor = !live.is_empty();
-            for candidate in *group {
-                live.extend(self.prepare(candidate)?);
-            }
-            self.rounds(&mut live, has_anchor)?;
+            let (mut live, mut has_anchor) = self.prepare(anchor.take(), baseline, group)?;
+            self.rounds(&mut live, &mut has_anchor, baseline)?;
             let mut live = live.into_iter();
             if has_anchor && let Some(mut first) = live.next() {
                 // Written after every group with all its blocks so far: a kill later loses none of them.
-                if self.describe(&mut first)? {
-                    let record = self.record(&first);
-                    self.finish(record)?;
+                if self.complete(&mut first)? {
                     first.stop = None;
                     anchor = Some(first);
                 }
             }
             for mut one in live {
-                if self.describe(&mut one)? {
-                    let record = self.record(&one);
-                    self.finish(record)?;
-                }
+                self.complete(&mut one)?;
             }
             if self.job.control.is_interrupted() {
                 return Ok(());
@@ -341,14 +382,37 @@ impl Conductor<'_, '_> {
         Ok(())
     }
 
-    /// Asks a worker; a failure becomes the candidate's row. `None` where there is no answer.
-    fn ask(
-        &mut self,
-        live: &mut (Candidate, Worker),
-        request: &Request,
-        limit: Duration,
-    ) -> Result<Option<Response>, HarnessError> {
-        match live.1.ask(request, limit, self.job.control) {
+    /// Times what p99 still needs, describes, and writes the row; false when the candidate failed or the run was interrupted.
+    fn complete(&mut self, one: &mut Live) -> Result<bool, HarnessError> {
+        let whole = self.tail(one)? && self.describe(one)?;
+        if whole {
+            let record = self.record(one);
+            self.finish(record)?;
+        }
+        Ok(whole)
+    }
+
+    /// Has the weights that inference candidates share made by a process of their own, so that no candidate's memory holds a training.
+    /// False when that failed: then every candidate would.
+    fn share_weights(&mut self, baseline: &Candidate, remaining: &[Candidate]) -> Result<bool, HarnessError> {
+        self.tell(Event::Stage { candidate: baseline.title(), stage: "training" });
+        let mut one = self.start(baseline)?;
+        let setup = self.setup(baseline);
+        match self.ask(&mut one, &Request::Prepare(Box::new(setup)), PATIENCE) {
+            Answer::Given(_) => Ok(true),
+            Answer::Interrupted => Ok(false),
+            Answer::Lost(reason) => {
+                for candidate in remaining {
+                    self.lose(candidate, reason.clone())?;
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Asks a worker and counts the time that it was busy.
+    fn ask(&mut self, one: &mut Live, request: &Request, limit: Duration) -> Answer {
+        match one.worker.ask(request, limit, self.job.control) {
             Ok(response) => {
                 self.busy += match &response {
                     Response::Prepared { busy_s }
@@ -358,29 +422,33 @@ impl Conductor<'_, '_> {
                     | Response::Described { busy_s, .. } => *busy_s,
                     Response::Failed { .. } => 0.0,
                 };
-                Ok(Some(response))
+                Answer::Given(response)
             }
-            Err(Silence::Interrupted) => Ok(None),
-            Err(Silence::Failed(reason)) => {
-                self.finish(RunRecord::without_result(live.0.clone(), Status::Failed, reason))?;
-                Ok(None)
-            }
+            Err(Silence::Interrupted) => Answer::Interrupted,
+            Err(Silence::Failed(reason)) => Answer::Lost(reason),
         }
     }
 
-    /// Starts a worker and brings it to the point where blocks can be timed. `None` when it failed or the run was interrupted.
-    fn prepare(&mut self, candidate: &Candidate) -> Result<Option<Live>, HarnessError> {
-        if self.job.control.is_interrupted() {
-            return Ok(None);
-        }
+    fn start(&self, candidate: &Candidate) -> Result<Live, HarnessError> {
+        let program = self.job.program;
+        let worker = Worker::start(program).map_err(|source| HarnessError::Start { program: program.to_path_buf(), source })?;
+        Ok(Live {
+            candidate: candidate.clone(),
+            worker,
+            blocks: Vec::new(),
+            energy: None,
+            warm_up: (0.0, 0, false),
+            seeds: Vec::new(),
+            stop: None,
+            described: None,
+        })
+    }
+
+    fn setup(&self, candidate: &Candidate) -> Setup {
         let job = self.job;
-        self.tell(Event::Stage { candidate: candidate.title(), stage: "preparing" });
-        let worker =
-            Worker::start(job.program).map_err(|source| HarnessError::Start { program: job.program.to_path_buf(), source })?;
-        let mut pair = (candidate.clone(), worker);
         let environment = &job.header.environment;
         let balance = environment.peak_flops_per_core.zip(environment.copy_bytes_per_s);
-        let setup = Setup {
+        Setup {
             candidate: candidate.clone(),
             task: job.task,
             model: job.header.model.clone(),
@@ -391,88 +459,145 @@ impl Conductor<'_, '_> {
             checkpoints: job.folder.join("checkpoints"),
             all_threads: environment.logical_cores,
             balance: balance.map(|(flops, bytes)| flops * candidate.threads.min(environment.physical_cores) as f64 / bytes),
-        };
-        if self.ask(&mut pair, &Request::Prepare(Box::new(setup)), PATIENCE)?.is_none() {
-            return Ok(None);
         }
-        let mut training = None;
-        // The quality of a training candidate is that of its first seed, whose weights are named in the record.
-        let mut first_quality = None;
-        if candidate.phase == Phase::Train {
-            let train = &job.header.train;
-            let mut seeds = Vec::new();
-            for seed in (0..train.seeds as u64).map(|k| train.first_seed + k) {
-                self.tell(Event::Stage { candidate: candidate.title(), stage: "training" });
-                match self.ask(&mut pair, &Request::Train { seed }, PATIENCE)? {
-                    Some(Response::Trained { run, quality, .. }) => {
-                        first_quality.get_or_insert(*quality);
-                        seeds.push(*run);
-                    }
-                    _ => return Ok(None),
-                }
-            }
-            training = Some(TrainingOutcome { seeds, target: train.target.map(|t| t.at_least) });
-        }
-        self.tell(Event::Stage { candidate: candidate.title(), stage: "warming up" });
-        let request = Request::WarmUp { least: job.pace.warm_up_least, most: job.pace.warm_up_most };
-        let Some(Response::Warm { steps, warm_up_s, stable, .. }) = self.ask(&mut pair, &request, SHORT_PATIENCE)? else {
-            return Ok(None);
-        };
-        let described = first_quality.map(|quality| Described {
-            quality: Some(quality),
-            peak_memory: None,
-            model_size: None,
-            flops_per_unit: None,
-            bytes_per_unit: None,
-            profile: Vec::new(),
-            time_split: None,
-            notes: Vec::new(),
-            checkpoint: None,
-            energy_counter: None,
-        });
-        let (candidate, worker) = pair;
-        Ok(Some(Live {
-            candidate,
-            worker,
-            blocks: Vec::new(),
-            energy: None,
-            warm_up: (warm_up_s, steps, stable),
-            training,
-            stop: None,
-            described,
-        }))
     }
 
-    /// Interleaved rounds until every candidate is known well enough. The first of `live` is the baseline where `has_anchor`.
-    fn rounds(&mut self, live: &mut Vec<Live>, has_anchor: bool) -> Result<(), HarnessError> {
+    /// Starts, trains and warms up the candidates of a group, and the baseline where `anchor` is none. Those that fail get their rows and
+    /// are left out, as are those for which there is no time. The baseline comes first where the second answer is true.
+    fn prepare(
+        &mut self,
+        anchor: Option<Live>,
+        baseline: &Candidate,
+        group: &[Candidate],
+    ) -> Result<(Vec<Live>, bool), HarnessError> {
+        let ready = usize::from(anchor.is_some());
+        let mut live: Vec<Live> = anchor.into_iter().collect();
+        let wanted: Vec<&Candidate> = (ready == 0).then_some(baseline).into_iter().chain(group).collect();
+        for (at, candidate) in wanted.iter().enumerate() {
+            // One at least, so that every session gets on.
+            if at > 0 && self.time_is_up() {
+                if !self.job.control.is_interrupted() {
+                    self.skip_for_budget(wanted[at..].iter().copied())?;
+                }
+                break;
+            }
+            self.tell(Event::Stage { candidate: candidate.title(), stage: "preparing" });
+            let mut one = self.start(candidate)?;
+            let setup = self.setup(candidate);
+            match self.ask(&mut one, &Request::Prepare(Box::new(setup)), PATIENCE) {
+                Answer::Given(_) => live.push(one),
+                Answer::Interrupted => return Ok((Vec::new(), false)),
+                Answer::Lost(reason) => self.lose(candidate, reason)?,
+            }
+        }
+        let whole = self.train(&mut live, ready)? && self.warm_up(&mut live, ready)?;
+        if !whole {
+            return Ok((Vec::new(), false));
+        }
+        let has_anchor = live.first().is_some_and(|first| first.candidate.id() == baseline.id());
+        Ok((live, has_anchor))
+    }
+
+    /// Training candidates train every seed, one after another within a seed, in a fresh random order, so that a slow minute of the
+    /// machine does not fall on one candidate's seeds alone. What an earlier session finished is taken from the log. False when
+    /// interrupted.
+    fn train(&mut self, live: &mut Vec<Live>, ready: usize) -> Result<bool, HarnessError> {
+        if live.first().is_none_or(|one| one.candidate.phase != Phase::Train) {
+            return Ok(true);
+        }
+        let train = self.job.header.train.clone();
+        for seed in (0..train.seeds as u64).map(|k| train.first_seed + k) {
+            let mut order: Vec<usize> = (ready..live.len()).collect();
+            Generator::new(seed ^ u64::from(self.round) << 32).shuffle(&mut order);
+            let mut lost = Vec::new();
+            for at in order {
+                let one = &mut live[at];
+                let id = one.candidate.id();
+                let known = self.stored.seeds.iter().find(|known| known.run.seed == seed && known.candidate.id() == id).cloned();
+                if let Some(known) = known {
+                    one.seeds.push(known);
+                    continue;
+                }
+                (self.on_event)(Event::Stage { candidate: one.candidate.title(), stage: "training" });
+                match self.ask(one, &Request::Train { seed }, PATIENCE) {
+                    Answer::Given(Response::Trained { run, quality, .. }) => {
+                        let trained = TrainedSeed { candidate: one.candidate.clone(), run: *run, quality: *quality };
+                        one.seeds.push(trained.clone());
+                        self.append(Line::Seed(Box::new(trained)))?;
+                    }
+                    Answer::Interrupted => return Ok(false),
+                    Answer::Given(_) => lost.push((at, OTHER_ANSWER.to_string())),
+                    Answer::Lost(reason) => lost.push((at, reason)),
+                }
+            }
+            self.remove(live, lost)?;
+        }
+        Ok(true)
+    }
+
+    /// Candidates that are lost get their rows and leave.
+    fn remove(&mut self, live: &mut Vec<Live>, mut lost: Vec<(usize, String)>) -> Result<(), HarnessError> {
+        lost.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        for (at, reason) in lost {
+            let one = live.remove(at);
+            self.lose(&one.candidate, reason)?;
+        }
+        Ok(())
+    }
+
+    /// False when interrupted.
+    fn warm_up(&mut self, live: &mut Vec<Live>, ready: usize) -> Result<bool, HarnessError> {
+        let request = Request::WarmUp { least: self.job.pace.warm_up_least, most: self.job.pace.warm_up_most };
+        let mut lost = Vec::new();
+        for (at, one) in live.iter_mut().enumerate().skip(ready) {
+            self.tell(Event::Stage { candidate: one.candidate.title(), stage: "warming up" });
+            match self.ask(one, &request, SHORT_PATIENCE) {
+                Answer::Given(Response::Warm { steps, warm_up_s, stable, .. }) => one.warm_up = (warm_up_s, steps, stable),
+                Answer::Interrupted => return Ok(false),
+                Answer::Given(_) => lost.push((at, OTHER_ANSWER.to_string())),
+                Answer::Lost(reason) => lost.push((at, reason)),
+            }
+        }
+        self.remove(live, lost)?;
+        Ok(true)
+    }
+
+    /// Interleaved rounds until every candidate is known well enough. The first of `live` is the baseline where `has_anchor`; a baseline
+    /// that is lost is started again and keeps its blocks.
+    fn rounds(&mut self, live: &mut Vec<Live>, has_anchor: &mut bool, baseline: &Candidate) -> Result<(), HarnessError> {
         let rule = self.job.pace.rule;
         let mut generator = Generator::new(u64::from(self.session) << 32 | u64::from(self.round) | 1 << 63);
         let first_round = self.round;
+        let mut restarts = RESTARTS;
         loop {
             let waits = |one: &Live| one.stop.is_none();
             // Alone, the baseline goes on only until it has its own least number of blocks.
-            let others_wait = live.iter().skip(usize::from(has_anchor)).any(waits);
-            let anchor_waits = has_anchor && live.first().is_some_and(waits);
+            let others_wait = live.iter().skip(usize::from(*has_anchor)).any(waits);
+            let anchor_waits = *has_anchor && live.first().is_some_and(waits);
             if !others_wait && !anchor_waits {
                 return Ok(());
             }
-            let mut order: Vec<usize> = (0..live.len()).filter(|k| (has_anchor && *k == 0) || live[*k].stop.is_none()).collect();
+            let mut order: Vec<usize> = (0..live.len()).filter(|k| (*has_anchor && *k == 0) || live[*k].stop.is_none()).collect();
             generator.shuffle(&mut order);
             let sequence: Vec<usize> = order.iter().chain(order.iter().rev()).copied().collect();
-            let mut lost: Vec<usize> = Vec::new();
+            let mut lost: Vec<(usize, String)> = Vec::new();
             for (position, at) in sequence.into_iter().enumerate() {
-                if self.job.control.is_interrupted() {
-                    // What was timed so far is a measurement when every rule's least is met, which `describe` cannot judge now.
-                    live.clear();
-                    return Ok(());
+                if lost.iter().any(|(gone, _)| *gone == at) {
+                    continue;
                 }
-                if !lost.contains(&at) && !self.block(&mut live[at], position as u32)? {
-                    lost.push(at);
+                match self.block(&mut live[at], position as u32) {
+                    Answer::Given(_) => {}
+                    Answer::Lost(reason) => lost.push((at, reason)),
+                    Answer::Interrupted => {
+                        // What was timed so far is a measurement when every rule's least is met, which `describe` cannot judge now.
+                        live.clear();
+                        return Ok(());
+                    }
                 }
             }
             self.round += 1;
             for (at, one) in live.iter_mut().enumerate() {
-                if one.stop.is_none() || (has_anchor && at == 0) {
+                if one.stop.is_none() || (*has_anchor && at == 0) {
                     one.stop = match rule.judge(&one.rates(self.session)) {
                         Verdict::Continue => None,
                         Verdict::Precise => Some(StopCondition::Precise),
@@ -481,14 +606,28 @@ impl Conductor<'_, '_> {
                     };
                 }
             }
-            lost.sort_unstable();
-            if has_anchor && lost.first() == Some(&0) {
-                // Without the link the others still have their own times; their rows say that the comparison is missing.
-                live.iter_mut().skip(1).for_each(|one| one.stop = one.stop.or(Some(StopCondition::TimeCap)));
-                lost.into_iter().rev().for_each(|at| drop(live.remove(at)));
-                return Ok(());
+            let gone = lost.iter().position(|(at, _)| *has_anchor && *at == 0).map(|k| lost.remove(k).1);
+            self.remove(live, lost)?;
+            if let Some(reason) = gone {
+                let old = live.remove(0);
+                let fresh = if restarts > 0 { self.restart(&old)? } else { None };
+                restarts = restarts.saturating_sub(1);
+                match fresh {
+                    Some(fresh) => {
+                        self.warn(format!("the baseline `{}` was started again: {reason}", baseline.title()))?;
+                        live.insert(0, fresh);
+                    }
+                    None => {
+                        // The others go on to their own ends; rows without a round in common with the baseline say so.
+                        *has_anchor = false;
+                        if old.described.is_some() {
+                            let record = self.record(&old);
+                            self.finish(record)?;
+                        }
+                        self.lose(baseline, reason)?;
+                    }
+                }
             }
-            lost.into_iter().rev().for_each(|at| drop(live.remove(at)));
             let rounds = f64::from(self.round - first_round);
             let expected =
                 (rule.least as f64 / 2.0).max(rounds + live.iter().filter(|one| one.stop.is_none()).count().min(1) as f64);
@@ -496,56 +635,80 @@ impl Conductor<'_, '_> {
         }
     }
 
-    /// Times one block; false when the candidate failed.
-    fn block(&mut self, one: &mut Live, position: u32) -> Result<bool, HarnessError> {
+    /// A new worker for a candidate that lost its own, with all that was measured before; `None` where that fails too.
+    fn restart(&mut self, old: &Live) -> Result<Option<Live>, HarnessError> {
+        let mut fresh = self.start(&old.candidate)?;
+        let setup = self.setup(&old.candidate);
+        if !matches!(self.ask(&mut fresh, &Request::Prepare(Box::new(setup)), PATIENCE), Answer::Given(_)) {
+            return Ok(None);
+        }
+        fresh.blocks = old.blocks.clone();
+        fresh.energy = old.energy;
+        fresh.seeds = old.seeds.clone();
+        fresh.described = old.described.clone();
+        let request = Request::WarmUp { least: self.job.pace.warm_up_least, most: self.job.pace.warm_up_most };
+        match self.ask(&mut fresh, &request, SHORT_PATIENCE) {
+            Answer::Given(Response::Warm { steps, warm_up_s, stable, .. }) => fresh.warm_up = (warm_up_s, steps, stable),
+            _ => return Ok(None),
+        }
+        Ok(Some(fresh))
+    }
+
+    /// Times one block.
+    fn block(&mut self, one: &mut Live, position: u32) -> Answer {
         self.tell(Event::Stage { candidate: one.candidate.title(), stage: "timing" });
         let start = Seconds(self.start.elapsed().as_secs_f64());
-        let request = Request::Block { target: self.job.pace.block };
-        let answer = one.worker.ask(&request, SHORT_PATIENCE, self.job.control);
-        match answer {
-            Ok(Response::Block { step_s, steps, total_s, energy_j, busy_s }) => {
-                self.busy += busy_s;
+        match self.ask(one, &Request::Block { target: self.job.pace.block }, SHORT_PATIENCE) {
+            Answer::Given(Response::Block { step_s, steps, total_s, energy_j, busy_s }) => {
                 if let Some(energy) = energy_j {
-                    one.energy = Some(Joules(one.energy.map_or(0.0, |e| e.0) + energy));
+                    let reading = one.energy.get_or_insert_default();
+                    reading.total += energy;
+                    reading.units += steps * one.candidate.batch_size as u64;
+                    reading.window += total_s;
                 }
                 let total = Seconds(total_s);
                 one.blocks.push(Block { session: self.session, round: self.round, position, start, step_s, steps, total });
-                Ok(true)
+                Answer::Given(Response::Prepared { busy_s })
             }
-            Ok(_) => {
-                let reason = "its worker answered another question".to_string();
-                self.finish(RunRecord::without_result(one.candidate.clone(), Status::Failed, reason))?;
-                Ok(false)
-            }
-            Err(Silence::Interrupted) => Ok(false),
-            Err(Silence::Failed(reason)) => {
-                self.finish(RunRecord::without_result(one.candidate.clone(), Status::Failed, reason))?;
-                Ok(false)
+            Answer::Given(_) => Answer::Lost(OTHER_ANSWER.to_string()),
+            other => other,
+        }
+    }
+
+    /// Where a limit asks for p99: blocks of this candidate alone, until there are steps enough for it. False when it failed or the run
+    /// was interrupted.
+    fn tail(&mut self, one: &mut Live) -> Result<bool, HarnessError> {
+        let is_served = one.candidate.phase == Phase::Infer || self.job.baselines.len() == 1;
+        let is_limited = self.job.header.goal.constraints.max_latency_p99.is_some();
+        let start = Instant::now();
+        while is_served && is_limited && one.kept_steps() < STEPS_FOR_P99 && start.elapsed() < MOST_FOR_P99 {
+            self.round += 1;
+            match self.block(one, 0) {
+                Answer::Given(_) => {}
+                Answer::Interrupted => return Ok(false),
+                Answer::Lost(reason) => {
+                    self.lose(&one.candidate, reason)?;
+                    return Ok(false);
+                }
             }
         }
+        Ok(true)
     }
 
     /// Asks for everything but times; false when the candidate failed or the run was interrupted.
     fn describe(&mut self, one: &mut Live) -> Result<bool, HarnessError> {
-        let known = one.described.as_ref().is_some_and(|d| !d.profile.is_empty());
-        if known {
+        if one.described.is_some() {
             return Ok(true);
         }
         self.tell(Event::Stage { candidate: one.candidate.title(), stage: "judging" });
-        match one.worker.ask(&Request::Describe, SHORT_PATIENCE, self.job.control) {
-            Ok(Response::Described { described, busy_s }) => {
-                self.busy += busy_s;
-                let trained = one.described.take().and_then(|d| d.quality);
-                let mut described = *described;
-                described.quality = trained.or(described.quality);
-                one.described = Some(described);
+        match self.ask(one, &Request::Describe, SHORT_PATIENCE) {
+            Answer::Given(Response::Described { described, .. }) => {
+                one.described = Some(*described);
                 Ok(true)
             }
-            Ok(_) | Err(Silence::Interrupted) => Ok(false),
-            Err(Silence::Failed(reason)) => {
-                self.finish(RunRecord::without_result(one.candidate.clone(), Status::Failed, reason))?;
-                Ok(false)
-            }
+            Answer::Interrupted => Ok(false),
+            Answer::Given(_) => self.lose(&one.candidate, OTHER_ANSWER.to_string()).map(|()| false),
+            Answer::Lost(reason) => self.lose(&one.candidate, reason).map(|()| false),
         }
     }
 
@@ -558,19 +721,23 @@ impl Conductor<'_, '_> {
         let steps: Vec<f64> = blocks.iter().flat_map(|b| &b.step_s).copied().collect();
         let latency_p99 = stats::quantile_upper_bound(&steps, 0.99, 0.99)
             .map(|bound| LatencyTail { bound: Seconds(bound), steps: steps.len() as u64 });
-        let units: u64 = one.blocks.iter().map(|b| b.steps * one.candidate.batch_size as u64).sum();
-        let window: f64 = one.blocks.iter().map(|b| b.total.0).sum();
-        let energy = one.energy.zip(described.energy_counter.clone()).map(|(total, counter)| {
+        let energy = one.energy.zip(described.energy_counter.clone()).map(|(reading, counter)| {
+            let Reading { total, units, window } = reading;
             // The counters move about once a millisecond; below half a second of blocks their steps show.
-            let reason = if total.0 <= 0.0 {
+            let reason = if total <= 0.0 {
                 Some("the counter did not move".to_string())
             } else if window < 0.5 {
                 Some(format!("only {window:.2} s were timed"))
             } else {
                 None
             };
-            Energy { total, window: Seconds(window), units, valid: reason.is_none(), reason, counter }
+            Energy { total: Joules(total), window: Seconds(window), units, valid: reason.is_none(), reason, counter }
         });
+        // The quality of a training candidate is that of its first seed, whose weights are named in the record.
+        let quality = one.seeds.first().map(|seed| seed.quality.clone()).or(described.quality);
+        let target = self.job.header.train.target.map(|target| target.at_least);
+        let runs: Vec<_> = one.seeds.iter().map(|seed| seed.run.clone()).collect();
+        let training = (!runs.is_empty()).then_some(TrainingOutcome { seeds: runs, target });
         let (warm_up, warm_up_steps, warm_up_stable) = one.warm_up;
         RunRecord {
             candidate: one.candidate.clone(),
@@ -585,8 +752,8 @@ impl Conductor<'_, '_> {
                 stop: one.stop.unwrap_or(StopCondition::TimeCap),
                 latency_p99,
             }),
-            quality: described.quality,
-            training: one.training.clone(),
+            quality,
+            training,
             energy,
             peak_memory: described.peak_memory,
             model_size: described.model_size,

@@ -22,10 +22,24 @@ pub trait Work {
     fn answer(&mut self, request: Request) -> Result<Response, String>;
 }
 
-/// Serves requests from `input` until it ends or the work fails. A parent that is gone is the end of the work.
-pub fn serve(work: &mut dyn Work, input: impl BufRead, mut output: impl Write) {
-    for line in input.lines() {
-        let Ok(line) = line else { return };
+/// Serves requests from `input` until it ends or the work fails. `at_end` is called as soon as the input ends, in the middle of an
+/// answer too: a parent that is gone is the end of the work.
+pub fn serve(
+    work: &mut dyn Work,
+    input: impl Read + Send + 'static,
+    mut output: impl Write,
+    at_end: impl FnOnce() + Send + 'static,
+) {
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(input).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+        at_end();
+    });
+    for line in lines {
         let answer = match serde_json::from_str::<Request>(&line) {
             Ok(request) => work.answer(request),
             Err(error) => Err(format!("a request that is none: {error}")),
@@ -196,7 +210,7 @@ mod tests {
         let ask = |request: &Request| serde_json::to_string(request).unwrap();
         let input = [ask(&Request::Describe), ask(&Request::Train { seed: 1 }), ask(&Request::Describe)].join("\n");
         let (mut output, mut work) = (Vec::new(), Echo(0));
-        serve(&mut work, input.as_bytes(), &mut output);
+        serve(&mut work, std::io::Cursor::new(input.into_bytes()), &mut output, || ());
         let answers: Vec<Response> =
             String::from_utf8(output).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(answers, [Response::Prepared { busy_s: 0.5 }, Response::Failed { reason: "cannot train".into() }]);

@@ -7,5 +7,5 @@ mod noise;
 
 pub use energy::EnergyCounter;
 pub use environment::environment;
-pub use memory::peak_resident;
+pub use memory::{forget_peak_resident, peak_resident};
 pub use noise::{CpuTimes, load_average};

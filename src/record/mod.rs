@@ -88,7 +88,7 @@ pub struct RunRecord {
     /// Facts that a reader of the row should know ("calibrated on 512 training rows", "bf16 is emulated on this processor").
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// SHA-256 (hex) of the checkpoint whose weights were used or made.
+    /// Name of the checkpoint whose weights were used or made: SHA-256 (hex) of all that decides what training makes of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<String>,
 }
@@ -154,7 +154,8 @@ pub struct RunHeader {
     pub question: String,
     /// The scenario file as it was read, byte for byte.
     pub scenario_text: String,
-    /// SHA-256 (hex) of what the scenario and the command line mean; `--resume` refuses another.
+    /// SHA-256 (hex) of what the scenario and the command line mean, of the data's content, the processor and the program;
+    /// `--resume` refuses another.
     pub config_hash: String,
     /// The command that repeats this run.
     pub command: String,
@@ -189,11 +190,21 @@ pub struct RunEnd {
     pub ended: String,
 }
 
+/// A training of one seed that is over, written before its candidate is a row, so that a kill does not lose it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainedSeed {
+    pub candidate: Candidate,
+    pub run: SeedRun,
+    /// On the test rows, from the weights at the end.
+    pub quality: Quality,
+}
+
 /// A line of `run.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Line {
     Run(Box<RunHeader>),
+    Seed(Box<TrainedSeed>),
     /// A finished row (ok, failed or skipped).
     Candidate(Box<RunRecord>),
     /// Something that a reader of the report must see ("clock jumped", "load average was 3.1").
@@ -209,6 +220,8 @@ pub struct StoredRun {
     pub header: RunHeader,
     /// In the order of finishing; of two records of one candidate the later stands.
     pub records: Vec<RunRecord>,
+    /// Finished trainings, also of candidates that are no row yet.
+    pub seeds: Vec<TrainedSeed>,
     pub warnings: Vec<String>,
     /// Of the last session; absent when it was killed.
     pub end: Option<RunEnd>,

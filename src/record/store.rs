@@ -5,7 +5,7 @@
 
 use super::{Line, RunEnd, RunHeader, RunRecord, SCHEMA_VERSION, StoredRun};
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
@@ -18,6 +18,8 @@ pub enum StoreError {
     Broken { path: PathBuf, line: usize, reason: String },
     #[error("`{}` has no finished header line: nothing was measured, so start it anew without --resume", path.display())]
     Empty { path: PathBuf },
+    #[error("`{}` is being written by another run", path.display())]
+    Busy { path: PathBuf },
     #[error("`{}` has schema version {found}; this program reads up to {SCHEMA_VERSION}", path.display())]
     Version { path: PathBuf, found: u64 },
 }
@@ -29,23 +31,40 @@ pub struct Log {
 }
 
 impl Log {
-    /// A new log with its header; an older file of that name is kept beside it as `run.jsonl.previous`.
+    /// A new log with its header; an older file of that name is kept beside it as `run.jsonl.previous`. The log appears with its header
+    /// or not at all.
+    ///
+    /// # Errors
+    /// `Busy` where another process writes a log of this name, `Io` where the disk does not take it.
     pub fn create(path: &Path, header: &RunHeader) -> Result<Log, StoreError> {
         let fail = |doing| move |source| StoreError::Io { doing, path: path.to_path_buf(), source };
         if path.exists() {
+            let earlier = File::open(path).map_err(fail("open the earlier"))?;
+            lock(&earlier, path)?;
             std::fs::rename(path, path.with_extension("jsonl.previous")).map_err(fail("keep the earlier"))?;
         }
-        let file = File::create(path).map_err(fail("create"))?;
+        let partial = path.with_extension(format!("jsonl.partial-{}", std::process::id()));
+        let file = File::create(&partial).map_err(fail("create"))?;
+        lock(&file, path)?;
         let mut log = Log { file, path: path.to_path_buf() };
-        log.append(&Line::Run(Box::new(header.clone())))?;
+        let written = log.append(&Line::Run(Box::new(header.clone())));
+        let named = written.and_then(|()| std::fs::rename(&partial, path).map_err(fail("create")));
+        if let Err(error) = named {
+            std::fs::remove_file(&partial).ok();
+            return Err(error);
+        }
         Ok(log)
     }
 
     /// Opens a log to go on; a torn last line is cut off.
+    ///
+    /// # Errors
+    /// As `read`, and `Busy` where another process goes on with it.
     pub fn resume(path: &Path) -> Result<(Log, StoredRun), StoreError> {
         let fail = |doing| move |source| StoreError::Io { doing, path: path.to_path_buf(), source };
-        let (stored, whole) = read_with_length(path)?;
         let mut file = OpenOptions::new().write(true).open(path).map_err(fail("open"))?;
+        lock(&file, path)?;
+        let (stored, whole) = read_with_length(path)?;
         file.set_len(whole).map_err(fail("cut the torn line of"))?;
         file.seek(SeekFrom::End(0)).map_err(fail("open"))?;
         Ok((Log { file, path: path.to_path_buf() }, stored))
@@ -65,6 +84,14 @@ impl Log {
             return Err(StoreError::Io { doing: "append to", path: self.path.clone(), source });
         }
         Ok(())
+    }
+}
+
+/// Held until the file is closed, also by a kill. A file system without locks is written without one.
+fn lock(file: &File, path: &Path) -> Result<(), StoreError> {
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(StoreError::Busy { path: path.to_path_buf() }),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(()),
     }
 }
 
@@ -95,10 +122,12 @@ fn read_with_length(path: &Path) -> Result<(StoredRun, u64), StoreError> {
         }
         match (serde_json::from_slice(raw).map_err(|e| broken(e.to_string()))?, &mut run) {
             (Line::Run(header), slot @ None) => {
-                *slot = Some(StoredRun { header: *header, records: Vec::new(), warnings: Vec::new(), end: None });
+                *slot =
+                    Some(StoredRun { header: *header, records: Vec::new(), seeds: Vec::new(), warnings: Vec::new(), end: None });
             }
             (Line::Run(_), Some(_)) => return Err(broken("a second header".into())),
             (_, None) => return Err(broken("expected the header first".into())),
+            (Line::Seed(seed), Some(run)) => run.seeds.push(*seed),
             (Line::Candidate(record), Some(run)) => run.accept(*record),
             (Line::Warning { text }, Some(run)) => run.warnings.push(text),
             (Line::End(end), Some(run)) => run.end = Some(end),
@@ -200,6 +229,21 @@ mod tests {
     }
 
     #[test]
+    fn a_log_has_one_writer_and_appears_with_its_header() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.jsonl");
+        let log = Log::create(&path, &header()).unwrap();
+        assert!(read(&path).is_ok(), "whole from the start");
+        assert!(matches!(Log::resume(&path), Err(StoreError::Busy { .. })));
+        assert!(matches!(Log::create(&path, &header()), Err(StoreError::Busy { .. })));
+        drop(log);
+        Log::resume(&path).unwrap();
+        Log::create(&path, &header()).unwrap();
+        let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+    }
+
+    #[test]
     fn a_broken_line_in_the_middle_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.jsonl");
@@ -220,7 +264,7 @@ mod tests {
 
     #[test]
     fn the_later_record_of_a_candidate_stands() {
-        let mut run = StoredRun { header: header(), records: vec![], warnings: vec![], end: None };
+        let mut run = StoredRun { header: header(), records: vec![], seeds: vec![], warnings: vec![], end: None };
         run.accept(record(1));
         let mut later = record(1);
         later.reason = Some("later".into());

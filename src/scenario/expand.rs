@@ -113,9 +113,10 @@ impl Scenario {
         }
     }
 
-    /// SHA-256 (hex) of what the scenario means on `machine`, and of `quick`. Comments, formatting, other spellings of a value and the folder
+    /// SHA-256 (hex) of what the scenario means on `machine`, of `quick`, and of what `around` it decides figures too (the data's content,
+    /// the processor, the program). Comments, formatting, other spellings of a value and the folder
     /// from which the program was started do not change it.
-    pub fn config_hash(&self, quick: bool, machine: &Machine) -> String {
+    pub fn config_hash(&self, quick: bool, machine: &Machine, around: &[&str]) -> String {
         let expansion = self.expand(machine);
         let ids = |candidates: &mut dyn Iterator<Item = &Candidate>| candidates.map(Candidate::id).collect::<Vec<_>>();
         let meaning = json!({
@@ -131,6 +132,7 @@ impl Scenario {
             "cost": self.cost,
             "primary_metric": self.primary_metric,
             "quick": quick,
+            "around": around,
         });
         Sha256::digest(meaning.to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -281,7 +283,7 @@ mod tests {
     #[test]
     fn the_hash_changes_with_the_meaning_and_with_nothing_else() {
         let plain = "[grid]\nprecision = [\"fp32\", \"bf16\"]\nbatch_size = 64";
-        let hash = |more: &str| with(more).config_hash(false, &TWO);
+        let hash = |more: &str| with(more).config_hash(false, &TWO, &[]);
         assert_eq!(hash(plain).len(), 64);
         let same = "# a comment\n[grid]\nbatch_size   = [64]\nthreads = 2\nprecision = [\n  \"float32\",\n  \"bfloat16\",\n]";
         assert_eq!(hash(plain), hash(same));
@@ -292,12 +294,12 @@ mod tests {
             hash(&format!("{plain}\n[objective]\nminimise = \"time\"")),
             hash(&format!("{plain}\n[cost]\nhourly_usd = 1")),
             hash(&format!("phase = \"infer\"\n{plain}")),
-            with(plain).config_hash(true, &TWO),
-            with(plain).config_hash(false, &Machine { cores: 1 }),
+            with(plain).config_hash(true, &TWO, &[]),
+            with(plain).config_hash(false, &Machine { cores: 1 }, &[]),
         ];
         let all: HashSet<&String> = others.iter().collect();
         assert!(all.len() == others.len() && !all.contains(&hash(plain)));
         let own = "data = { format = \"idx\", path = \"images\" }";
-        assert_eq!(at("a/x.toml", own).config_hash(false, &TWO), at("/b/c/x.toml", own).config_hash(false, &TWO));
+        assert_eq!(at("a/x.toml", own).config_hash(false, &TWO, &[]), at("/b/c/x.toml", own).config_hash(false, &TWO, &[]));
     }
 }

@@ -22,7 +22,7 @@ pub enum CheckpointError {
     Broken { path: PathBuf, reason: String },
 }
 
-/// Everything that decides what weights come out of training, but for rounding.
+/// Everything that decides what weights come out of training, but for rounding; the program itself is added by `hash`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Identity<'a> {
     pub model: &'a str,
@@ -39,7 +39,10 @@ impl Identity<'_> {
         // Neither the number of seeds nor a target changes what one seed's run makes.
         let train = TrainConfig { seeds: 1, first_seed: self.seed, target: None, ..self.train.clone() };
         let text = serde_json::to_string(&Identity { train: &train, ..self.clone() }).expect("plain data");
-        Sha256::digest(format!("checkpoint {VERSION} {text}")).iter().map(|b| format!("{b:02x}")).collect()
+        // Another program may train otherwise from the same words.
+        let program = concat!(env!("CARGO_PKG_VERSION"), " ");
+        let commit = option_env!("ADVISOR_COMMIT").unwrap_or_default();
+        Sha256::digest(format!("checkpoint {VERSION} {program}{commit} {text}")).iter().map(|b| format!("{b:02x}")).collect()
     }
 }
 

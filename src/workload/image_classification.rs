@@ -1,10 +1,10 @@
 //! One class an image: trains or answers, one candidate a process.
 
 use crate::{
-    data::DataSet,
+    data::{DataSet, Part},
     graph::Program,
     harness::{Described, Request, Response, Setup, Work},
-    measure::{EnergyCounter, peak_resident},
+    measure::{EnergyCounter, forget_peak_resident, peak_resident},
     models::{self, Model},
     record::{OpProfile, Quality, TimeSplit},
     stats::{StopRule, median},
@@ -79,7 +79,7 @@ impl Work for Bench {
 impl Ready {
     fn new(setup: Setup) -> Result<Ready, Box<dyn std::error::Error>> {
         let model = models::find(&setup.model).ok_or_else(|| format!("no model is called `{}`", setup.model))?;
-        let set = Arc::new(DataSet::load(&setup.data, &setup.search_from)?);
+        let mut set = Arc::new(DataSet::load(&setup.data, &setup.search_from)?);
         let (mut notes, mut checkpoint) = (Vec::new(), None);
         let candidate = &setup.candidate;
         if candidate.precision == Precision::Bf16 && !crate::backend::cpu::has_bf16_products() {
@@ -111,9 +111,14 @@ impl Ready {
                 }
                 let predictor = Predictor::new(model, &set, &weights, candidate)?;
                 notes.extend(predictor.program().notes.iter().cloned());
+                // Answering needs no training rows.
+                let mut rest = Arc::try_unwrap(set).unwrap_or_else(|shared| (*shared).clone());
+                rest.train = Part::default();
+                set = Arc::new(rest);
                 Doing::Infer(Box::new(predictor))
             }
         };
+        forget_peak_resident();
         Ok(Ready { setup, model, set, work, step_s: 0.0, counter: EnergyCounter::open(), notes, checkpoint })
     }
 
@@ -127,7 +132,8 @@ impl Ready {
         // The weights of the reference candidate are those that inference candidates ask for by this name.
         let is_reference = candidate.precision == Precision::Fp32
             && candidate.layout == Layout::Single
-            && candidate.batch_size == train.batch_size;
+            && candidate.batch_size == train.batch_size
+            && candidate.threads == self.setup.all_threads;
         if is_reference && run.failure.is_none() {
             run.checkpoint = identity.hash();
             let path = Checkpoint::path(&self.setup.checkpoints, &run.checkpoint);
@@ -243,14 +249,26 @@ impl Ready {
 }
 
 /// The weights that all inference candidates share: trained once, in fp32 on all cores, and kept by their identity.
-fn trained_weights(setup: &Setup, model: &'static Model, set: &Arc<DataSet>) -> Result<(String, Weights), TrainError> {
+///
+/// # Errors
+/// Where training fails or its weights are of no use: what is not finite is no measurement of anything.
+fn trained_weights(
+    setup: &Setup,
+    model: &'static Model,
+    set: &Arc<DataSet>,
+) -> Result<(String, Weights), Box<dyn std::error::Error>> {
     let train = &setup.train;
     let seed = train.first_seed;
     let identity = Identity { model: model.name, data: &set.content_hash, train, precision: Precision::Fp32, seed };
     let hash = identity.hash();
     let path: PathBuf = Checkpoint::path(&setup.checkpoints, &hash);
+    let failed = |failure: &str| format!("the fp32 training that makes the shared weights failed (seed {seed}): {failure}");
     if path.exists() {
-        return Ok((hash, Checkpoint::load(&path)?.weights));
+        let checkpoint = Checkpoint::load(&path)?;
+        return match checkpoint.run.failure {
+            Some(failure) => Err(failed(&failure).into()),
+            None => Ok((hash, checkpoint.weights)),
+        };
     }
     let reference = crate::record::Candidate {
         phase: Phase::Train,
@@ -262,9 +280,14 @@ fn trained_weights(setup: &Setup, model: &'static Model, set: &Arc<DataSet>) -> 
         ..setup.candidate.clone()
     };
     let (mut run, _, weights) = Trainer::new(model, set.clone(), &reference, train, seed)?.run(setup.primary_metric)?;
+    // Kept also when it failed: the other candidates need not try again to learn it.
     run.checkpoint = hash.clone();
-    Checkpoint { weights: weights.clone(), run }.save(&path)?;
-    Ok((hash, weights))
+    let checkpoint = Checkpoint { weights, run };
+    checkpoint.save(&path)?;
+    match &checkpoint.run.failure {
+        Some(failure) => Err(failed(failure).into()),
+        None => Ok((hash, checkpoint.weights)),
+    }
 }
 
 /// Median seconds of every step of rank 0's program, all ranks running.
