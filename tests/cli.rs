@@ -305,8 +305,8 @@ fn a_run_is_not_resumed_with_other_data() {
 #[test]
 fn weights_that_diverged_are_no_basis_of_a_recommendation() {
     let scenario = SMALL.replace("[\"train\", \"infer\"]", "\"infer\"");
-    let scenario = scenario.replace("epochs = 2", "epochs = 2\noptimizer = { kind = \"sgd\", learning_rate = 10 }");
-    let scenario = scenario.replace("\"mlp\"", "\"simple-cnn\"").replace("\"digits-8x8\"", "\"mnist\"");
+    let scenario = scenario
+        .replace("epochs = 2", "epochs = 2\noptimizer = { kind = \"sgd\", learning_rate = 10 }\nregularisation = { l2 = 1.0 }");
     let (dir, _) = folder_with(&scenario);
     for resume in [&[][..], &["--resume"][..]] {
         let run = advisor(&[&["run", "small.toml", "--quick", "--out", "out"], resume].concat(), dir.path());
@@ -317,6 +317,18 @@ fn weights_that_diverged_are_no_basis_of_a_recommendation() {
         let reason = failed[0]["reason"].as_str().unwrap();
         assert!(reason.contains("the fp32 training that makes the shared weights failed (seed 1): "), "{reason}");
     }
+}
+
+#[test]
+fn a_network_that_has_learnt_nothing_is_said_to() {
+    // So large a rate kills every ReLU: the answer is the same for all rows.
+    let scenario = SMALL.replace("[\"train\", \"infer\"]", "\"infer\"").replace("\"mlp\"", "\"simple-cnn\"");
+    let scenario =
+        scenario.replace("\"digits-8x8\"", "\"mnist\"").replace("[\"none\", \"int8\", \"magnitude:0.5\"]", "[\"none\"]");
+    let rate = "optimizer = { kind = \"sgd\", learning_rate = 10, momentum = 0.99 }";
+    let (dir, _) = folder_with(&scenario.replace("epochs = 2", &format!("epochs = 2\n{rate}")));
+    let run = advisor(&["run", "small.toml", "--quick", "--out", "out"], dir.path());
+    assert!(text(&run.stdout).contains("it has learnt nothing"), "{}{}", text(&run.stdout), text(&run.stderr));
 }
 
 #[test]

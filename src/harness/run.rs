@@ -18,7 +18,7 @@ use crate::{
     },
     stats::{self, Generator, StopRule, Verdict},
     units::{Joules, Seconds},
-    vocab::{Phase, Task},
+    vocab::{Metric, Phase, Task},
 };
 use std::{
     path::{Path, PathBuf},
@@ -387,9 +387,31 @@ impl Conductor<'_, '_> {
         let whole = self.tail(one)? && self.describe(one)?;
         if whole {
             let record = self.record(one);
+            self.doubt(&record)?;
             self.finish(record)?;
         }
         Ok(whole)
+    }
+
+    /// A baseline that answers no better than a constant has learnt nothing, and nothing follows from its comparisons.
+    fn doubt(&mut self, record: &RunRecord) -> Result<(), HarnessError> {
+        let is_new = self.find(&record.candidate).is_none();
+        if !is_new || !self.job.baselines.iter().any(|baseline| baseline.id() == record.candidate.id()) {
+            return Ok(());
+        }
+        let labels = &self.job.header.test_labels;
+        let mut counts = vec![0usize; self.job.header.classes.len()];
+        labels.iter().for_each(|label| counts[*label as usize] += 1);
+        let constant = counts.iter().copied().max().unwrap_or(0) as f64 / labels.len().max(1) as f64;
+        let accuracy = record.quality.as_ref().and_then(|quality| quality.metrics.get(&Metric::Accuracy)).copied();
+        match accuracy.filter(|accuracy| *accuracy <= constant) {
+            Some(accuracy) => self.warn(format!(
+                "`{}` has an accuracy of {accuracy:.4}, no more than always answering the most frequent class ({constant:.4}): it has \
+                 learnt nothing, and accuracies that equal its own say nothing",
+                record.candidate.title()
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Has the weights that inference candidates share made by a process of their own, so that no candidate's memory holds a training.
