@@ -49,12 +49,14 @@ pub enum Outcome {
 pub struct Pick {
     /// Row.
     pub row: usize,
-    /// Chance that it is the best of the feasible rows, by resampling the measured blocks.
-    pub probability_best: f64,
-    /// Mean relative loss of the objective, over the resamples, from taking this row rather than the best one.
-    pub expected_regret: f64,
-    /// Other feasible rows whose objective cannot be told apart from the pick's (paired sign-flip over shared rounds with Holm's
-    /// correction p > 0.05, or an effect below 1 %), best first.
+    /// Chance that it is the best of the feasible rows, by resampling what was measured. Unknown where it is the only row, where each row
+    /// was measured once (memory, energy), and where there are fewer rounds or seeds than any exact test at 0.05 needs.
+    pub probability_best: Option<f64>,
+    /// Mean relative loss of the objective, over the resamples, from taking this row rather than the best one; a resample's loss is at
+    /// most 1. Unknown where the probability is.
+    pub expected_regret: Option<f64>,
+    /// Other feasible rows whose objective cannot be told apart from the pick's: corrected p > 0.05, too few rounds or seeds for any
+    /// test, or an effect below 1 %. Best first.
     pub ties: Vec<usize>,
     /// Whole sentences with their numbers, most important first.
     pub reasons: Vec<String>,
@@ -189,7 +191,8 @@ pub struct Row {
     pub usd_per_million: Option<Estimate>,
     pub flops_per_unit: Option<Flops>,
     pub bytes_per_unit: Option<Bytes>,
-    /// Achieved throughput over the smaller of the compute and the memory roof, in (0, 1].
+    /// Achieved throughput over the smaller of the compute and the memory roof. Above 1 where data stayed in the cache, or where
+    /// arithmetic is narrower than the fp32 by which the roof is drawn.
     pub roofline_fraction: Option<f64>,
     pub violations: Vec<Violation>,
     /// On the front of objective against quality: no other ok row is at least as good in both and better in one.

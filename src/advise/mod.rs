@@ -54,7 +54,8 @@ const CONFIDENCE: f64 = 0.95;
 /// Level of every test.
 const ALPHA: f64 = 0.05;
 
-/// 1 %: below this A/A runs of the same binary disagree (docs/method.md), so nobody should act on it.
+/// 1 %: the noise threshold of criterion.rs and the least effect of docs/method.md. A test on many rounds shows less than anyone should
+/// act on: the same program, built or placed in memory anew, moves as much.
 const LEAST_EFFECT: f64 = 0.01;
 
 /// A record while it is judged.
@@ -128,12 +129,12 @@ fn judge(run: &StoredRun, price: &Price, phase: Phase) -> PhaseAdvice {
             let pick = Pick {
                 row: found.row,
                 probability_best: found.probability(found.row),
-                expected_regret: found.regret,
+                expected_regret: found.odds.as_ref().map(|odds| odds.regret),
                 ties: found.ties.clone(),
                 reasons: reasons::of(&field, &figures, &found),
                 flips: flips::of(&field, &figures, &found),
             };
-            for (row, probability) in &found.probabilities {
+            for (row, probability) in found.odds.iter().flat_map(|odds| &odds.probabilities) {
                 field.judged[*row].row.probability_best = Some(*probability);
             }
             field.judged[pick.row].row.recommended = true;

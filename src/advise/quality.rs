@@ -4,7 +4,7 @@
 use super::{ALPHA, Drop, DropVerdict};
 use crate::{
     record::Quality,
-    stats::{holm, mcnemar_exact, paired_difference, smallest_provable_loss},
+    stats::{Z95, holm, mcnemar_exact, paired_difference, smallest_provable_loss},
     vocab::{Better, Metric},
 };
 
@@ -78,10 +78,10 @@ pub(super) fn drops(
             let p = corrected[row];
             Some(Drop {
                 value,
-                interval: share.then(|| paired_difference(lost, won, rows)),
+                interval: share.then(|| paired_difference(lost, won, rows, Z95)),
                 p,
                 flip_rate: flipped as f64 / rows as f64,
-                smallest_provable: smallest_provable_loss(lost + won, rows).min(1.0),
+                smallest_provable: smallest_provable_loss(lost + won, rows, ALPHA).min(1.0),
                 verdict: if row == baseline { DropVerdict::Reference } else { verdict(value, p, limit) },
             })
         })

@@ -45,13 +45,22 @@ pub fn drop(drop: &Drop) -> String {
     }
 }
 
+/// Never certain: what is resampled is a sample itself.
 pub fn probability(value: f64) -> String {
-    if value > 0.995 && value < 1.0 {
+    if value >= 0.995 {
         "above 99 %".to_string()
-    } else if value > 0.0 && value < 0.005 {
+    } else if value < 0.005 {
         "below 1 %".to_string()
     } else {
         format!("{:.0} %", 100.0 * value)
+    }
+}
+
+/// `best with probability 93 %`, or that no odds can be given.
+pub fn odds(probability: Option<f64>) -> String {
+    match probability {
+        Some(value) => format!("best with probability {}", self::probability(value)),
+        None => "odds unknown".to_string(),
     }
 }
 
@@ -152,8 +161,8 @@ mod word_tests {
     #[test]
     fn certainty_is_not_rounded_into_being() {
         assert_eq!(
-            [probability(1.0), probability(0.999), probability(0.42), probability(0.001)],
-            ["100 %", "above 99 %", "42 %", "below 1 %"]
+            [probability(1.0), probability(0.999), probability(0.42), probability(0.0)],
+            ["above 99 %", "above 99 %", "42 %", "below 1 %"]
         );
     }
 }
