@@ -62,6 +62,19 @@ pub struct Pick {
     pub reasons: Vec<String>,
     /// Prices and volumes at which the answer would change.
     pub flips: Vec<Flip>,
+    /// Figures at which two choices cost the same.
+    pub break_evens: Vec<BreakEven>,
+}
+
+/// A figure at which two choices cost the same.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakEven {
+    /// `runner_up_usd_per_hour`, `catalogue_throughput_per_s`, `owned_utilisation` (a share).
+    pub quantity: &'static str,
+    /// In the unit that `quantity` names.
+    pub value: f64,
+    /// Whole sentence with the number.
+    pub text: String,
 }
 
 /// A change of a price or of a volume that would change the answer.
@@ -114,7 +127,7 @@ pub enum DropVerdict {
     Better,
     /// A loss is shown, and it is within the scenario's limit (or no limit is set).
     Loss,
-    /// A loss above the limit, by the observed value.
+    /// The observed loss is above the limit; `within_limit` says whether that is shown.
     TooMuch,
 }
 
@@ -130,6 +143,28 @@ impl DropVerdict {
     }
 }
 
+/// Whether a loss is within the scenario's limit: a test of non-inferiority by the 90 % interval of the paired difference, whose ends are
+/// one-sided 95 % bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitVerdict {
+    /// The upper end is within the limit.
+    Met,
+    /// The limit lies between the ends: what was observed decides.
+    NotProven,
+    /// The lower end is above the limit.
+    Broken,
+}
+
+impl LimitVerdict {
+    pub const fn name(self) -> &'static str {
+        match self {
+            LimitVerdict::Met => "met",
+            LimitVerdict::NotProven => "not proven",
+            LimitVerdict::Broken => "broken",
+        }
+    }
+}
+
 /// Quality of a row against the baseline's answers on the same test rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drop {
@@ -137,11 +172,19 @@ pub struct Drop {
     pub value: f64,
     /// 95 % interval of the paired difference; absent for metrics that are not a share of rows.
     pub interval: Option<Interval>,
-    /// Exact McNemar p, corrected for all rows of the phase.
+    /// 90 % interval: each end is a one-sided 95 % bound.
+    pub bounds: Option<Interval>,
+    /// Against `max_accuracy_drop`; absent for the baseline, without a limit, and without an interval.
+    pub within_limit: Option<LimitVerdict>,
+    /// Exact McNemar p of this row alone.
+    pub p_alone: f64,
+    /// The same after Holm's correction for all `tests` of the phase.
     pub p: f64,
+    /// Different sets of answers that were held against the baseline's: rows that answer alike are one test.
+    pub tests: usize,
     /// Share of test rows whose predicted class differs from the baseline's.
     pub flip_rate: f64,
-    /// Smallest loss that these test rows could have shown.
+    /// Smallest loss that these test rows could have shown, at the same corrected level.
     pub smallest_provable: f64,
     pub verdict: DropVerdict,
 }

@@ -14,9 +14,11 @@
 //! | `pick` | odds, expected regret, ties |
 //! | `infeasible` | which limit binds when nothing meets them all |
 //! | `flips` | prices, speeds and limits at which the answer changes |
+//! | `break_evens` | prices, speeds and shares of use at which two choices cost the same |
 //! | `reasons`, `notes`, `phrase` | sentences with their numbers |
 
 mod advice;
+mod break_evens;
 mod flips;
 mod front;
 mod infeasible;
@@ -103,12 +105,12 @@ pub fn advise(run: &StoredRun, book: &PriceBook) -> Result<Advice, CostError> {
     Ok(Advice {
         objective: run.header.goal.objective,
         primary_metric: run.header.primary_metric,
-        phases: phases.into_iter().map(|phase| judge(run, &price, phase)).collect(),
+        phases: phases.into_iter().map(|phase| judge(run, &price, book, phase)).collect(),
         price,
     })
 }
 
-fn judge(run: &StoredRun, price: &Price, phase: Phase) -> PhaseAdvice {
+fn judge(run: &StoredRun, price: &Price, book: &PriceBook, phase: Phase) -> PhaseAdvice {
     let records: Vec<&RunRecord> = run.records.iter().filter(|r| r.candidate.phase == phase).collect();
     let baseline = rows::baseline(&records, run.header.train.batch_size).map(|at| records[at].candidate.id());
     let mut field = Field { run, price, phase, judged: rows::judge(run, price, phase, baseline.as_deref()), baseline: None };
@@ -133,6 +135,7 @@ fn judge(run: &StoredRun, price: &Price, phase: Phase) -> PhaseAdvice {
                 ties: found.ties.clone(),
                 reasons: reasons::of(&field, &figures, &found),
                 flips: flips::of(&field, &figures, &found),
+                break_evens: break_evens::of(&field, &figures, &found, book),
             };
             for (row, probability) in found.odds.iter().flat_map(|odds| &odds.probabilities) {
                 field.judged[*row].row.probability_best = Some(*probability);

@@ -1,6 +1,6 @@
 //! Numbers as they stand in sentences: one form for each kind, so that two sentences never round the same figure differently.
 
-use super::Estimate;
+use super::{Drop, Estimate};
 use crate::{
     stats::Interval,
     units::{Usd, three_figures},
@@ -43,6 +43,17 @@ pub(super) fn p_value(p: f64) -> String {
         p if p < 0.1 => format!("p = {p:.3}"),
         p => format!("p = {p:.2}"),
     }
+}
+
+/// `exact McNemar p = 0.007, 0.050 after Holm over 7 answers`.
+pub(super) fn mcnemar(drop: &Drop) -> String {
+    let alone = p_value(drop.p_alone);
+    if drop.tests < 2 {
+        return format!("exact McNemar {alone}");
+    }
+    let corrected = p_value(drop.p);
+    let corrected = corrected.trim_start_matches("p = ").trim_start_matches("p ");
+    format!("exact McNemar {alone}, {corrected} after Holm over {}", count(drop.tests, "answer"))
 }
 
 /// A probability, never printed as certain: what is resampled is a sample itself.

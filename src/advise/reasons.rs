@@ -142,11 +142,11 @@ fn quality(field: &Field<'_>, row: usize) -> Option<String> {
         let (before, now) = (field.judged[at].record.quality.as_ref()?, judged.record.quality.as_ref()?);
         let changes = Changes::between(before, now, &header.test_labels)?;
         Some(format!(
-            " on the same {}: {} lost, {} won, exact McNemar {} ({}); this test set could have shown a loss of {}",
+            " on the same {}: {} lost, {} won, {} ({}); this test set could have shown a loss of {}",
             phrase::count(changes.rows as usize, "row"),
             phrase::count(changes.lost as usize, "row"),
             changes.won,
-            phrase::p_value(drop.p),
+            phrase::mcnemar(&drop),
             drop.verdict.name(),
             print(drop.smallest_provable)
         ))
@@ -188,7 +188,8 @@ fn odds(field: &Field<'_>, figures: &Figures, found: &Found) -> String {
         ),
         (None, Some(NoOdds::OnlyRow)) => "It is the only feasible row.".to_string(),
         (None, Some(NoOdds::TooFew(few))) => {
-            format!("{unknown}: some rows have {} of the {resampled}, and odds need at least {} of each row.", few.has, few.needs)
+            let samples = if few.has == 1 { resampled.trim_end_matches('s') } else { resampled };
+            format!("{unknown}: some rows have only {} {samples}, and odds need at least {} of each row.", few.has, few.needs)
         }
         (None, _) => format!("{unknown}: each was measured once, so this order carries no estimate of noise."),
     }

@@ -1,7 +1,7 @@
 //! Numbers and verdicts as people read them. Unknown is always the words "not measured", never a number.
 
 use crate::{
-    advise::{Drop, DropVerdict, Estimate, Row},
+    advise::{Drop, DropVerdict, Estimate, LimitVerdict, Row},
     record::RunHeader,
     units::{Seconds, Usd, three_figures},
     vocab::{Objective, Phase},
@@ -41,6 +41,9 @@ pub fn share(value: f64) -> String {
 pub fn drop(drop: &Drop) -> String {
     match drop.verdict {
         DropVerdict::Reference => "reference".to_string(),
+        DropVerdict::TooMuch if drop.within_limit == Some(LimitVerdict::NotProven) => {
+            format!("{:+.4} (too much, not proven)", -drop.value)
+        }
         verdict => format!("{:+.4} ({})", -drop.value, verdict.name()),
     }
 }
