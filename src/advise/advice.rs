@@ -49,17 +49,32 @@ pub enum Outcome {
 pub struct Pick {
     /// Row.
     pub row: usize,
-    /// Chance that it is the best of the feasible rows, by resampling the measured blocks.
-    pub probability_best: f64,
-    /// Mean relative loss of the objective, over the resamples, from taking this row rather than the best one.
-    pub expected_regret: f64,
-    /// Other feasible rows whose objective cannot be told apart from the pick's (paired sign-flip over shared rounds with Holm's
-    /// correction p > 0.05, or an effect below 1 %), best first.
+    /// Chance that it is the best of the feasible rows, by resampling what was measured. Unknown where it is the only row, where each row
+    /// was measured once (memory, energy), and where there are fewer rounds or seeds than any exact test at 0.05 needs.
+    pub probability_best: Option<f64>,
+    /// Mean relative loss of the objective, over the resamples, from taking this row rather than the best one; a resample's loss is at
+    /// most 1. Unknown where the probability is.
+    pub expected_regret: Option<f64>,
+    /// Other feasible rows whose objective cannot be told apart from the pick's: corrected p > 0.05, too few rounds or seeds for any
+    /// test, or an effect below 1 %. Best first.
     pub ties: Vec<usize>,
     /// Whole sentences with their numbers, most important first.
     pub reasons: Vec<String>,
     /// Prices and volumes at which the answer would change.
     pub flips: Vec<Flip>,
+    /// Figures at which two choices cost the same.
+    pub break_evens: Vec<BreakEven>,
+}
+
+/// A figure at which two choices cost the same.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakEven {
+    /// `runner_up_usd_per_hour`, `catalogue_throughput_per_s`, `owned_utilisation` (a share).
+    pub quantity: &'static str,
+    /// In the unit that `quantity` names.
+    pub value: f64,
+    /// Whole sentence with the number.
+    pub text: String,
 }
 
 /// A change of a price or of a volume that would change the answer.
@@ -112,7 +127,7 @@ pub enum DropVerdict {
     Better,
     /// A loss is shown, and it is within the scenario's limit (or no limit is set).
     Loss,
-    /// A loss above the limit, by the observed value.
+    /// The observed loss is above the limit; `within_limit` says whether that is shown.
     TooMuch,
 }
 
@@ -128,6 +143,28 @@ impl DropVerdict {
     }
 }
 
+/// Whether a loss is within the scenario's limit: a test of non-inferiority by the 90 % interval of the paired difference, whose ends are
+/// one-sided 95 % bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitVerdict {
+    /// The upper end is within the limit.
+    Met,
+    /// The limit lies between the ends: what was observed decides.
+    NotProven,
+    /// The lower end is above the limit.
+    Broken,
+}
+
+impl LimitVerdict {
+    pub const fn name(self) -> &'static str {
+        match self {
+            LimitVerdict::Met => "met",
+            LimitVerdict::NotProven => "not proven",
+            LimitVerdict::Broken => "broken",
+        }
+    }
+}
+
 /// Quality of a row against the baseline's answers on the same test rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Drop {
@@ -135,11 +172,19 @@ pub struct Drop {
     pub value: f64,
     /// 95 % interval of the paired difference; absent for metrics that are not a share of rows.
     pub interval: Option<Interval>,
-    /// Exact McNemar p, corrected for all rows of the phase.
+    /// 90 % interval: each end is a one-sided 95 % bound.
+    pub bounds: Option<Interval>,
+    /// Against `max_accuracy_drop`; absent for the baseline, without a limit, and without an interval.
+    pub within_limit: Option<LimitVerdict>,
+    /// Exact McNemar p of this row alone.
+    pub p_alone: f64,
+    /// The same after Holm's correction for all `tests` of the phase.
     pub p: f64,
+    /// Different sets of answers that were held against the baseline's: rows that answer alike are one test.
+    pub tests: usize,
     /// Share of test rows whose predicted class differs from the baseline's.
     pub flip_rate: f64,
-    /// Smallest loss that these test rows could have shown.
+    /// Smallest loss that these test rows could have shown, at the same corrected level.
     pub smallest_provable: f64,
     pub verdict: DropVerdict,
 }
@@ -189,7 +234,8 @@ pub struct Row {
     pub usd_per_million: Option<Estimate>,
     pub flops_per_unit: Option<Flops>,
     pub bytes_per_unit: Option<Bytes>,
-    /// Achieved throughput over the smaller of the compute and the memory roof, in (0, 1].
+    /// Achieved throughput over the smaller of the compute and the memory roof. Above 1 where data stayed in the cache, or where
+    /// arithmetic is narrower than the fp32 by which the roof is drawn.
     pub roofline_fraction: Option<f64>,
     pub violations: Vec<Violation>,
     /// On the front of objective against quality: no other ok row is at least as good in both and better in one.

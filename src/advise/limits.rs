@@ -2,8 +2,11 @@
 //!
 //! A figure that a limit needs and that is missing breaks it: what is not known to hold does not hold.
 
-use super::{Field, Judged, RowStatus, Violation, phrase, quality};
-use crate::units::{Bytes, PerSecond, Seconds, Usd, three_figures};
+use super::{Drop, Field, Judged, LimitVerdict, RowStatus, Violation, notes, phrase, quality, rows::seeds};
+use crate::{
+    units::{Bytes, PerSecond, Seconds, Usd, three_figures},
+    vocab::Phase,
+};
 
 /// A broken limit with its numbers, in the unit of the scenario's key.
 pub(super) struct Breach {
@@ -36,7 +39,7 @@ struct Limit {
     print: fn(f64) -> String,
     /// Why the figure is missing, should it be.
     unknown: String,
-    /// Numbers that belong to the judgement, in brackets.
+    /// How sure the judgement is, as the end of the sentence.
     more: Option<String>,
 }
 
@@ -55,7 +58,7 @@ impl Limit {
         if beyond <= 1e-9 * allowed.abs().max(1e-3) {
             return None;
         }
-        let more = self.more.map(|more| format!(" ({more})")).unwrap_or_default();
+        let more = self.more.unwrap_or_default();
         let text = format!("{} {} is {word} {}{more}", self.name, (self.print)(actual), (self.print)(allowed));
         let excess = if allowed == 0.0 { beyond } else { beyond / allowed.abs() };
         Some(Breach { violation: Violation { limit: self.key, text, excess }, actual: Some(actual), allowed, side: self.side })
@@ -95,7 +98,7 @@ fn dollars(value: f64) -> String {
 }
 
 /// A metric or a loss of it: four decimals, as metrics are printed, or three figures where that would print nothing.
-fn share(value: f64) -> String {
+pub(super) fn share(value: f64) -> String {
     if value.abs() >= 0.0005 || value == 0.0 { format!("{value:.4}") } else { three_figures(value) }
 }
 
@@ -152,7 +155,7 @@ fn limits(field: &Field<'_>, judged: &Judged<'_>, baseline: Option<f64>) -> Vec<
             side: Side::AtMost,
             allowed: constraints.max_model_bytes.map(|bytes| bytes as f64 / 1024.0),
             actual: bytes(row.model_size, 1024.0),
-            name: "model size",
+            name: if notes::is_packed_size(&judged.record.candidate) { "model size (computed, packed)" } else { "model size" },
             print: kib,
             unknown: "it was not measured".into(),
             more: None,
@@ -211,16 +214,25 @@ fn limits(field: &Field<'_>, judged: &Judged<'_>, baseline: Option<f64>) -> Vec<
 }
 
 /// Loss against the baseline: paired answers where there are some, else the difference of the metric (training: of the means over seeds).
+/// The observed loss decides; the paired interval says whether that is shown.
 fn drop(field: &Field<'_>, judged: &Judged<'_>, baseline: Option<f64>) -> Limit {
     let (header, row) = (&field.run.header, &judged.row);
     let metric = header.primary_metric;
     let is_baseline = field.baseline.is_some_and(|at| field.judged[at].row.id == row.id);
     let difference = || Some(quality::loss(metric, baseline?, row.primary?.value));
-    let more = row.drop.map(|drop| {
-        let interval =
-            drop.interval.map(|i| format!("95 % interval {} to {}, ", share(i.low), share(i.high))).unwrap_or_default();
-        format!("{interval}exact McNemar {}", phrase::p_value(drop.p))
-    });
+    let of_answers = |drop: Drop| {
+        let shown = match drop.within_limit {
+            Some(LimitVerdict::Broken) => ": shown",
+            Some(_) => ": not proven",
+            None => "",
+        };
+        let interval = drop.bounds.map(|i| format!("90 % interval {} to {}, ", share(i.low), share(i.high))).unwrap_or_default();
+        format!("{shown} ({interval}{})", phrase::mcnemar(&drop))
+    };
+    let seeds = seeds(judged.record).len();
+    let of_seeds =
+        (field.phase == Phase::Train && seeds > 0).then(|| format!(" (means of {}, not tested)", phrase::count(seeds, "seed")));
+    let more = row.drop.map(of_answers).or(of_seeds);
     Limit {
         key: "max_accuracy_drop",
         side: Side::AtMost,

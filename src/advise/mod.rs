@@ -14,9 +14,11 @@
 //! | `pick` | odds, expected regret, ties |
 //! | `infeasible` | which limit binds when nothing meets them all |
 //! | `flips` | prices, speeds and limits at which the answer changes |
+//! | `break_evens` | prices, speeds and shares of use at which two choices cost the same |
 //! | `reasons`, `notes`, `phrase` | sentences with their numbers |
 
 mod advice;
+mod break_evens;
 mod flips;
 mod front;
 mod infeasible;
@@ -54,7 +56,8 @@ const CONFIDENCE: f64 = 0.95;
 /// Level of every test.
 const ALPHA: f64 = 0.05;
 
-/// 1 %: below this A/A runs of the same binary disagree (docs/method.md), so nobody should act on it.
+/// 1 %: the noise threshold of criterion.rs and the least effect of docs/method.md. A test on many rounds shows less than anyone should
+/// act on: the same program, built or placed in memory anew, moves as much.
 const LEAST_EFFECT: f64 = 0.01;
 
 /// A record while it is judged.
@@ -102,12 +105,12 @@ pub fn advise(run: &StoredRun, book: &PriceBook) -> Result<Advice, CostError> {
     Ok(Advice {
         objective: run.header.goal.objective,
         primary_metric: run.header.primary_metric,
-        phases: phases.into_iter().map(|phase| judge(run, &price, phase)).collect(),
+        phases: phases.into_iter().map(|phase| judge(run, &price, book, phase)).collect(),
         price,
     })
 }
 
-fn judge(run: &StoredRun, price: &Price, phase: Phase) -> PhaseAdvice {
+fn judge(run: &StoredRun, price: &Price, book: &PriceBook, phase: Phase) -> PhaseAdvice {
     let records: Vec<&RunRecord> = run.records.iter().filter(|r| r.candidate.phase == phase).collect();
     let baseline = rows::baseline(&records, run.header.train.batch_size).map(|at| records[at].candidate.id());
     let mut field = Field { run, price, phase, judged: rows::judge(run, price, phase, baseline.as_deref()), baseline: None };
@@ -128,12 +131,13 @@ fn judge(run: &StoredRun, price: &Price, phase: Phase) -> PhaseAdvice {
             let pick = Pick {
                 row: found.row,
                 probability_best: found.probability(found.row),
-                expected_regret: found.regret,
+                expected_regret: found.odds.as_ref().map(|odds| odds.regret),
                 ties: found.ties.clone(),
                 reasons: reasons::of(&field, &figures, &found),
                 flips: flips::of(&field, &figures, &found),
+                break_evens: break_evens::of(&field, &figures, &found, book),
             };
-            for (row, probability) in &found.probabilities {
+            for (row, probability) in found.odds.iter().flat_map(|odds| &odds.probabilities) {
                 field.judged[*row].row.probability_best = Some(*probability);
             }
             field.judged[pick.row].row.recommended = true;

@@ -4,7 +4,7 @@
 //! word, so that another batch size or thread count cannot pass for an effect.
 
 use super::{
-    Estimate, Field, RowStatus, phrase,
+    DropVerdict, Estimate, Field, LimitVerdict, RowStatus, limits, phrase,
     rows::seeds,
     speed::{self, Series},
 };
@@ -13,6 +13,11 @@ use crate::{
     stats::median,
     vocab::{Compression, Layout, Precision, Vocabulary},
 };
+
+/// Whether a row's model size is computed, for a packed file that the program does not write.
+pub(super) fn is_packed_size(candidate: &Candidate) -> bool {
+    matches!(candidate.compression, Compression::Magnitude(_) | Compression::TwoFour)
+}
 
 /// 2 %: a claim of "no gain" must not hang on what the least effect of 1 % leaves undecided.
 const NO_GAIN: f64 = 0.02;
@@ -30,6 +35,12 @@ fn of(field: &Field<'_>, row: usize) -> Vec<String> {
         return Vec::new();
     }
     let mut notes = Vec::new();
+    notes.extend(loss(field, row));
+    if is_packed_size(&judged.record.candidate) && judged.row.model_size.is_some() {
+        notes.push(
+            "its model size is computed: that of a packed file without the zeros, which this program does not write".to_string(),
+        );
+    }
     notes.extend(zeros(field, row));
     notes.extend(narrow(field, row));
     notes.extend(ranks(field, row));
@@ -47,6 +58,23 @@ fn of(field: &Field<'_>, row: usize) -> Vec<String> {
     notes
 }
 
+/// A loss within the limit that so few test rows do not prove.
+fn loss(field: &Field<'_>, row: usize) -> Option<String> {
+    let limit = field.run.header.goal.constraints.max_accuracy_drop?;
+    let judged = &field.judged[row].row;
+    let drop = judged.drop.filter(|drop| drop.within_limit == Some(LimitVerdict::NotProven))?;
+    (drop.verdict != DropVerdict::TooMuch).then(|| {
+        format!(
+            "its loss of accuracy, {}, is within the limit of {}, which is not proven: a loss up to {} is possible with {} (one-sided \
+             95 % bound)",
+            limits::share(drop.value),
+            limits::share(limit),
+            limits::share(drop.bounds.map_or(f64::NAN, |bounds| bounds.high)),
+            phrase::count(field.run.header.test_labels.len(), "test row")
+        )
+    })
+}
+
 fn zeros(field: &Field<'_>, row: usize) -> Option<String> {
     let candidate = &field.judged[row].record.candidate;
     let kind = match candidate.compression {
@@ -55,8 +83,12 @@ fn zeros(field: &Field<'_>, row: usize) -> Option<String> {
         _ => return None,
     };
     let ratio = against_twin(field, row, Candidate { compression: Compression::None, ..candidate.clone() })?;
-    is_no_gain(ratio, true)
-        .then(|| format!("{kind} zeros buy no time here: {}; they only help where the kernel skips them", phrase::ratio(ratio)))
+    let claim = match gain(ratio) {
+        Gain::None if ratio.value > 1.0 - NO_GAIN => "buy no time here",
+        Gain::NotShown => "are not shown to buy time here",
+        Gain::None | Gain::Some => return None,
+    };
+    Some(format!("{kind} zeros {claim}: {}; they only help where the kernel skips them", phrase::ratio(ratio)))
 }
 
 fn narrow(field: &Field<'_>, row: usize) -> Option<String> {
@@ -66,15 +98,24 @@ fn narrow(field: &Field<'_>, row: usize) -> Option<String> {
     }
     let ratio = against_twin(field, row, Candidate { precision: Precision::Fp32, ..candidate.clone() })?;
     let name = candidate.precision.name();
-    is_no_gain(ratio, false).then(|| format!("{name} is no faster than fp32 on this processor: {}", phrase::ratio(ratio)))
+    let claim = match gain(ratio) {
+        Gain::None => "is no faster",
+        Gain::NotShown => "is not shown to be faster",
+        Gain::Some => return None,
+    };
+    Some(format!("{name} {claim} than fp32 on this processor: {}", phrase::ratio(ratio)))
 }
 
 fn ranks(field: &Field<'_>, row: usize) -> Option<String> {
     let candidate = &field.judged[row].record.candidate;
     let Layout::Data(_) = candidate.layout else { return None };
     let ratio = against_twin(field, row, Candidate { layout: Layout::Single, ..candidate.clone() })?;
-    is_no_gain(ratio, false)
-        .then(|| format!("{} gains nothing over one rank of as many threads: {}", candidate.layout, phrase::ratio(ratio)))
+    let claim = match gain(ratio) {
+        Gain::None => "gains nothing",
+        Gain::NotShown => "is not shown to gain anything",
+        Gain::Some => return None,
+    };
+    Some(format!("{} {claim} over one rank of as many threads: {}", candidate.layout, phrase::ratio(ratio)))
 }
 
 fn timing(field: &Field<'_>, row: usize, notes: &mut Vec<String>) {
@@ -131,8 +172,19 @@ fn against_twin(field: &Field<'_>, row: usize, twin: Candidate) -> Option<Estima
     })
 }
 
-/// No faster: within 2 % of its twin, or the interval holds 1, or (unless `only_equal`) slower.
-fn is_no_gain(ratio: Estimate, only_equal: bool) -> bool {
-    let is_equal = (ratio.value - 1.0).abs() < NO_GAIN || ratio.interval.is_some_and(|i| i.low <= 1.0 && i.high >= 1.0);
-    is_equal || (!only_equal && ratio.value < 1.0)
+enum Gain {
+    /// Shown to be below 2 %.
+    None,
+    /// The interval holds both no gain and one; or there is no interval, and the value is below 2 %.
+    NotShown,
+    Some,
+}
+
+fn gain(ratio: Estimate) -> Gain {
+    match ratio.interval {
+        Some(interval) if interval.high < 1.0 + NO_GAIN => Gain::None,
+        Some(interval) if interval.low <= 1.0 => Gain::NotShown,
+        None if ratio.value < 1.0 + NO_GAIN => Gain::NotShown,
+        _ => Gain::Some,
+    }
 }

@@ -43,8 +43,9 @@ pub(super) struct Figures {
 
 impl Figure {
     fn of(field: &Field<'_>) -> Figure {
-        let trains_to_target =
-            field.phase == Phase::Train && field.judged.iter().any(|judged| judged.row.time_to_target.is_some());
+        let has_target =
+            field.run.header.train.target.is_some() || field.judged.iter().any(|judged| judged.row.time_to_target.is_some());
+        let trains_to_target = field.phase == Phase::Train && has_target;
         match field.run.header.goal.objective {
             Objective::Cost if trains_to_target => Figure::UsdToTarget,
             Objective::Cost => Figure::UsdPerMillion,
@@ -114,10 +115,26 @@ impl Figures {
         if self.is_maximised { a > b } else { a < b }
     }
 
-    /// Relative loss of having `value` where `best` was to be had; at least 0.
+    /// Relative loss of having `value` where `best` was to be had, from 0 to 1: a draw that never reaches the target is infinitely slow,
+    /// and one such draw must not outweigh all others, so nothing counts as more than a loss of the whole.
     pub fn loss(&self, value: f64, best: f64) -> f64 {
         let loss = if self.is_maximised { (best - value) / best } else { (value - best) / best };
-        if loss.is_finite() { loss.max(0.0) } else { 0.0 }
+        if loss.is_nan() { 0.0 } else { loss.clamp(0.0, 1.0) }
+    }
+
+    /// Independent samples behind a row's figure (timed rounds, seeds, test rows); `None` for a figure that was measured once.
+    pub fn samples(&self, field: &Field<'_>, row: usize) -> Option<usize> {
+        let judged = &field.judged[row];
+        match self.figure {
+            figure if figure.is_paced() => figure.series(&judged.timing).map(Series::len),
+            Figure::UsdToTarget | Figure::SecondsToTarget => Some(seeds(judged.record).len()),
+            Figure::Quality if field.phase == Phase::Train => Some(seeds(judged.record).len()),
+            Figure::Quality => {
+                let rows = field.run.header.test_labels.len();
+                judged.record.quality.as_ref().map(|quality| quality.predictions.len()).filter(|n| *n == rows && rows > 0)
+            }
+            _ => None,
+        }
     }
 
     /// A figure without noise: every resample is what was observed.
@@ -160,7 +177,7 @@ impl Figures {
                 let n = seeds(record).len();
                 let drawn = draws.entry(n).or_insert_with(|| (0..n).map(|_| generator.below(n)).collect());
                 let value = of_drawn(record, drawn).map(|value| match self.figure {
-                    Figure::UsdToTarget => field.price.usd_per_hour.times(Seconds(value)).0,
+                    Figure::UsdToTarget if value.is_finite() => field.price.usd_per_hour.times(Seconds(value)).0,
                     _ => value,
                 });
                 self.draws[row].push(value.unwrap_or_else(|| self.values[row].expect("only rows with a value are drawn")));
@@ -211,7 +228,8 @@ impl Figures {
 }
 
 impl Figure {
-    fn is_paced(self) -> bool {
+    /// Whether it is made of timed rounds.
+    pub fn is_paced(self) -> bool {
         self.is_of_rate() || self == Figure::Latency
     }
 }
@@ -285,11 +303,10 @@ fn median_of(series: &Series, counts: &HashMap<RoundKey, usize>, generator: &mut
     })
 }
 
-/// Time to the target of the drawn seeds; of a draw that misses it, the slowest that ever reached it.
+/// Time to the target of the drawn seeds; a draw that misses it is infinitely slow, so it loses against every one that does not.
 fn time_of_drawn(record: &RunRecord, drawn: &[usize]) -> Option<f64> {
-    let time = |k: usize| seeds(record)[k].time_to_target.map(|time| time.0);
-    let times: Vec<Option<f64>> = drawn.iter().map(|k| time(*k)).collect();
-    time_of_trainings(&times).or_else(|| (0..seeds(record).len()).filter_map(time).max_by(f64::total_cmp))
+    let times: Vec<Option<f64>> = drawn.iter().map(|k| seeds(record)[*k].time_to_target.map(|time| time.0)).collect();
+    Some(time_of_trainings(&times).unwrap_or(f64::INFINITY))
 }
 
 fn metric_of_drawn(record: &RunRecord, drawn: &[usize]) -> Option<f64> {
@@ -331,6 +348,7 @@ fn metric_of(metric: Metric, pairs: impl Iterator<Item = ((u32, u32), u64)>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{advise::synthetic, vocab::Precision};
 
     fn series(rounds: std::ops::Range<u32>) -> Series {
         rounds.map(|round| ((0, round), 1.0)).collect()
@@ -346,6 +364,18 @@ mod tests {
         let counts = draw_rounds(&groups, &mut Generator::new(1));
         assert_eq!(counts.values().sum::<usize>(), 12);
         assert_eq!((0..6).filter_map(|r| counts.get(&(0, r))).sum::<usize>(), 6, "each bag keeps its size");
+    }
+
+    #[test]
+    fn a_draw_that_misses_the_target_is_infinitely_slow_and_no_loss_is_more_than_the_whole() {
+        let record = synthetic::train(Precision::Fp32, 1e3, &[(Some(10.0), 0.98), (Some(12.0), 0.98), (None, 0.9)]);
+        assert_eq!(time_of_drawn(&record, &[0, 1, 2]), Some(12.0));
+        assert_eq!(time_of_drawn(&record, &[0, 2, 2]), Some(f64::INFINITY));
+        let figures = Figures { figure: Figure::SecondsToTarget, is_maximised: false, values: vec![], draws: vec![] };
+        assert_eq!(figures.loss(f64::INFINITY, 10.0), 1.0);
+        assert_eq!(figures.loss(f64::INFINITY, f64::INFINITY), 0.0);
+        assert_eq!(figures.loss(15.0, 10.0), 0.5);
+        assert_eq!(figures.loss(50.0, 10.0), 1.0);
     }
 
     #[test]

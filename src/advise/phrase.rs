@@ -1,6 +1,6 @@
 //! Numbers as they stand in sentences: one form for each kind, so that two sentences never round the same figure differently.
 
-use super::Estimate;
+use super::{Drop, Estimate};
 use crate::{
     stats::Interval,
     units::{Usd, three_figures},
@@ -45,11 +45,22 @@ pub(super) fn p_value(p: f64) -> String {
     }
 }
 
-/// A probability that is never printed as certain unless nothing was drawn otherwise.
+/// `exact McNemar p = 0.007, 0.050 after Holm over 7 answers`.
+pub(super) fn mcnemar(drop: &Drop) -> String {
+    let alone = p_value(drop.p_alone);
+    if drop.tests < 2 {
+        return format!("exact McNemar {alone}");
+    }
+    let corrected = p_value(drop.p);
+    let corrected = corrected.trim_start_matches("p = ").trim_start_matches("p ");
+    format!("exact McNemar {alone}, {corrected} after Holm over {}", count(drop.tests, "answer"))
+}
+
+/// A probability, never printed as certain: what is resampled is a sample itself.
 pub(super) fn probability(p: f64) -> String {
     match p {
-        p if (0.995..1.0).contains(&p) => "above 0.99".to_string(),
-        p if p > 0.0 && p < 0.005 => "below 0.01".to_string(),
+        p if p >= 0.995 => "above 0.99".to_string(),
+        p if p < 0.005 => "below 0.01".to_string(),
         p => format!("{p:.2}"),
     }
 }
@@ -96,8 +107,8 @@ mod tests {
         assert_eq!(percent(0.0), "0 %");
         assert_eq!((p_value(1.0), p_value(0.0312), p_value(1e-9)), ("p = 1.00".into(), "p = 0.031".into(), "p < 0.001".into()));
         assert_eq!(
-            (probability(1.0), probability(0.9996), probability(0.001)),
-            ("1.00".into(), "above 0.99".into(), "below 0.01".into())
+            (probability(1.0), probability(0.42), probability(0.0)),
+            ("above 0.99".into(), "0.42".into(), "below 0.01".into())
         );
         assert_eq!((count(1, "row"), count(1996, "row")), ("1 row".into(), "1,996 rows".into()));
         assert_eq!(list(&["a", "b", "c"]), "`a`, `b` and `c`");

@@ -5,31 +5,55 @@ use super::{
     objective::{Figure, Figures},
     quality::Changes,
     rows::seeds,
-    speed,
+    speed::{self, Series},
 };
 use crate::{
-    record::RunRecord,
-    stats::{holm, mcnemar_exact, median, quantile, sign_flip},
+    record::Quality,
+    stats::{fewest_pairs, holm_of_tests, mcnemar_exact, median, permutation, sign_flip},
     vocab::Phase,
 };
 
 /// The pick with everything that the sentences about it need.
 pub(super) struct Found {
     pub row: usize,
+    /// Absent where nothing could be known of it; `no_odds` says why.
+    pub odds: Option<Odds>,
+    pub no_odds: Option<NoOdds>,
+    /// Best first.
+    pub ties: Vec<usize>,
+    /// Those of `ties` that no test could have told apart from the pick, with what was there and what would be needed.
+    pub too_few: Vec<(usize, Shortage)>,
+    /// Other rows compared, in the order of their figures.
+    pub others: Vec<usize>,
+}
+
+/// How sure the pick is.
+pub(super) struct Odds {
     /// Of every feasible row that has the figure; they sum to 1.
     pub probabilities: Vec<(usize, f64)>,
     pub regret: f64,
-    /// Best first.
-    pub ties: Vec<usize>,
-    /// Other rows compared, in the order of their figures.
-    pub others: Vec<usize>,
-    /// How many of them were judged by the interval of resamples, because the paired test could not have shown a difference.
-    pub judged_by_interval: usize,
+}
+
+/// Why there are no odds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoOdds {
+    /// Nothing to be better than.
+    OnlyRow,
+    /// Each row was measured once.
+    NoNoise,
+    TooFew(Shortage),
+}
+
+/// Samples (timed rounds, seeds) of the row that has the fewest, and how many would be enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shortage {
+    pub has: usize,
+    pub needs: usize,
 }
 
 impl Found {
-    pub fn probability(&self, row: usize) -> f64 {
-        self.probabilities.iter().find(|(at, _)| *at == row).map_or(0.0, |(_, probability)| *probability)
+    pub fn probability(&self, row: usize) -> Option<f64> {
+        self.odds.as_ref()?.probabilities.iter().find(|(at, _)| *at == row).map(|(_, probability)| *probability)
     }
 }
 
@@ -41,20 +65,33 @@ pub(super) fn pick(field: &Field<'_>, figures: &Figures) -> Option<Found> {
     ranked.sort_by(|a, b| if figures.is_maximised { b.1.total_cmp(&a.1) } else { a.1.total_cmp(&b.1) });
     let rows: Vec<usize> = ranked.iter().map(|(row, _)| *row).collect();
     let (&row, others) = rows.split_first()?;
-    let (probabilities, regret) = odds(figures, &rows, row);
+    let no_odds = no_odds(field, figures, &rows);
     let verdicts = compare(field, figures, row, others);
+    let of_ties = || others.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_tie);
     Some(Found {
         row,
-        probabilities,
-        regret,
-        ties: others.iter().zip(&verdicts).filter(|(_, verdict)| verdict.is_tie).map(|(other, _)| *other).collect(),
+        odds: no_odds.is_none().then(|| odds(figures, &rows, row)),
+        no_odds,
+        ties: of_ties().map(|(other, _)| *other).collect(),
+        too_few: of_ties().filter_map(|(other, verdict)| Some((*other, verdict.shortage?))).collect(),
         others: others.to_vec(),
-        judged_by_interval: verdicts.iter().filter(|verdict| verdict.is_by_interval).count(),
     })
 }
 
+/// A resample of fewer values than could show anything in an exact test varies too little to speak of odds.
+fn no_odds(field: &Field<'_>, figures: &Figures, rows: &[usize]) -> Option<NoOdds> {
+    if rows.len() < 2 {
+        return Some(NoOdds::OnlyRow);
+    }
+    let Some(samples) = rows.iter().map(|row| figures.samples(field, *row)).collect::<Option<Vec<usize>>>() else {
+        return Some(NoOdds::NoNoise);
+    };
+    let (has, needs) = (samples.into_iter().min().unwrap_or(0), fewest_pairs(1));
+    (has < needs).then_some(NoOdds::TooFew(Shortage { has, needs }))
+}
+
 /// Share of resamples that each row wins (equal winners share), and the mean relative loss of `pick` against the winner.
-fn odds(figures: &Figures, rows: &[usize], pick: usize) -> (Vec<(usize, f64)>, f64) {
+fn odds(figures: &Figures, rows: &[usize], pick: usize) -> Odds {
     let resamples = figures.draws[pick].len();
     let (mut wins, mut regret) = (vec![0.0; rows.len()], 0.0);
     for draw in 0..resamples {
@@ -66,79 +103,123 @@ fn odds(figures: &Figures, rows: &[usize], pick: usize) -> (Vec<(usize, f64)>, f
         regret += figures.loss(value(pick), best);
     }
     let of_all = |sum: f64| sum / resamples as f64;
-    (rows.iter().zip(wins).map(|(row, wins)| (*row, of_all(wins))).collect(), of_all(regret))
+    Odds { probabilities: rows.iter().zip(wins).map(|(row, wins)| (*row, of_all(wins))).collect(), regret: of_all(regret) }
 }
 
 struct Verdict {
     is_tie: bool,
-    is_by_interval: bool,
+    shortage: Option<Shortage>,
 }
 
 /// How `other` is held against the pick.
 enum Evidence {
-    /// A paired test, to be corrected for all rows.
-    P(f64),
-    /// No paired test can show a difference: the interval of the resampled differences does it.
-    Interval,
+    /// A test, to be corrected for all rows. Rows of one `test` gave the same answers: they are one test.
+    P { p: f64, test: usize },
+    /// No test on so few could show a difference.
+    TooFew(Shortage),
+    /// Each was measured once: the figures stand as they are.
+    Once,
 }
 
 fn compare(field: &Field<'_>, figures: &Figures, pick: usize, others: &[usize]) -> Vec<Verdict> {
-    let evidence: Vec<Evidence> = others.iter().map(|other| evidence(field, figures, pick, *other, others.len())).collect();
-    let tested: Vec<usize> = (0..others.len()).filter(|k| matches!(evidence[*k], Evidence::P(_))).collect();
-    let raw: Vec<f64> = evidence.iter().filter_map(|e| if let Evidence::P(p) = e { Some(*p) } else { None }).collect();
-    let mut corrected = vec![0.0; others.len()];
-    for (at, p) in tested.into_iter().zip(holm(&raw)) {
-        corrected[at] = p;
-    }
+    let evidence: Vec<Evidence> = (0..others.len()).map(|at| evidence(field, figures, pick, others, at)).collect();
+    let tested = |e: &Evidence| if let Evidence::P { p, test } = e { Some((*p, *test)) } else { None };
+    let (raw, tests): (Vec<f64>, Vec<usize>) = evidence.iter().filter_map(tested).unzip();
+    let mut corrected = holm_of_tests(&raw, &tests).into_iter();
     others
         .iter()
-        .enumerate()
-        .map(|(at, other)| {
-            let is_by_interval = matches!(evidence[at], Evidence::Interval);
-            let is_undecided = if is_by_interval {
-                interval_holds_zero(&figures.draws[pick], &figures.draws[*other], others.len())
-            } else {
-                corrected[at] > ALPHA
+        .zip(evidence)
+        .map(|(other, evidence)| {
+            let (is_undecided, shortage) = match evidence {
+                Evidence::P { .. } => (corrected.next().expect("one for every tested row") > ALPHA, None),
+                Evidence::TooFew(shortage) => (true, Some(shortage)),
+                Evidence::Once => (false, None),
             };
-            let is_tie = is_undecided || is_small(field, figures, pick, *other) || is_of_one_seed(field, figures, pick, *other);
-            Verdict { is_tie, is_by_interval }
+            Verdict { is_tie: is_undecided || is_small(field, figures, pick, *other), shortage }
         })
         .collect()
 }
 
-fn evidence(field: &Field<'_>, figures: &Figures, pick: usize, other: usize, tests: usize) -> Evidence {
-    if let Some(ratios) = log_ratios(field, figures, pick, other) {
-        // Two of the 2^n sign patterns are the most extreme, and Holm multiplies the smallest p by the number of tests.
-        let least = 2.0 * 0.5f64.powi(ratios.len() as i32) * tests as f64;
-        return match sign_flip(&ratios) {
-            Some(p) if least <= ALPHA => Evidence::P(p),
-            _ => Evidence::Interval,
-        };
-    }
-    if figures.figure == Figure::Quality && field.phase == Phase::Infer {
-        let answers = |row: usize| field.judged[row].record.quality.as_ref();
-        let changes = answers(pick).zip(answers(other)).and_then(|(a, b)| Changes::between(a, b, &field.run.header.test_labels));
-        if let Some(changes) = changes {
-            return Evidence::P(mcnemar_exact(changes.lost, changes.won));
+fn evidence(field: &Field<'_>, figures: &Figures, pick: usize, others: &[usize], at: usize) -> Evidence {
+    let (other, tests) = (others[at], others.len());
+    match figures.figure {
+        figure if figure.is_paced() => {
+            of_rounds(field, figures, pick, other, tests).map_or_else(Evidence::TooFew, |p| Evidence::P { p, test: at })
         }
+        Figure::Quality if field.phase == Phase::Infer => of_answers(field, pick, others, at),
+        Figure::Quality | Figure::UsdToTarget | Figure::SecondsToTarget => {
+            let (differences, needs) = (seed_differences(field, figures.figure, pick, other), fewest_pairs(tests));
+            match sign_flip(&differences) {
+                Some(p) if differences.len() >= needs => Evidence::P { p, test: at },
+                _ => Evidence::TooFew(Shortage { has: differences.len(), needs }),
+            }
+        }
+        _ => Evidence::Once,
     }
-    Evidence::Interval
+}
+
+/// p of two paced rows. In the rounds that both were timed in: the sign-flip test over the pairs that ABBA makes. Without enough of
+/// those (rows of different groups): the permutation test between their ratios to the baseline, which ran in both groups. The pairs of
+/// one round lie close together, so it is rounds that have to be enough.
+fn of_rounds(field: &Field<'_>, figures: &Figures, pick: usize, other: usize, tests: usize) -> Result<f64, Shortage> {
+    let series = |row: usize| figures.figure.series(&field.judged[row].timing);
+    let shared = |a: Option<&Series>, b: Option<&Series>| a.zip(b).map_or(0, |(a, b)| speed::shared_ratios(a, b).len());
+    // A round makes two pairs.
+    let needs = fewest_pairs(1).max(fewest_pairs(tests).div_ceil(2));
+    let together = shared(series(pick), series(other));
+    let paired = log_ratios(field, figures, pick, other).unwrap_or_default();
+    if together >= needs && paired.len() >= fewest_pairs(tests) {
+        return sign_flip(&paired).ok_or(Shortage { has: together, needs });
+    }
+    let mut has = together;
+    if let Some(base) = field.baseline.filter(|base| *base != pick && *base != other) {
+        let linked = [pick, other].map(|row| shared(series(row), series(base))).into_iter().min().unwrap_or(0);
+        let ratios = |row: usize| log_ratios(field, figures, row, base).unwrap_or_default();
+        let (a, b) = (ratios(pick), ratios(other));
+        // The two most extreme of all ways to put the values on two sides of these sizes.
+        let least = 2.0 * (1..=a.len().min(b.len())).fold(1.0, |p, k| p * k as f64 / (a.len().max(b.len()) + k) as f64);
+        if let Some(p) = permutation(&a, &b).filter(|_| linked >= needs && least * tests as f64 <= ALPHA) {
+            return Ok(p);
+        }
+        has = has.max(linked);
+    }
+    Err(Shortage { has, needs: needs.max(has + 1) })
+}
+
+fn of_answers(field: &Field<'_>, pick: usize, others: &[usize], at: usize) -> Evidence {
+    let answers = |row: usize| field.judged[row].record.quality.as_ref();
+    let is_same = |a: Option<&Quality>, b: Option<&Quality>| a.zip(b).is_some_and(|(a, b)| a.predictions == b.predictions);
+    let (own, now) = (answers(pick), answers(others[at]));
+    let changes = own.zip(now).and_then(|(a, b)| Changes::between(a, b, &field.run.header.test_labels));
+    // The first row with these answers names the test; the pick's own answers need none, and share the number of no other.
+    let test = if is_same(own, now) { others.len() } else { others.iter().position(|o| is_same(answers(*o), now)).unwrap_or(at) };
+    changes.map_or(Evidence::Once, |changes| Evidence::P { p: mcnemar_exact(changes.lost, changes.won), test })
+}
+
+/// The pick's figure against the other's for every seed that both trained: logarithms of the ratio of times, or the difference of the
+/// metric. Where a seed missed the target, all count by their sign alone: that one was the slower.
+fn seed_differences(field: &Field<'_>, figure: Figure, pick: usize, other: usize) -> Vec<f64> {
+    let of = |row: usize| seeds(field.judged[row].record);
+    let time = |seed: &crate::record::SeedRun| seed.time_to_target.map_or(f64::INFINITY, |time| time.0);
+    let pairs = of(pick).iter().filter_map(|a| Some((a, of(other).iter().find(|b| b.seed == a.seed)?)));
+    let differences: Vec<f64> = pairs
+        .map(|(a, b)| match figure {
+            Figure::Quality => a.metric - b.metric,
+            _ if time(a) == time(b) => 0.0,
+            _ => (time(a) / time(b)).ln(),
+        })
+        .filter(|difference| !difference.is_nan())
+        .collect();
+    if differences.iter().all(|difference| difference.is_finite()) {
+        return differences;
+    }
+    differences.into_iter().map(|difference| if difference == 0.0 { 0.0 } else { difference.signum() }).collect()
 }
 
 /// Logarithms of the ratios of the pick's to the other's figure, for every pair of blocks in the rounds that both were timed in.
 fn log_ratios(field: &Field<'_>, figures: &Figures, pick: usize, other: usize) -> Option<Vec<f64>> {
     let blocks = |row: usize| figures.figure.blocks(&field.judged[row].timing);
     Some(speed::paired_ratios(blocks(pick)?, blocks(other)?).into_iter().map(f64::ln).collect())
-}
-
-/// Corrected for `tests` comparisons (Bonferroni), as Holm corrects the others.
-fn interval_holds_zero(pick: &[f64], other: &[f64], tests: usize) -> bool {
-    let differences: Vec<f64> = pick.iter().zip(other).map(|(pick, other)| pick - other).collect();
-    let tail = ALPHA / 2.0 / tests.max(1) as f64;
-    match (quantile(&differences, tail), quantile(&differences, 1.0 - tail)) {
-        (Some(low), Some(high)) => low <= 0.0 && high >= 0.0,
-        _ => true,
-    }
 }
 
 /// Below the least effect that anyone should act on. Points of a quality metric have no such floor: there the paired test decides.
@@ -149,12 +230,4 @@ fn is_small(field: &Field<'_>, figures: &Figures, pick: usize, other: usize) -> 
     let paired = log_ratios(field, figures, pick, other).and_then(|ratios| median(&ratios));
     let ratio = paired.map(f64::exp).or_else(|| Some(figures.values[pick]? / figures.values[other]?));
     ratio.is_some_and(|ratio| (ratio - 1.0).abs() < LEAST_EFFECT)
-}
-
-/// One training each cannot tell two candidates' quality apart: seeds differ by more than most precisions do.
-fn is_of_one_seed(field: &Field<'_>, figures: &Figures, pick: usize, other: usize) -> bool {
-    let has_one = |record: &RunRecord| seeds(record).len() < 2;
-    figures.figure == Figure::Quality
-        && field.phase == Phase::Train
-        && (has_one(field.judged[pick].record) || has_one(field.judged[other].record))
 }

@@ -1,10 +1,10 @@
 //! Answers against the baseline's answers on the same test rows: exact McNemar with Holm's correction, the share of rows whose
 //! answer flipped, and the smallest loss that these rows could have shown.
 
-use super::{ALPHA, Drop, DropVerdict};
+use super::{ALPHA, Drop, DropVerdict, LimitVerdict};
 use crate::{
     record::Quality,
-    stats::{holm, mcnemar_exact, paired_difference, smallest_provable_loss},
+    stats::{Interval, Z90, Z95, holm_of_tests, mcnemar_exact, paired_difference, smallest_provable_loss},
     vocab::{Better, Metric},
 };
 
@@ -59,13 +59,18 @@ pub(super) fn drops(
 ) -> Vec<Option<Drop>> {
     let Some(reference) = qualities[baseline] else { return vec![None; qualities.len()] };
     let changes: Vec<_> = qualities.iter().map(|other| Changes::between(reference, (*other)?, labels)).collect();
-    let tested: Vec<usize> = (0..qualities.len()).filter(|k| *k != baseline && changes[*k].is_some()).collect();
-    let raw: Vec<f64> =
-        tested.iter().filter_map(|k| changes[*k]).map(|Changes { lost, won, .. }| mcnemar_exact(lost, won)).collect();
+    let answers = |row: usize| qualities[row].map(|quality| &quality.predictions);
+    // Rows with the baseline's own answers need no test, and rows that answer alike (batch sizes, layouts, threads) are one.
+    let tested: Vec<usize> =
+        (0..qualities.len()).filter(|k| changes[*k].is_some() && answers(*k) != Some(&reference.predictions)).collect();
+    let test_of = |row: usize| tested.iter().position(|other| answers(*other) == answers(row)).unwrap_or(row);
+    let of_rows: Vec<usize> = tested.iter().map(|row| test_of(*row)).collect();
+    let alone = |row: usize| changes[row].map_or(1.0, |Changes { lost, won, .. }| mcnemar_exact(lost, won));
     let mut corrected = vec![1.0; qualities.len()];
-    for (row, p) in tested.iter().zip(holm(&raw)) {
+    for (row, p) in tested.iter().zip(holm_of_tests(&tested.iter().map(|row| alone(*row)).collect::<Vec<_>>(), &of_rows)) {
         corrected[*row] = p;
     }
+    let tests = of_rows.iter().collect::<std::collections::BTreeSet<_>>().len();
     (0..qualities.len())
         .map(|row| {
             let Changes { lost, won, flipped, rows } = changes[row]?;
@@ -76,16 +81,32 @@ pub(super) fn drops(
                 loss(metric, *reference.metrics.get(&metric)?, *qualities[row]?.metrics.get(&metric)?)
             };
             let p = corrected[row];
+            let bounds = share.then(|| paired_difference(lost, won, rows, Z90));
+            let within_limit = limit.zip(bounds).filter(|_| row != baseline).map(|(limit, bounds)| within(bounds, limit));
             Some(Drop {
                 value,
-                interval: share.then(|| paired_difference(lost, won, rows)),
+                interval: share.then(|| paired_difference(lost, won, rows, Z95)),
+                bounds,
+                within_limit,
+                p_alone: alone(row),
                 p,
+                tests,
                 flip_rate: flipped as f64 / rows as f64,
-                smallest_provable: smallest_provable_loss(lost + won, rows).min(1.0),
+                smallest_provable: smallest_provable_loss(lost + won, rows, ALPHA / tests.max(1) as f64).min(1.0),
                 verdict: if row == baseline { DropVerdict::Reference } else { verdict(value, p, limit) },
             })
         })
         .collect()
+}
+
+fn within(bounds: Interval, limit: f64) -> LimitVerdict {
+    if !is_above(bounds.high, limit) {
+        LimitVerdict::Met
+    } else if is_above(bounds.low, limit) {
+        LimitVerdict::Broken
+    } else {
+        LimitVerdict::NotProven
+    }
 }
 
 fn verdict(value: f64, p: f64, limit: Option<f64>) -> DropVerdict {
@@ -108,7 +129,7 @@ pub(super) fn is_above(value: f64, limit: f64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::advise::synthetic::quality;
+    use crate::advise::{phrase, synthetic::quality};
 
     fn labels() -> Vec<u32> {
         vec![1; 1000]
@@ -147,12 +168,30 @@ mod tests {
 
     #[test]
     fn holm_takes_back_what_one_test_alone_would_show() {
-        // 6 one-way flips: p = 0.031 alone, 0.094 among three.
+        // 6 one-way flips: p = 0.031 alone, 0.094 among three different answers.
         let (base, six) = (answers(0, 0), answers(6, 0));
-        let alone = drops(&[Some(&base), Some(&six)], 0, &labels(), Metric::Accuracy, None);
-        assert_eq!(alone[1].unwrap().verdict, DropVerdict::Loss);
-        let many = drops(&[Some(&base), Some(&six), Some(&six), Some(&six)], 0, &labels(), Metric::Accuracy, None);
-        assert!(many[1..].iter().all(|drop| drop.unwrap().verdict == DropVerdict::NoneShown));
+        let alone = drops(&[Some(&base), Some(&six)], 0, &labels(), Metric::Accuracy, None)[1].unwrap();
+        assert_eq!((alone.verdict, alone.tests, alone.smallest_provable), (DropVerdict::Loss, 1, 0.006));
+        let (two, three) = (answers(2, 0), answers(3, 0));
+        let many = drops(&[Some(&base), Some(&six), Some(&two), Some(&three)], 0, &labels(), Metric::Accuracy, None);
+        let drop = many[1].unwrap();
+        let p = mcnemar_exact(6, 0);
+        assert_eq!((drop.verdict, drop.p_alone, drop.p, drop.tests), (DropVerdict::NoneShown, p, 3.0 * p, 3));
+        // At 0.05 / 3 seven flips are the least.
+        assert_eq!(drop.smallest_provable, 0.007);
+        assert_eq!(phrase::mcnemar(&drop), "exact McNemar p = 0.031, 0.094 after Holm over 3 answers");
+        assert_eq!(phrase::mcnemar(&alone), "exact McNemar p = 0.031");
+    }
+
+    #[test]
+    fn rows_with_the_same_answers_are_one_test_and_those_with_the_baselines_none() {
+        let (base, six) = (answers(0, 0), answers(6, 0));
+        let rows = [Some(&base), Some(&six), Some(&six), Some(&base), Some(&six)];
+        let judged = drops(&rows, 0, &labels(), Metric::Accuracy, None);
+        for drop in [judged[1], judged[2], judged[4]].map(Option::unwrap) {
+            assert_eq!((drop.verdict, drop.p, drop.tests), (DropVerdict::Loss, mcnemar_exact(6, 0), 1));
+        }
+        assert_eq!(judged[3].unwrap().p, 1.0);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{
     Field, LEAST_EFFECT, RESAMPLES, RowStatus,
     objective::{Figure, Figures},
     phrase,
-    pick::Found,
+    pick::{Found, NoOdds},
     quality::Changes,
     rows::seeds,
 };
@@ -22,7 +22,7 @@ pub(super) fn of(field: &Field<'_>, figures: &Figures, found: &Found) -> Vec<Str
     sentences.extend(drift(field, figures, found.row));
     sentences.extend(quality(field, found.row));
     sentences.push(odds(field, figures, found));
-    sentences.extend(ties(field, found));
+    sentences.extend(ties(field, figures, found));
     sentences.extend(limits(field));
     sentences.extend(kept_out(field, figures, found));
     sentences.extend(without_figure(field, figures));
@@ -142,11 +142,11 @@ fn quality(field: &Field<'_>, row: usize) -> Option<String> {
         let (before, now) = (field.judged[at].record.quality.as_ref()?, judged.record.quality.as_ref()?);
         let changes = Changes::between(before, now, &header.test_labels)?;
         Some(format!(
-            " on the same {}: {} lost, {} won, exact McNemar {} ({}); this test set could have shown a loss of {}",
+            " on the same {}: {} lost, {} won, {} ({}); this test set could have shown a loss of {}",
             phrase::count(changes.rows as usize, "row"),
             phrase::count(changes.lost as usize, "row"),
             changes.won,
-            phrase::p_value(drop.p),
+            phrase::mcnemar(&drop),
             drop.verdict.name(),
             print(drop.smallest_provable)
         ))
@@ -177,49 +177,54 @@ fn words(field: &Field<'_>, figure: Figure) -> (&'static str, Option<&'static st
 fn odds(field: &Field<'_>, figures: &Figures, found: &Found) -> String {
     let (superlative, resampled) = words(field, figures.figure);
     let rows = phrase::count(found.others.len() + 1, "feasible row");
-    if found.others.is_empty() {
-        return "It is the only feasible row.".to_string();
+    let resampled = resampled.unwrap_or("measurements");
+    let unknown = format!("The probability that it is {superlative} of {rows} is unknown");
+    match (&found.odds, found.no_odds) {
+        (Some(odds), _) => format!(
+            "The probability that it is {superlative} of {rows} is {} ({RESAMPLES} resamples of the {resampled}); by taking it one loses {} \
+             on average against the best.",
+            phrase::probability(found.probability(found.row).unwrap_or(0.0)),
+            phrase::percent(odds.regret)
+        ),
+        (None, Some(NoOdds::OnlyRow)) => "It is the only feasible row.".to_string(),
+        (None, Some(NoOdds::TooFew(few))) => {
+            let samples = if few.has == 1 { resampled.trim_end_matches('s') } else { resampled };
+            format!("{unknown}: some rows have only {} {samples}, and odds need at least {} of each row.", few.has, few.needs)
+        }
+        (None, _) => format!("{unknown}: each was measured once, so this order carries no estimate of noise."),
     }
-    let Some(resampled) = resampled else {
-        return format!("It is {superlative} of {rows}; each was measured once, so this order carries no estimate of noise.");
-    };
-    let is_short = found.others.iter().chain([&found.row]).any(|row| match resampled {
-        "seeds" => seeds(field.judged[*row].record).len() < 2,
-        "timed rounds" => field.judged[*row].timing.rates.len() < 2,
-        _ => false,
-    });
-    let caution = if is_short {
-        format!("; some rows have one of the {resampled} only and vary too little in this")
-    } else {
-        String::new()
-    };
-    format!(
-        "The probability that it is {superlative} of {rows} is {} ({RESAMPLES} resamples of the {resampled}); by taking it one loses {} on \
-         average against the best{caution}.",
-        phrase::probability(found.probability(found.row)),
-        phrase::percent(found.regret)
-    )
 }
 
-fn ties(field: &Field<'_>, found: &Found) -> Option<String> {
-    let by_interval = if found.judged_by_interval == 0 {
-        String::new()
-    } else {
-        format!(
-            " {} {} judged by the interval of the resamples, because no paired test on what they share could reach p = 0.05.",
-            phrase::count(found.judged_by_interval, "row"),
-            if found.judged_by_interval == 1 { "was" } else { "were" }
-        )
-    };
-    let titles: Vec<&str> = found.ties.iter().map(|row| field.title(*row)).collect();
-    match titles.as_slice() {
-        [] if found.others.is_empty() => None,
-        [] => Some(format!("It can be told apart from every other feasible row.{by_interval}")),
-        titles => Some(format!(
-            "It cannot be told apart from {} (corrected p > 0.05, or a difference below 1 %).{by_interval}",
-            phrase::list(titles)
-        )),
+fn ties(field: &Field<'_>, figures: &Figures, found: &Found) -> Vec<String> {
+    let (_, resampled) = words(field, figures.figure);
+    let titles = |rows: &[usize]| phrase::list(&rows.iter().map(|row| field.title(*row)).collect::<Vec<_>>());
+    let few: Vec<usize> = found.too_few.iter().map(|(row, _)| *row).collect();
+    let tested: Vec<usize> = found.ties.iter().copied().filter(|row| !few.contains(row)).collect();
+    let mut sentences = Vec::new();
+    if !tested.is_empty() {
+        let why = match (figures.figure, resampled) {
+            (_, None) => "a difference below 1 %",
+            (Figure::Quality, _) => "corrected p > 0.05",
+            _ => "corrected p > 0.05, or a difference below 1 %",
+        };
+        sentences.push(format!("It cannot be told apart from {} ({why}).", titles(&tested)));
     }
+    let has = found.too_few.iter().map(|(_, shortage)| shortage.has).min();
+    if let Some((has, needs)) = has.zip(found.too_few.iter().map(|(_, shortage)| shortage.needs).max()) {
+        sentences.push(format!(
+            "It is not told apart from {}: too few {} ({has} in common; a test at p = 0.05 against {} needs {needs}).",
+            titles(&few),
+            resampled.unwrap_or("measurements"),
+            phrase::count(found.others.len(), "row")
+        ));
+    }
+    if found.ties.is_empty() && !found.others.is_empty() {
+        sentences.push(match resampled {
+            Some(_) => "It can be told apart from every other feasible row.".to_string(),
+            None => "Every other feasible row differs by 1 % or more, by one measurement each.".to_string(),
+        });
+    }
+    sentences
 }
 
 fn limits(field: &Field<'_>) -> Option<String> {

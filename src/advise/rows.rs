@@ -4,7 +4,7 @@ use super::{CONFIDENCE, Drop, Estimate, Judged, RESAMPLES, Row, RowStatus, quali
 use crate::{
     cost::{self, Price},
     record::{Environment, RunRecord, SeedRun, Status, StoredRun},
-    stats::{Interval, bootstrap_interval, mean, median, time_of_trainings, wilson},
+    stats::{Interval, bootstrap_interval, fewest_pairs, mean, median, time_of_trainings, wilson},
     units::{PerSecond, Seconds},
     vocab::{Compression, Layout, Metric, Phase, Precision},
 };
@@ -39,27 +39,19 @@ pub(super) fn judge<'a>(run: &'a StoredRun, price: &Price, phase: Phase, baselin
         .zip(timings)
         .zip(drops)
         .map(|((place, timing), drop)| {
+            // Units a second, free of the machine's drift where the baseline ran in the same rounds. Rows of different groups compare by
+            // this figure; the raw rates stay in the samples.
+            let throughput = speed::comparable_estimate(&timing.rates, base_rates.as_ref());
             let speedup = base_rates.as_ref().and_then(|base| speed::estimate(&speed::shared_ratios(&timing.rates, base)));
-            let throughput = throughput(&timing, speedup, base_rates.as_ref());
+            // The baseline is once as fast as itself, by definition.
+            let is_baseline = baseline.is_some_and(|id| run.records[place].candidate.id() == id);
+            let speedup = speedup.map(|ratio| if is_baseline { Estimate { interval: None, ..ratio } } else { ratio });
             let mut row = figures(run, place, &timing, throughput, price);
             row.drop = drop;
             row.speedup = speedup;
             Judged { record: &run.records[place], timing, breaches: Vec::new(), row }
         })
         .collect()
-}
-
-/// Units a second, free of the machine's drift where the baseline ran in the same rounds: the ratio to it times its own median. Rows
-/// of different groups compare by this figure; the raw rates stay in the samples.
-fn throughput(timing: &Timing, speedup: Option<Estimate>, base_rates: Option<&speed::Series>) -> Option<Estimate> {
-    let base = base_rates.and_then(|rates| median(&rates.values().copied().collect::<Vec<_>>()));
-    match (speedup, base) {
-        (Some(ratio), Some(base)) => Some(Estimate {
-            value: ratio.value * base,
-            interval: ratio.interval.map(|i| Interval { low: i.low * base, high: i.high * base }),
-        }),
-        _ => timing.throughput(),
-    }
 }
 
 /// Training seeds have no paired answers; their loss is judged by the mean over seeds, in `limits`.
@@ -139,7 +131,9 @@ fn primary(record: &RunRecord, metric: Metric, labels: &[u32]) -> Option<Estimat
     let values: Vec<f64> = seeds(record).iter().map(|seed| seed.metric).filter(|value| value.is_finite()).collect();
     if record.candidate.phase == Phase::Train && !values.is_empty() {
         let average = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+        // Resamples of fewer vary too little to be called 95 %.
         let interval = bootstrap_interval(&values, average, RESAMPLES, CONFIDENCE, speed::SEED);
+        let interval = interval.filter(|_| values.len() >= fewest_pairs(1));
         return Some(Estimate { value: mean(&values)?, interval });
     }
     let quality = record.quality.as_ref()?;
@@ -153,6 +147,10 @@ fn primary(record: &RunRecord, metric: Metric, labels: &[u32]) -> Option<Estimat
 fn accuracy(record: &RunRecord, primary_metric: Metric) -> Option<f64> {
     if record.candidate.phase == Phase::Train && primary_metric == Metric::Accuracy && !seeds(record).is_empty() {
         return mean(&seeds(record).iter().map(|seed| seed.metric).collect::<Vec<_>>());
+    }
+    if seeds(record).len() > 1 {
+        // What was kept of the answers is the first seed's.
+        return None;
     }
     record.quality.as_ref()?.metrics.get(&Metric::Accuracy).copied()
 }

@@ -7,7 +7,7 @@
 use super::{CONFIDENCE, Estimate, RESAMPLES};
 use crate::{
     record::{Measurement, RunRecord},
-    stats::{bootstrap_interval, mean, median},
+    stats::{Generator, Interval, bootstrap_interval, mean, median, quantile},
 };
 use std::collections::BTreeMap;
 
@@ -95,6 +95,37 @@ pub(super) fn comparable(series: &Series, baseline: Option<&Series>) -> Option<f
     let own = |series: &Series| median(&series.values().copied().collect::<Vec<_>>());
     let drift_free = baseline.and_then(|base| Some(median(&shared_ratios(series, base))? * own(base)?));
     drift_free.or_else(|| own(series))
+}
+
+/// `comparable` with its interval: rounds are drawn once for the ratio and for the baseline, those that both have among themselves, so
+/// that the baseline's own noise counts too.
+pub(super) fn comparable_estimate(series: &Series, baseline: Option<&Series>) -> Option<Estimate> {
+    let value = comparable(series, baseline)?;
+    let base = baseline.filter(|base| !shared_ratios(series, base).is_empty());
+    let Some(base) = base else { return estimate(&series.values().copied().collect::<Vec<_>>()) };
+    let (mut shared, mut alone) = (Vec::new(), Vec::new());
+    for (key, pace) in base {
+        match series.get(key).map(|own| own / pace).filter(|ratio| ratio.is_finite() && *ratio > 0.0) {
+            Some(ratio) => shared.push((ratio, *pace)),
+            None => alone.push(*pace),
+        }
+    }
+    if shared.len() < 2 {
+        return Some(Estimate { value, interval: None });
+    }
+    let mut generator = Generator::new(SEED);
+    let drawn: Vec<f64> = (0..RESAMPLES)
+        .filter_map(|_| {
+            let draw: Vec<(f64, f64)> = shared.iter().map(|_| shared[generator.below(shared.len())]).collect();
+            let ratios: Vec<f64> = draw.iter().map(|(ratio, _)| *ratio).collect();
+            let mut paces: Vec<f64> = draw.iter().map(|(_, pace)| *pace).collect();
+            paces.extend(alone.iter().map(|_| alone[generator.below(alone.len())]));
+            Some(median(&ratios)? * median(&paces)?)
+        })
+        .collect();
+    let tail = (1.0 - CONFIDENCE) / 2.0;
+    let interval = quantile(&drawn, tail).zip(quantile(&drawn, 1.0 - tail)).map(|(low, high)| Interval { low, high });
+    Some(Estimate { value, interval })
 }
 
 #[cfg(test)]

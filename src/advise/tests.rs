@@ -41,8 +41,8 @@ fn a_planted_three_percent_is_found_under_drift() {
     let pick = picked(&phase);
     assert_eq!(phase.rows[pick.row].title, "fp32, magnitude:0.8, batch 64, 2 threads");
     assert_eq!(phase.baseline, Some(0));
-    assert!(pick.probability_best > 0.95, "{}", pick.probability_best);
-    assert!(pick.expected_regret < 0.001);
+    assert!(pick.probability_best.unwrap() > 0.95, "{:?}", pick.probability_best);
+    assert!(pick.expected_regret.unwrap() < 0.001);
     assert!(pick.ties.is_empty(), "{:?}", pick.reasons);
     let speedup = phase.rows[pick.row].speedup.unwrap();
     assert!((speedup.value - 1.03).abs() < 0.01, "{speedup:?}");
@@ -66,21 +66,99 @@ fn the_same_program_twice_is_a_tie() {
         let phase = advised(&run(records, Objective::Throughput, Constraints::default()));
         let pick = picked(&phase);
         false_alarms += usize::from(pick.ties.is_empty());
-        assert!(pick.probability_best >= 0.4, "seed {seed}: {}", pick.probability_best);
+        assert!(pick.probability_best.unwrap() >= 0.4, "seed {seed}: {:?}", pick.probability_best);
     }
     assert!(false_alarms <= 8, "{false_alarms} of 100 runs told two equal programs apart");
 }
 
 #[test]
-fn few_pairs_are_judged_by_the_interval_and_said_so() {
+fn too_few_rounds_tell_nothing_apart_and_give_no_odds() {
     let mut records = vec![infer(Compression::None, 64, 10_000.0, 20, 0.003, 1), infer(MAGNITUDE, 64, 20_000.0, 20, 0.003, 2)];
-    for record in &mut records {
-        record.measurement.as_mut().unwrap().blocks.retain(|block| block.round < 2);
-    }
-    let phase = advised(&run(records, Objective::Cost, Constraints::default()));
+    let advised_with = |records: &[RunRecord], rounds: u32| {
+        let mut records = records.to_vec();
+        for record in &mut records {
+            record.measurement.as_mut().unwrap().blocks.retain(|block| block.round < rounds);
+        }
+        advised(&run(records, Objective::Cost, Constraints::default()))
+    };
+    // What `--quick` takes.
+    let phase = advised_with(&records, 3);
     let pick = picked(&phase);
-    assert!(pick.ties.is_empty(), "twice the speed is no tie");
-    assert!(pick.reasons.iter().any(|reason| reason.contains("judged by the interval")), "{:?}", pick.reasons);
+    assert_eq!((pick.row, pick.ties.as_slice()), (1, &[0][..]), "the faster row is picked, and not told apart");
+    assert_eq!((pick.probability_best, pick.expected_regret), (None, None));
+    assert!(phase.rows.iter().all(|row| row.probability_best.is_none()));
+    let has = |text: &str| assert!(pick.reasons.iter().any(|reason| reason.contains(text)), "{:?}", pick.reasons);
+    has("too few timed rounds (3 in common; a test at p = 0.05 against 1 row needs 6)");
+    has("is unknown: some rows have only 3 timed rounds, and odds need at least 6 of each row");
+    let phase = advised_with(&records, 6);
+    assert!(picked(&phase).ties.is_empty() && picked(&phase).probability_best.unwrap() > 0.99);
+    // Six rounds are twelve pairs: enough for many rows.
+    for seed in 0..10 {
+        let mut record = infer(Compression::Int8, 64, 9_000.0, 20, 0.003, 10 + seed);
+        record.candidate.batch_size = 100 + seed as usize;
+        records.push(record);
+    }
+    assert!(picked(&advised_with(&records, 6)).ties.is_empty());
+}
+
+#[test]
+fn rows_of_two_groups_are_told_apart_by_way_of_the_baseline() {
+    let group = |rate: f64, rounds: std::ops::Range<u32>, seed: u64, batch: usize| {
+        let mut record = infer(MAGNITUDE, batch, 1.0, 20, 0.0, 1);
+        let wander = |round: u32| 1.0 + 0.2 * f64::from(round).sin();
+        record.measurement = Some(measurement(batch, rate, rounds, wander, 0.01, seed));
+        record
+    };
+    let advised_of = |rate: f64, rounds: u32, seed: u64| {
+        let mut base = group(10_000.0, 0..2 * rounds, seed, 64);
+        base.candidate.compression = Compression::None;
+        let records = vec![base, group(20_000.0, 0..rounds, seed + 1, 32), group(rate, rounds..2 * rounds, seed + 2, 128)];
+        advised(&run(records, Objective::Throughput, Constraints::default()))
+    };
+    let phase = advised_of(21_000.0, 8, 7);
+    assert!(picked(&phase).ties.is_empty(), "{:?}", picked(&phase).reasons);
+    let phase = advised_of(30_000.0, 3, 7);
+    assert_eq!(picked(&phase).ties.len(), 2, "three rounds each are too few");
+    let alarms = (0..60).filter(|seed| picked(&advised_of(20_000.0, 8, 100 + 3 * seed)).ties.is_empty()).count();
+    assert!(alarms <= 5, "{alarms} of 60 runs told two equal programs apart");
+}
+
+#[test]
+fn six_seeds_tell_trainings_apart_and_a_missed_target_counts_as_slower() {
+    let times = |first: f64| (0..6).map(|k| (Some(first + f64::from(k)), 0.98)).collect::<Vec<_>>();
+    let mut slow = times(100.0);
+    slow[3].0 = None;
+    let records = vec![train(Precision::Fp32, 5000.0, &slow), train(Precision::Bf16, 4000.0, &times(60.0))];
+    let phase = advised(&run(records, Objective::Time, Constraints::default()));
+    let pick = picked(&phase);
+    assert_eq!((pick.row, pick.ties.len()), (1, 0), "{:?}", pick.reasons);
+    assert!(pick.probability_best.unwrap() > 0.99);
+}
+
+#[test]
+fn a_target_that_no_row_reaches_binds_and_is_not_replaced_by_another_figure() {
+    let mut records = vec![
+        train(Precision::Fp32, 5000.0, &[(None, 0.91), (None, 0.93), (Some(9.0), 0.97)]),
+        train(Precision::Bf16, 9000.0, &[(None, 0.95), (None, 0.96), (None, 0.95)]),
+    ];
+    for objective in [Objective::Cost, Objective::Time] {
+        let mut stored = run(records.clone(), objective, Constraints::default());
+        stored.header.train.target = Some(crate::record::Target { metric: crate::vocab::Metric::Accuracy, at_least: 0.97 });
+        let phase = advised(&stored);
+        let found = infeasible(&phase);
+        assert_eq!((found.binding.as_str(), found.nearest), ("train.target", 1));
+        assert_eq!(found.reasons[0], "None of 2 rows within every limit reached the target of 0.97 with enough of its seeds.");
+        let near = "`bf16, batch 64, 2 threads` came nearest: its accuracy is 0.9533 (mean of 3 seeds), and 0 of them reached the target.";
+        assert_eq!(found.reasons[1], near);
+    }
+    // A row that breaks a limit may have reached it.
+    let mut heavy = train(Precision::Fp16, 9000.0, &[(Some(5.0), 0.98)]);
+    heavy.peak_memory = Some(Bytes(200 << 20));
+    records.push(heavy);
+    let limits = Constraints { max_memory_bytes: Some(100 << 20), ..Constraints::default() };
+    let phase = advised(&run(records, Objective::Cost, limits));
+    assert_eq!(infeasible(&phase).binding, "train.target");
+    assert_eq!(infeasible(&phase).reasons[2], "1 row reached it but broke a limit.");
 }
 
 #[test]
@@ -96,7 +174,7 @@ fn rows_of_groups_that_ran_at_different_times_are_compared_without_the_drift() {
     let phase = advised(&run(vec![base, early, late], Objective::Cost, Constraints::default()));
     let pick = picked(&phase);
     assert_eq!(phase.rows[pick.row].title, "fp32, int8, batch 64, 2 threads");
-    assert!(pick.probability_best > 0.95);
+    assert!(pick.probability_best.unwrap() > 0.95);
     assert!(phase.rows[pick.row].throughput.unwrap().value > phase.rows[1].throughput.unwrap().value);
     assert!(pick.reasons.iter().any(|reason| reason.contains("drift")), "{:?}", pick.reasons);
 }
@@ -116,7 +194,7 @@ fn a_loss_of_accuracy_above_the_limit_is_kept_out_and_the_flip_says_which_limit_
     assert_eq!(phase.rows[int8].status, RowStatus::Infeasible);
     assert_eq!(phase.rows[int8].drop.unwrap().verdict, DropVerdict::TooMuch);
     let text = &phase.rows[int8].violations[0].text;
-    assert!(text.starts_with("loss of accuracy 0.0120 is above 0.0050 (95 % interval"), "{text}");
+    assert!(text.starts_with("loss of accuracy 0.0120 is above 0.0050: shown (90 % interval 0.0"), "{text}");
     assert!(text.contains("exact McNemar p < 0.001"), "{text}");
     assert!(phase.rows[int8].probability_best.is_none());
     let flip = pick.flips.iter().find(|flip| flip.row == int8).unwrap();
@@ -124,6 +202,69 @@ fn a_loss_of_accuracy_above_the_limit_is_kept_out_and_the_flip_says_which_limit_
     assert!(flip.text.contains("becomes the pick and costs 40 % less"), "{}", flip.text);
     assert_eq!(phase.rows[0].drop.unwrap().verdict, DropVerdict::Reference);
     assert!(pick.reasons[1].contains("3 rows lost, 0 won"), "{:?}", pick.reasons);
+}
+
+#[test]
+fn a_limit_on_the_loss_is_met_broken_or_not_proven() {
+    let records = vec![
+        infer(Compression::None, 64, 10_000.0, 20, 0.002, 1),
+        infer(Compression::Channel(0.5), 64, 12_000.0, 22, 0.002, 2),
+        infer(Compression::TwoFour, 64, 11_000.0, 28, 0.002, 3),
+        infer(MAGNITUDE, 64, 15_000.0, 32, 0.002, 4),
+        infer(Compression::Int8, 64, 20_000.0, 60, 0.002, 5),
+    ];
+    let constraints = Constraints { max_accuracy_drop: Some(0.005), ..Constraints::default() };
+    let phase = advised(&run(records, Objective::Cost, constraints));
+    let row = |word: &str| phase.rows.iter().find(|row| row.title.contains(word)).unwrap();
+    let judged = |word: &str| (row(word).status, row(word).drop.unwrap().within_limit);
+    assert_eq!(judged("channel"), (RowStatus::Ok, Some(LimitVerdict::Met)));
+    assert_eq!(judged("2:4"), (RowStatus::Ok, Some(LimitVerdict::NotProven)));
+    assert_eq!(judged("magnitude"), (RowStatus::Infeasible, Some(LimitVerdict::NotProven)));
+    assert_eq!(judged("int8"), (RowStatus::Infeasible, Some(LimitVerdict::Broken)));
+    let note = &row("2:4").notes.iter().find(|note| note.contains("not proven")).unwrap();
+    let expected = "its loss of accuracy, 0.0040, is within the limit of 0.0050, which is not proven: a loss up to 0.0066 is possible with \
+                    2,000 test rows (one-sided 95 % bound)";
+    assert_eq!(note.as_str(), expected);
+    assert!(row("channel").notes.iter().all(|note| !note.contains("not proven")));
+    assert!(row("magnitude").reason.as_deref().unwrap().contains("is above 0.0050: not proven (90 % interval 0.00"));
+}
+
+#[test]
+fn the_interval_of_a_rate_holds_the_noise_of_the_baseline_too() {
+    let mut base = infer(Compression::None, 64, 1.0, 20, 0.0, 1);
+    base.measurement = Some(measurement(64, 10_000.0, 0..12, |_| 1.0, 0.05, 5));
+    let mut twin = infer(MAGNITUDE, 64, 1.0, 20, 0.0, 1);
+    // The same noise in every block: the ratio is exactly 2, the rate is not known any better than the baseline's.
+    twin.measurement = Some(measurement(64, 20_000.0, 0..12, |_| 1.0, 0.05, 5));
+    let phase = advised(&run(vec![base, twin], Objective::Throughput, Constraints::default()));
+    let width = |row: usize| {
+        let rate = phase.rows[row].throughput.unwrap();
+        let interval = rate.interval.unwrap();
+        assert!(interval.low <= rate.value && rate.value <= interval.high);
+        (interval.high - interval.low) / rate.value
+    };
+    assert!(width(0) > 0.01, "{}", width(0));
+    assert!((width(0) - width(1)).abs() < 0.01, "{} {}", width(0), width(1));
+    assert_eq!(phase.rows[0].speedup, Some(Estimate { value: 1.0, interval: None }), "1 by definition");
+}
+
+#[test]
+fn no_gain_is_only_said_where_it_is_shown() {
+    // Every other round is slower by `swing`, and the others as much faster.
+    let noted = |rate: f64, swing: f64| {
+        let records = vec![train(Precision::Fp32, 5000.0, &[(Some(9.0), 0.98)]), {
+            let mut record = train(Precision::Bf16, 1.0, &[(Some(9.0), 0.98)]);
+            record.measurement =
+                Some(measurement(64, rate, 0..8, |round| if round % 2 == 0 { 1.0 - swing } else { 1.0 + swing }, 0.0, 3));
+            record
+        }];
+        let phase = advised(&run(records, Objective::Cost, Constraints::default()));
+        let row = phase.rows.iter().find(|row| row.title.contains("bf16")).unwrap();
+        row.notes.iter().find(|note| note.starts_with("bf16")).cloned()
+    };
+    assert!(noted(4_000.0, 0.002).unwrap().starts_with("bf16 is no faster than fp32 on this processor: 0.80x ("));
+    assert!(noted(5_000.0, 0.4).unwrap().starts_with("bf16 is not shown to be faster than fp32 on this processor: "));
+    assert_eq!(noted(8_000.0, 0.002), None);
 }
 
 #[test]
@@ -135,13 +276,44 @@ fn the_reason_states_cost_speedup_and_odds() {
     assert!(first.starts_with("`fp32, int8, batch 256, 2 threads` costs $0.0"), "{first}");
     assert!(first.contains("per million images, 50 % less than `fp32, batch 64, 2 threads`"), "{first}");
     assert!(first.contains("(speedup 2.00x, 95 % interval 2.00 to 2.00)"), "{first}");
-    assert!(pick.reasons.iter().any(|r| r.contains("the cheapest of 2 feasible rows is 1.00")), "{:?}", pick.reasons);
+    assert!(pick.reasons.iter().any(|r| r.contains("the cheapest of 2 feasible rows is above 0.99")), "{:?}", pick.reasons);
     assert!(pick.flips[0].text.contains("its throughput rises by more than 100 %"), "{:?}", pick.flips);
     assert!(
         pick.flips[1].text.contains("only on an equally fast machine of $1.80/h, 50 % below the $3.60/h"),
         "{:?}",
         pick.flips
     );
+}
+
+#[test]
+fn break_evens_follow_from_the_prices_and_the_speeds() {
+    let records = vec![infer(Compression::None, 64, 10_000.0, 20, 0.0, 1), infer(Compression::Int8, 64, 20_000.0, 20, 0.0, 2)];
+    let mut stored = run(records, Objective::Cost, Constraints::default());
+    stored.header.environment.instruction_sets = vec!["avx2".into()];
+    let evens = picked(&advised(&stored)).break_evens.clone();
+    let rate = advised(&stored).rows[1].throughput.unwrap().value;
+    let [price, speed] = evens.as_slice() else { panic!("{evens:?}") };
+    assert_eq!(price.quantity, "runner_up_usd_per_hour");
+    assert!((price.value - 1.8).abs() < 1e-9, "half as fast, half the price: {price:?}");
+    assert_eq!(speed.quantity, "catalogue_throughput_per_s");
+    assert!((speed.value / (rate * 0.0496 / 3.6) - 1.0).abs() < 1e-9, "{speed:?}");
+    assert!(
+        speed.text.starts_with("On `nebius/cpu-e2_2vcpu-8gb` at $0.0496/h, `fp32, int8, batch 64, 2 threads` costs the same"),
+        "{speed:?}"
+    );
+    // 0.0396 $/h beside 0.01 $/h of power, from 347.1 $ over two years: half of the hours.
+    stored.header.cost = CostBasis::Owned(crate::record::Owned {
+        purchase_usd: 0.0396 * 8766.0,
+        years: 2.0,
+        utilisation: 0.9,
+        watts: 100.0,
+        usd_per_kwh: 0.1,
+    });
+    let evens = picked(&advised(&stored)).break_evens.clone();
+    assert_eq!(evens[2].quantity, "owned_utilisation");
+    assert!((evens[2].value - 0.5).abs() < 1e-9, "{evens:?}");
+    stored.header.cost = CostBasis::Auto;
+    assert_eq!(picked(&advised(&stored)).break_evens.len(), 1, "priced as the catalogue's own");
 }
 
 #[test]
@@ -205,7 +377,10 @@ fn training_is_judged_by_the_cost_to_the_target() {
     assert_eq!(phase.rows[2].probability_best, None);
     assert!(phase.rows[2].notes.iter().any(|note| note.contains("1 of 3 seeds reached the target of 0.97: too few")));
     assert!(phase.rows[1].notes.iter().any(|note| note.starts_with("bf16 is no faster than fp32 on this processor: 0.80x")));
-    assert_eq!(pick.probability_best, 1.0);
+    assert_eq!((pick.probability_best, pick.expected_regret), (None, None), "three seeds are no basis for odds");
+    assert_eq!(pick.ties, [0], "nor for a difference");
+    let few = "It is not told apart from `fp32, batch 64, 2 threads`: too few seeds (3 in common; a test at p = 0.05 against 1 row needs 6).";
+    assert!(pick.reasons.iter().any(|reason| reason == few), "{:?}", pick.reasons);
     assert!((phase.rows[0].primary.unwrap().value - 0.975).abs() < 1e-12);
     assert!(phase.rows.iter().all(|row| row.drop.is_none()));
 }
@@ -224,7 +399,7 @@ fn training_loss_of_accuracy_is_judged_by_the_mean_over_seeds() {
     };
     let phase = advised(&run(records, Objective::Time, constraints));
     assert_eq!(phase.rows[picked(&phase).row].title, "fp32, batch 64, 2 threads");
-    assert_eq!(phase.rows[1].reason.as_deref(), Some("loss of accuracy 0.0200 is above 0.0100"));
+    assert_eq!(phase.rows[1].reason.as_deref(), Some("loss of accuracy 0.0200 is above 0.0100 (means of 2 seeds, not tested)"));
 }
 
 #[test]
@@ -240,7 +415,7 @@ fn limits_of_serving_do_not_bind_training_beside_inference() {
 }
 
 #[test]
-fn equal_memory_goes_to_the_earlier_row_and_shares_the_odds() {
+fn equal_memory_goes_to_the_earlier_row_and_one_measurement_has_no_odds() {
     let mut records = vec![
         infer(Compression::None, 64, 10_000.0, 20, 0.0, 1),
         infer(MAGNITUDE, 64, 9_000.0, 20, 0.0, 2),
@@ -249,8 +424,9 @@ fn equal_memory_goes_to_the_earlier_row_and_shares_the_odds() {
     records[2].peak_memory = Some(Bytes(100 << 20));
     let phase = advised(&run(records, Objective::Memory, Constraints::default()));
     let pick = picked(&phase);
-    assert_eq!((pick.row, pick.probability_best, pick.expected_regret), (0, 0.5, 0.0));
-    assert_eq!(pick.ties, [1]);
+    assert_eq!((pick.row, pick.probability_best, pick.expected_regret), (0, None, None));
+    assert_eq!(pick.ties, [1], "the third differs by more than 1 %, by one measurement each");
+    assert!(pick.reasons.iter().any(|reason| reason.contains("is unknown: each was measured once")), "{:?}", pick.reasons);
 }
 
 #[test]
@@ -263,7 +439,7 @@ fn accuracy_is_decided_by_the_paired_test() {
     let phase = advised(&run(records, Objective::Accuracy, Constraints::default()));
     let pick = picked(&phase);
     assert_eq!((pick.row, pick.ties.as_slice()), (1, &[0][..]), "two rows won are no difference, fifty are");
-    assert!(pick.probability_best > 0.8 && pick.probability_best < 1.0, "{}", pick.probability_best);
+    assert!(pick.probability_best.unwrap() > 0.8 && pick.probability_best.unwrap() < 1.0, "{:?}", pick.probability_best);
 }
 
 #[test]
@@ -442,10 +618,11 @@ proptest! {
             let has_ok = phase.rows.iter().any(|row| row.status == RowStatus::Ok);
             match &phase.outcome {
                 Outcome::Pick(pick) => {
-                    let sum: f64 = phase.rows.iter().filter_map(|row| row.probability_best).sum();
-                    prop_assert!((sum - 1.0).abs() < 1e-9, "{sum}");
-                    prop_assert_eq!(phase.rows[pick.row].probability_best, Some(pick.probability_best));
-                    prop_assert!(pick.expected_regret >= 0.0 && pick.expected_regret.is_finite());
+                    let odds: Vec<f64> = phase.rows.iter().filter_map(|row| row.probability_best).collect();
+                    prop_assert!(odds.is_empty() || (odds.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{odds:?}");
+                    prop_assert_eq!(phase.rows[pick.row].probability_best, pick.probability_best);
+                    prop_assert_eq!(pick.probability_best.is_some(), pick.expected_regret.is_some());
+                    prop_assert!(pick.expected_regret.is_none_or(|regret| (0.0..=1.0).contains(&regret)));
                     prop_assert!(phase.rows[pick.row].recommended && !pick.ties.contains(&pick.row));
                     prop_assert!(pick.reasons.iter().all(|text| text.ends_with('.') && !text.contains("NaN")), "{:?}", pick.reasons);
                     prop_assert!(pick.flips.iter().all(|flip| flip.text.ends_with('.') && !flip.text.contains("NaN")), "{:?}", pick.flips);

@@ -31,6 +31,13 @@ impl Entry {
     pub fn name(&self) -> String {
         format!("{}/{}", self.provider, self.instance)
     }
+
+    /// As `std::env::consts::ARCH` names it.
+    pub fn architecture(&self) -> &'static str {
+        let by_series = ARM.iter().any(|(provider, is_arm)| *provider == self.provider && is_arm(&self.instance));
+        let name = self.instance.to_ascii_lowercase();
+        if by_series || GRACE.iter().any(|part| name.contains(part)) { "aarch64" } else { "x86_64" }
+    }
 }
 
 /// All prices that are known.
@@ -51,6 +58,30 @@ const SUGGESTIONS: usize = 3;
 /// A difference in vCPUs counts this many times one in memory (as logarithms): both the price and the speed of a machine follow
 /// its cores, while memory beyond what a model needs changes neither its speed nor, within a family, the price of a core.
 const WEIGHT_OF_VCPUS: f64 = 2.0;
+
+/// Instances with a 64-bit Arm processor, by provider; all others are x86-64. Catalogues name no architecture, but their names follow
+/// the providers' rules: AWS a `g` after the generation (c7gd), and a1 and mac2; Azure a `p` among the features (D2pds_v5); Google the
+/// series t2a, c4a, n4a; Oracle A1, A2, A4 (Ampere); Hetzner cax.
+const ARM: &[(&str, IsArm)] = &[
+    ("aws", |name| name.starts_with("a1.") || name.starts_with("mac2") || after_generation(name).contains('g')),
+    ("azure", |name| name.strip_prefix("Standard_").is_some_and(|name| after_generation(name).contains('p'))),
+    ("gcp", |name| ["t2a-", "c4a-", "n4a-"].iter().any(|series| name.starts_with(series))),
+    ("oci", |name| ["Standard.A1", "Standard.A2", "Standard.A4"].iter().any(|series| name.contains(series))),
+    ("hetzner", |name| name.starts_with("cax")),
+];
+
+/// Whether an instance of that name has an Arm processor.
+type IsArm = fn(&str) -> bool;
+
+/// Accelerators that are one part with an Arm processor (Grace), at whichever provider.
+const GRACE: [&str; 3] = ["gh200", "gb200", "gb300"];
+
+/// What stands behind the first number of a family's name: `gd` of `c7gd.large`, `pds` of `D2pds_v5`.
+fn after_generation(name: &str) -> &str {
+    let family = name.split(['.', '_']).next().unwrap_or_default();
+    let features = family.trim_start_matches(|c: char| c.is_ascii_alphabetic()).trim_start_matches(|c: char| c.is_ascii_digit());
+    features.split('-').next().unwrap_or_default()
+}
 
 /// Columns of one kind of file. The second name of a pair is SkyPilot's.
 struct Columns<'a> {
@@ -155,9 +186,9 @@ impl PriceBook {
         self.entries.iter().map(Entry::name).filter(|name| seen.insert(name.clone())).collect()
     }
 
-    /// The entry without accelerator that is nearest to a machine: least `2 |ln(vCPUs / cores)| + |ln(GiB / GiB)|`, then the cheaper,
+    /// The entry without accelerator and of the same architecture that is nearest to a machine: least `2 |ln(vCPUs / cores)| + |ln(GiB / GiB)|`, then the cheaper,
     /// then the first. `None` where the book has none, or the machine's size is unknown.
-    pub fn nearest_cpu(&self, logical_cores: usize, memory: Bytes) -> Option<&Entry> {
+    pub fn nearest_cpu(&self, logical_cores: usize, memory: Bytes, architecture: &str) -> Option<&Entry> {
         if logical_cores == 0 || memory.0 == 0 {
             return None;
         }
@@ -167,7 +198,8 @@ impl PriceBook {
             let (vcpus, entry_gib) = (entry.vcpus.filter(|v| *v > 0.0)?, entry.memory_gib.filter(|m| *m > 0.0)?);
             Some(WEIGHT_OF_VCPUS * apart(vcpus, logical_cores as f64) + apart(entry_gib, gib))
         };
-        let candidates = self.entries.iter().filter(|entry| entry.accelerator.is_none());
+        let fits = |entry: &&Entry| entry.accelerator.is_none() && entry.architecture() == architecture;
+        let candidates = self.entries.iter().filter(fits);
         candidates
             .filter_map(|entry| Some((distance(entry)?, entry.usd_per_hour_on_demand?, entry)))
             .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)))
@@ -212,13 +244,54 @@ mod tests {
     #[test]
     fn the_nearest_entry_has_the_cores_before_the_memory() {
         let book = PriceBook::shipped();
-        assert_eq!(book.nearest_cpu(2, Bytes(24 * GIB)).unwrap().name(), "nebius/cpu-e2_2vcpu-8gb");
-        assert_eq!(book.nearest_cpu(2, Bytes(4 * GIB)).unwrap().name(), "aws/a1.large");
-        assert_eq!(book.nearest_cpu(128, Bytes(512 * GIB)).unwrap().name(), "nebius/cpu-d3_128vcpu-512gb");
+        let nearest = |cores, gib| book.nearest_cpu(cores, Bytes(gib * GIB), "x86_64").unwrap().name();
+        assert_eq!(nearest(2, 24), "nebius/cpu-e2_2vcpu-8gb");
+        assert_eq!(nearest(2, 4), "aws/c3.large");
+        assert_eq!(nearest(128, 512), "nebius/cpu-d3_128vcpu-512gb");
         // Two entries are equally near and equally dear: the first stands.
-        assert_eq!(book.nearest_cpu(4, Bytes(16 * GIB)).unwrap().name(), "nebius/cpu-e2_4vcpu-16gb");
-        assert!(book.nearest_cpu(0, Bytes(GIB)).is_none());
-        assert!(PriceBook { entries: vec![], date: "" }.nearest_cpu(1, Bytes(GIB)).is_none());
+        assert_eq!(nearest(4, 16), "nebius/cpu-e2_4vcpu-16gb");
+        assert!(book.nearest_cpu(0, Bytes(GIB), "x86_64").is_none());
+        assert!(PriceBook { entries: vec![], date: "" }.nearest_cpu(1, Bytes(GIB), "x86_64").is_none());
+    }
+
+    #[test]
+    fn a_machine_is_priced_as_one_of_its_own_architecture() {
+        let book = PriceBook::shipped();
+        assert_eq!(book.nearest_cpu(2, Bytes(4 * GIB), "aarch64").unwrap().name(), "aws/a1.large");
+        assert!(book.nearest_cpu(2, Bytes(4 * GIB), "riscv64").is_none());
+        let architecture = |provider: &str, instance: &str| {
+            Entry { provider: provider.into(), instance: instance.into(), ..book.entries[0].clone() }.architecture()
+        };
+        let arm = [
+            ("aws", "a1.large"),
+            ("aws", "c7gd.2xlarge"),
+            ("aws", "im4gn.large"),
+            ("aws", "t4g.nano"),
+            ("azure", "Standard_D2pds_v5"),
+            ("gcp", "t2a-standard-4"),
+            ("gcp", "c4a-standard-4"),
+            ("oci", "VM.Standard.A1.Flex$_2_8"),
+            ("hetzner", "cax11"),
+            ("lambda", "gpu_1x_gh200"),
+        ];
+        let x86 = [
+            ("aws", "g6e.xlarge"),
+            ("aws", "gr6.4xlarge"),
+            ("aws", "c7i.large"),
+            ("aws", "p5.48xlarge"),
+            ("azure", "Standard_NP10s"),
+            ("azure", "Standard_D2ads_v5"),
+            ("gcp", "g2-standard-4"),
+            ("gcp", "a2-highgpu-1g"),
+            ("oci", "VM.Standard.E4.Flex$_2_8"),
+            ("hetzner", "cx22"),
+            ("nebius", "cpu-d3_4vcpu-16gb"),
+        ];
+        for (cases, expected) in [(&arm[..], "aarch64"), (&x86[..], "x86_64")] {
+            for (provider, instance) in cases {
+                assert_eq!(architecture(provider, instance), expected, "{provider}/{instance}");
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `book` | the catalogue: reading it, finding an entry, the entry nearest to a machine |
+//! | `book` | the catalogue: reading it, finding an entry, the entry nearest to a machine of its architecture |
 //! | `csv` | cells of a comma-separated file, quoted ones included |
 //! | `price` | from a scenario's cost basis to the price of an hour, with its explanation |
 //! | `per_unit` | from the price of an hour to the price of a unit, and back |
@@ -13,8 +13,8 @@ mod per_unit;
 mod price;
 
 pub use book::{Entry, PriceBook};
-pub use per_unit::{price_to_tie, throughput_for, throughput_to_tie, usd_per_million};
-pub use price::{break_even_utilisation, price};
+pub use per_unit::{price_to_tie, throughput_to_tie, usd_per_million};
+pub use price::{break_even_utilisation, nearest, price};
 
 use std::path::PathBuf;
 

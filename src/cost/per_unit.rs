@@ -10,11 +10,6 @@ pub fn usd_per_million(price: UsdPerHour, throughput: PerSecond) -> Usd {
     Usd(price.0 / SECONDS_PER_HOUR / throughput.0 * MILLION)
 }
 
-/// Throughput at which a million units cost `usd`.
-pub fn throughput_for(price: UsdPerHour, usd: Usd) -> PerSecond {
-    PerSecond(price.0 / SECONDS_PER_HOUR / usd.0 * MILLION)
-}
-
 /// Throughput that a machine of price `other` needs so that a unit costs there what it costs at `price` and `throughput`.
 pub fn throughput_to_tie(price: UsdPerHour, throughput: PerSecond, other: UsdPerHour) -> PerSecond {
     PerSecond(throughput.0 * other.0 / price.0)
@@ -35,7 +30,6 @@ mod tests {
         assert!((usd_per_million(UsdPerHour(3.6), PerSecond(1000.0)).0 - 1.0).abs() < 1e-12);
         // 0.0496 / 3600 / 12,000 x 10^6 = 0.001148148...
         assert!((usd_per_million(UsdPerHour(0.0496), PerSecond(12_000.0)).0 - 0.001_148_148_148).abs() < 1e-12);
-        assert!((throughput_for(UsdPerHour(3.6), Usd(1.0)).0 - 1000.0).abs() < 1e-9);
         assert_eq!(throughput_to_tie(UsdPerHour(1.0), PerSecond(100.0), UsdPerHour(2.5)), PerSecond(250.0));
         assert_eq!(price_to_tie(UsdPerHour(1.0), PerSecond(100.0), PerSecond(40.0)), UsdPerHour(0.4));
     }
@@ -59,7 +53,6 @@ mod tests {
             let near = |value: f64| (value / cost - 1.0).abs() < 1e-9;
             prop_assert!(near(usd_per_million(UsdPerHour(other), throughput_to_tie(price, rate, UsdPerHour(other))).0));
             prop_assert!(near(usd_per_million(price_to_tie(price, rate, PerSecond(other)), PerSecond(other)).0));
-            prop_assert!((throughput_for(price, Usd(cost)).0 / rate.0 - 1.0).abs() < 1e-9);
         }
     }
 }

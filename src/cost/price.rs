@@ -13,9 +13,7 @@ const HOURS_PER_YEAR: f64 = 8766.0;
 pub fn price(basis: &CostBasis, environment: &Environment, book: &PriceBook) -> Result<Price, CostError> {
     match basis {
         CostBasis::Auto => {
-            let entry = book
-                .nearest_cpu(environment.logical_cores, environment.memory)
-                .ok_or_else(|| CostError::NothingNear { machine: machine(environment) })?;
+            let entry = nearest(environment, book).ok_or_else(|| CostError::NothingNear { machine: machine(environment) })?;
             let explanation = format!(
                 "priced as {} ({}), the nearest entry to this machine ({}); another processor model will have another speed at that price",
                 entry.name(),
@@ -42,6 +40,17 @@ pub fn price(basis: &CostBasis, environment: &Environment, book: &PriceBook) -> 
         }
         CostBasis::Owned(owned) => of_owned(owned),
     }
+}
+
+/// The catalogue entry nearest to the machine of a run, of the architecture that its instruction sets show, else that of this program.
+pub fn nearest<'a>(environment: &Environment, book: &'a PriceBook) -> Option<&'a Entry> {
+    let has = |names: &[&str]| environment.instruction_sets.iter().any(|set| names.iter().any(|name| set.starts_with(name)));
+    let architecture = match () {
+        () if has(&["sse", "avx", "fma"]) => "x86_64",
+        () if has(&["neon", "sve", "asimd"]) => "aarch64",
+        () => std::env::consts::ARCH,
+    };
+    book.nearest_cpu(environment.logical_cores, environment.memory, architecture)
 }
 
 /// Share of its hours that an owned machine must work so that an hour costs `rent`; above it owning is cheaper. `None` when no share in
@@ -144,7 +153,8 @@ mod tests {
     use super::*;
 
     fn machine_of(cores: usize, gib: u64) -> Environment {
-        Environment { logical_cores: cores, memory: Bytes(gib << 30), ..Environment::default() }
+        let instruction_sets = vec!["avx2".to_string()];
+        Environment { logical_cores: cores, memory: Bytes(gib << 30), instruction_sets, ..Environment::default() }
     }
 
     #[test]
@@ -160,6 +170,15 @@ mod tests {
             price.source.unwrap(),
             "catalogs/v7/nebius/vms.csv at commit 22fd1feab9aa97a155f0f5a9d39351d9aa8ae9be, region eu-north1, on or before 2026-11-23"
         );
+    }
+
+    #[test]
+    fn auto_never_prices_one_architecture_by_another() {
+        let mut environment = machine_of(2, 4);
+        let name = |environment: &Environment| nearest(environment, &PriceBook::shipped()).unwrap().name();
+        assert_eq!(name(&environment), "aws/c3.large");
+        environment.instruction_sets = vec!["neon".into()];
+        assert_eq!(name(&environment), "aws/a1.large");
     }
 
     #[test]

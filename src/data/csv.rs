@@ -116,12 +116,30 @@ pub(super) fn parse(path: &Path, bytes: &[u8], layout: &Layout) -> Result<Table,
     }
     let numbers: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
     let (mut train, mut test) = (Part::default(), Part::default());
-    for (k, (class, to_test, image)) in rows.into_iter().enumerate() {
-        // Evenly spread: row k is a test row whenever the running share passes a whole number.
+    // Rows of each class so far.
+    let mut seen = vec![0usize; classes.len()];
+    for (class, to_test, image) in rows {
+        let number = numbers[class.as_str()];
+        // Evenly spread over each class, because files are often sorted by it: a class's row k is a test row whenever the running share
+        // passes a whole number.
+        let k = seen[number as usize];
+        seen[number as usize] += 1;
         let spread = ((k + 1) as f64 * layout.test_share).floor() > (k as f64 * layout.test_share).floor();
         let part = if to_test.unwrap_or(spread) { &mut test } else { &mut train };
         part.images.extend(image);
-        part.labels.push(numbers[class.as_str()]);
+        part.labels.push(number);
+    }
+    for (class, number) in classes.iter().zip(0..) {
+        let rows = |part: &Part| part.labels.iter().filter(|label| **label == number).count();
+        let (for_training, for_test) = (rows(&train), rows(&test));
+        if for_training == 0 || for_test == 0 {
+            let by = match layout.split {
+                Some(column) => format!("by column `{column}`"),
+                None => format!("with `test_share = {}`", layout.test_share),
+            };
+            let counts = format!("class `{class}` has {for_training} training and {for_test} test rows {by}");
+            return Err(content(format!("{counts}: every class needs both")));
+        }
     }
     Ok(Table { train, test, classes })
 }
@@ -139,10 +157,33 @@ mod tests {
 
     #[test]
     fn quotes_line_ends_and_a_byte_order_mark_are_no_trouble() {
-        let table = read("\u{feff}\"a\",class,\"b,c\"\r\n5,10,10\r\n0,9,\"2.5\"\r\n\r\n").unwrap();
+        let rows = "5,10,10\r\n0,9,\"2.5\"\r\n\r\n10,10,0\n0,9,5\n";
+        let table = read(&format!("\u{feff}\"a\",class,\"b,c\"\r\n{rows}")).unwrap();
         assert_eq!(table.classes, ["9", "10"]);
-        assert_eq!((table.train.labels, table.train.images), (vec![1], vec![0.5, 1.0]));
-        assert_eq!((table.test.labels, table.test.images), (vec![0], vec![0.0, 0.25]));
+        assert_eq!((table.train.labels, table.train.images), (vec![1, 0], vec![0.5, 1.0, 0.0, 0.25]));
+        assert_eq!((table.test.labels, table.test.images), (vec![1, 0], vec![1.0, 0.0, 0.0, 0.5]));
+    }
+
+    #[test]
+    fn every_class_is_in_both_parts_whatever_the_order_of_the_file() {
+        // Alternating classes and a share of a half: by stride alone one class would be all of the test.
+        let alternating: String = (0..8).map(|k| format!("{},1,1\n", k % 2)).collect();
+        let sorted: String = (0..8).map(|k| format!("{},1,1\n", k / 4)).collect();
+        for rows in [alternating, sorted] {
+            let table = read(&format!("class,a,b\n{rows}")).unwrap();
+            for part in [&table.train, &table.test] {
+                assert_eq!([0, 1].map(|class| part.labels.iter().filter(|label| **label == class).count()), [2, 2]);
+            }
+        }
+        let error = read("class,a,b\nx,1,1\nx,1,1\ny,1,1\n").err().unwrap();
+        assert!(
+            error.ends_with("class `y` has 1 training and 0 test rows with `test_share = 0.5`: every class needs both"),
+            "{error}"
+        );
+        let layout = Layout { split: Some("part"), ..LAYOUT };
+        let text = "class,part,a,b\nx,train,1,1\nx,test,1,1\ny,test,1,1\n";
+        let error = parse(Path::new("t.csv"), text.as_bytes(), &layout).err().unwrap().to_string();
+        assert!(error.ends_with("class `y` has 0 training and 1 test rows by column `part`: every class needs both"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{Inputs, ReportError};
 use crate::{
     advise::{Estimate, PhaseAdvice, Row},
-    record::{RunRecord, Source, StopCondition},
+    record::{RunRecord, Source, Status, StopCondition},
     vocab::{Metric, Vocabulary},
 };
 use polars::prelude::{Column, CsvWriter, DataFrame, IntoColumn, NamedFrom, SerWriter, Series};
@@ -68,7 +68,11 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
+    /// Empty for several seeds: their record keeps the answers of the first, and `accuracy` is the mean of all.
     fn metric(&self, metric: Metric) -> Option<f64> {
+        if self.record.training.as_ref().is_some_and(|training| training.seeds.len() > 1) {
+            return None;
+        }
         self.record.quality.as_ref()?.metrics.get(&metric).copied()
     }
 }
@@ -150,7 +154,7 @@ fn column(name: &str, lines: &[Line]) -> Column {
         "pareto" => flag(&|l| l.record.measurement.as_ref().map(|_| l.row.on_front)),
         "probability_best" => real(&|l| l.row.probability_best),
         "recommended" => flag(&|l| Some(l.row.recommended)),
-        "source" => text(&|l| Some(source_name(l.record.source).into())),
+        "source" => text(&|l| Some(source_name(l.record.source).into()).filter(|_| l.record.status == Status::Ok)),
         other => unreachable!("`{other}` is not in RESULT_COLUMNS"),
     };
     series.into_column()

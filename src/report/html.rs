@@ -111,16 +111,22 @@ fn answer(out: &mut String, inputs: &Inputs, phase: &PhaseAdvice) {
             put!(out, "<section class=\"answer\">\n<div class=\"soft\">{title}: {wanted} within every limit</div>");
             put!(out, "<div class=\"pick\">{}</div>", escape(&row.title));
             figures(out, row, inputs);
-            let regret = if pick.expected_regret >= 0.0005 {
-                format!("; taking it costs {:.1} % on average against the best of each resample", 100.0 * pick.expected_regret)
+            let regret = pick.expected_regret.filter(|regret| *regret >= 0.0005);
+            let regret = regret
+                .map(|regret| format!("; taking it costs {:.1} % on average against the best of each resample", 100.0 * regret));
+            if let Some(probability) = pick.probability_best {
+                put!(
+                    out,
+                    "<p>The best of its kind with probability <strong>{}</strong>{}.</p>",
+                    words::probability(probability),
+                    regret.unwrap_or_default()
+                );
             } else {
-                String::new()
-            };
-            put!(
-                out,
-                "<p>The best of its kind with probability <strong>{}</strong>{regret}.</p>",
-                words::probability(pick.probability_best)
-            );
+                put!(
+                    out,
+                    "<p>Its odds of being the best of its kind are <strong>unknown</strong>: the reasons below say why.</p>"
+                );
+            }
             if !pick.ties.is_empty() {
                 let names: Vec<String> = pick.ties.iter().map(|at| escape(&phase.rows[*at].title)).collect();
                 put!(out, "<p>A tie, not told apart by this run: {}.</p>", names.join("; "));
@@ -438,9 +444,10 @@ fn provenance(out: &mut String, inputs: &Inputs) {
     if let Some(source) = &price.source {
         put!(out, "<p class=\"soft\">Price from {}.</p>", escape(source));
     }
-    let blocks: usize = inputs.run.records.iter().filter_map(|r| r.measurement.as_ref()).map(|m| m.blocks.len()).sum();
-    let steps: u64 =
-        inputs.run.records.iter().filter_map(|r| r.measurement.as_ref()).flat_map(|m| &m.blocks).map(|b| b.steps).sum();
+    let all_blocks = || inputs.run.records.iter().filter_map(|r| r.measurement.as_ref()).flat_map(|m| &m.blocks);
+    let steps: u64 = all_blocks().map(|b| b.steps).sum();
+    let blocks = all_blocks().count();
+    let kept: usize = all_blocks().map(|b| b.step_s.len()).sum();
     let mut facts = vec![
         (
             "measured on".to_string(),
@@ -459,7 +466,10 @@ fn provenance(out: &mut String, inputs: &Inputs) {
             format!("advisor {} ({}), {}", e.advisor_version, e.commit.as_deref().unwrap_or("commit unknown"), e.rustc),
         ),
         ("price".into(), format!("{}, {}", price.instance, price.usd_per_hour)),
-        ("samples".into(), format!("{steps} timed steps in {blocks} interleaved blocks, all kept in samples.csv")),
+        (
+            "samples".into(),
+            format!("{steps} timed steps in {blocks} interleaved blocks; {kept} of them one by one in samples.csv"),
+        ),
         ("configuration".into(), header.config_hash.clone()),
     ];
     if let Some(end) = &inputs.run.end {

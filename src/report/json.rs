@@ -2,7 +2,7 @@
 
 use super::Inputs;
 use crate::{
-    advise::{Estimate, Outcome, PhaseAdvice, Row},
+    advise::{BreakEven, Estimate, Outcome, PhaseAdvice, Row},
     vocab::Vocabulary,
 };
 use serde_json::{Value, json};
@@ -33,6 +33,7 @@ fn row(phase: &PhaseAdvice, at: usize) -> Value {
         "primary_value": estimate(&row.primary),
         "accuracy_drop": row.drop.map(|d| d.value),
         "accuracy_verdict": row.drop.map(|d| d.verdict.name()),
+        "accuracy_limit": row.drop.and_then(|d| d.within_limit).map(|v| v.name()),
         "probability_best": row.probability_best,
         "violations": row.violations.iter().map(|v| json!({ "limit": v.limit, "text": v.text, "excess": v.excess })).collect::<Vec<_>>(),
     })
@@ -52,6 +53,8 @@ fn phase(phase: &PhaseAdvice) -> Value {
             out["expected_regret"] = json!(pick.expected_regret);
             out["ties"] = pick.ties.iter().map(|at| row(phase, *at)).collect();
             out["reasons"] = json!(pick.reasons);
+            let even = |e: &BreakEven| json!({ "quantity": e.quantity, "value": e.value, "text": e.text });
+            out["break_evens"] = pick.break_evens.iter().map(even).collect();
             out["flips"] = pick.flips.iter().map(|f| json!({ "candidate": phase.rows[f.row].id, "text": f.text })).collect();
         }
         Outcome::Infeasible(none) => {

@@ -55,12 +55,12 @@ fn answer(inputs: &Inputs, phase: &PhaseAdvice, style: &Style, width: usize) -> 
         Outcome::Pick(pick) => {
             let row = &phase.rows[pick.row];
             out.push(format!(
-                "{title}: {}{}{} for the {} (best with probability {})",
+                "{title}: {}{}{} for the {} ({})",
                 style.good,
                 row.title,
                 style.off,
                 words::objective(inputs.advice.objective),
-                words::probability(pick.probability_best)
+                words::odds(pick.probability_best)
             ));
             if !pick.ties.is_empty() {
                 let names: Vec<&str> = pick.ties.iter().map(|at| phase.rows[*at].title.as_str()).collect();

@@ -136,7 +136,9 @@ fn tables_have_their_columns_and_leave_unknown_cells_empty() {
         for unknown in ["throughput_per_s", "accuracy", "energy_j_per_unit", "samples", "pareto", "cost_usd_per_million"] {
             assert_eq!(cell(unknown), "", "{unknown}");
         }
-        assert_eq!((cell("status"), cell("source"), cell("recommended")), ("skipped", "measured", "false"));
+        assert_eq!((cell("status"), cell("source"), cell("recommended")), ("skipped", "", "false"));
+        let failed = table.lines().find(|line| line.contains("ended by signal 9")).unwrap();
+        assert!(failed.ends_with(','), "no source: {failed}");
         let samples = String::from_utf8(samples_csv(inputs).unwrap()).unwrap();
         let steps: usize = inputs
             .run
@@ -148,6 +150,23 @@ fn tables_have_their_columns_and_leave_unknown_cells_empty() {
             .sum();
         assert_eq!(samples.lines().count(), 1 + steps);
     });
+}
+
+#[test]
+fn several_seeds_show_no_figure_of_the_first_alone() {
+    for (seeds, expected) in [(1, "0.5"), (2, "")] {
+        let mut record = synthetic::train(Precision::Fp32, 5_000.0, &vec![(Some(2.0), 0.975); seeds]);
+        let mut quality = synthetic::quality(vec![0], &[0]);
+        quality.metrics.insert(crate::vocab::Metric::F1Macro, 0.5);
+        record.quality = Some(quality);
+        with_inputs(&synthetic::run(vec![record], Objective::Cost, Constraints::default()), |inputs| {
+            let table = String::from_utf8(results_csv(std::slice::from_ref(inputs)).unwrap()).unwrap();
+            let row = table.lines().nth(1).unwrap().replace("\"fp32, batch 64, 2 threads\"", "title");
+            let cells: Vec<&str> = row.split(',').collect();
+            let cell = |name: &str| cells[RESULT_COLUMNS.iter().position(|c| *c == name).unwrap()];
+            assert_eq!((cell("f1_macro"), cell("accuracy")), (expected, "0.975"));
+        });
+    }
 }
 
 #[test]

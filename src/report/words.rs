@@ -1,7 +1,7 @@
 //! Numbers and verdicts as people read them. Unknown is always the words "not measured", never a number.
 
 use crate::{
-    advise::{Drop, DropVerdict, Estimate, Row},
+    advise::{Drop, DropVerdict, Estimate, LimitVerdict, Row},
     record::RunHeader,
     units::{Seconds, Usd, three_figures},
     vocab::{Objective, Phase},
@@ -41,17 +41,29 @@ pub fn share(value: f64) -> String {
 pub fn drop(drop: &Drop) -> String {
     match drop.verdict {
         DropVerdict::Reference => "reference".to_string(),
+        DropVerdict::TooMuch if drop.within_limit == Some(LimitVerdict::NotProven) => {
+            format!("{:+.4} (too much, not proven)", -drop.value)
+        }
         verdict => format!("{:+.4} ({})", -drop.value, verdict.name()),
     }
 }
 
+/// Never certain: what is resampled is a sample itself.
 pub fn probability(value: f64) -> String {
-    if value > 0.995 && value < 1.0 {
+    if value >= 0.995 {
         "above 99 %".to_string()
-    } else if value > 0.0 && value < 0.005 {
+    } else if value < 0.005 {
         "below 1 %".to_string()
     } else {
         format!("{:.0} %", 100.0 * value)
+    }
+}
+
+/// `best with probability 93 %`, or that no odds can be given.
+pub fn odds(probability: Option<f64>) -> String {
+    match probability {
+        Some(value) => format!("best with probability {}", self::probability(value)),
+        None => "odds unknown".to_string(),
     }
 }
 
@@ -152,8 +164,8 @@ mod word_tests {
     #[test]
     fn certainty_is_not_rounded_into_being() {
         assert_eq!(
-            [probability(1.0), probability(0.999), probability(0.42), probability(0.001)],
-            ["100 %", "above 99 %", "42 %", "below 1 %"]
+            [probability(1.0), probability(0.999), probability(0.42), probability(0.0)],
+            ["above 99 %", "above 99 %", "42 %", "below 1 %"]
         );
     }
 }

@@ -236,7 +236,7 @@ static CONSTRAINTS: Shape = Shape {
     fields: &[
         optional(
             "max_accuracy_drop",
-            "Largest loss of accuracy against fp32 uncompressed, absolute, judged by a paired test on the same rows",
+            "Largest loss of accuracy against fp32 uncompressed, absolute. Inference: the loss seen on the same test rows; the report says whether its one-sided 95 % bound proves it. Training: the difference of the means over seeds, without a test",
             "",
             Kind::Number(Interval::from(0.0, 1.0)),
         ),
@@ -252,7 +252,7 @@ static CONSTRAINTS: Shape = Shape {
         ),
         optional(
             "max_model_kib",
-            "Largest size of the stored weights, KiB",
+            "Largest size of the stored weights, KiB; with magnitude and 2:4 the computed size of a packed file without the zeros",
             "",
             Kind::Number(Interval::above(0.0, f64::INFINITY)),
         ),

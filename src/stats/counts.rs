@@ -8,7 +8,10 @@ pub struct Interval {
 }
 
 /// Two-sided 95 % point of the normal distribution.
-const Z95: f64 = 1.959_963_984_540_054;
+pub const Z95: f64 = 1.959_963_984_540_054;
+
+/// Two-sided 90 % point of the normal distribution, the one-sided 95 % point.
+pub const Z90: f64 = 1.644_853_626_951_472_7;
 
 /// 95 % interval of a proportion (Wilson 1927); `[0, 1]` without trials.
 pub fn wilson(successes: u64, trials: u64) -> Interval {
@@ -51,19 +54,20 @@ pub fn mcnemar_exact(lost: u64, won: u64) -> f64 {
     (2.0 * binomial_tail(lost.min(won), lost + won, 0.5)).min(1.0)
 }
 
-/// 95 % interval of the paired difference `(lost - won) / rows` (adjusted Wald, Bonett & Price 2012).
-pub fn paired_difference(lost: u64, won: u64, rows: u64) -> Interval {
+/// Interval of the paired difference `(lost - won) / rows` (adjusted Wald, Bonett & Price 2012); `z` is `Z95` or `Z90`.
+pub fn paired_difference(lost: u64, won: u64, rows: u64, z: f64) -> Interval {
     let n = rows as f64 + 2.0;
     let (l, w) = ((lost as f64 + 1.0) / n, (won as f64 + 1.0) / n);
-    let half = Z95 * ((l + w - (l - w).powi(2)) / n).sqrt();
+    let half = z * ((l + w - (l - w).powi(2)) / n).sqrt();
     Interval { low: (l - w - half).max(-1.0), high: (l - w + half).min(1.0) }
 }
 
-/// Smallest loss that the exact McNemar test (two-sided, 0.05) could show on `rows` rows when `flips` of them change their answer's
-/// correctness. Six one-way flips are the least that can: `2 / 2^6 < 0.05 <= 2 / 2^5`.
-pub fn smallest_provable_loss(flips: u64, rows: u64) -> f64 {
-    let flips = flips.max(6);
-    let won = (0..=flips / 2).rev().find(|won| mcnemar_exact(flips - won, *won) <= 0.05).unwrap_or(0);
+/// Smallest loss that the exact McNemar test (two-sided, level `alpha`) could show on `rows` rows when `flips` of them change their
+/// answer's correctness. At 0.05 six one-way flips are the least that can: `2 / 2^6 < 0.05 <= 2 / 2^5`.
+pub fn smallest_provable_loss(flips: u64, rows: u64, alpha: f64) -> f64 {
+    let least = (1..1000).find(|flips| mcnemar_exact(*flips, 0) <= alpha).unwrap_or(1000);
+    let flips = flips.max(least);
+    let won = (0..=flips / 2).rev().find(|won| mcnemar_exact(flips - won, *won) <= alpha).unwrap_or(0);
     (flips - 2 * won) as f64 / rows as f64
 }
 
@@ -111,8 +115,8 @@ mod tests {
         assert!(mcnemar_exact(6, 0) < 0.05);
         assert!((mcnemar_exact(10, 2) - 0.038_574_218_75).abs() < 1e-12);
         assert_eq!(mcnemar_exact(10, 2), mcnemar_exact(2, 10));
-        assert_eq!(smallest_provable_loss(0, 1000), 0.006);
-        assert_eq!(smallest_provable_loss(12, 1000), 0.008);
+        assert_eq!(smallest_provable_loss(0, 1000, 0.05), 0.006);
+        assert_eq!(smallest_provable_loss(12, 1000, 0.05), 0.008);
     }
 
     #[test]
@@ -135,7 +139,7 @@ mod tests {
 
     #[test]
     fn paired_difference_covers_the_observed_one() {
-        let interval = paired_difference(30, 10, 1000);
+        let interval = paired_difference(30, 10, 1000, Z95);
         assert!(interval.low < 0.02 && interval.high > 0.02 && interval.low > 0.0, "{interval:?}");
     }
 }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `describe` | median, quantile, mean, deviation, outliers, the time of several trainings |
 //! | `counts` | binomial intervals and bounds, exact McNemar, paired difference of proportions |
-//! | `resample` | exact sign-flip test, bootstrap intervals, the generator behind them |
+//! | `resample` | sign-flip and permutation tests, bootstrap intervals, the generator behind them |
 //! | `multiple` | Holm's correction |
 //! | `stopping` | when enough samples were taken |
 
@@ -15,9 +15,9 @@ mod resample;
 mod stopping;
 
 pub use counts::{
-    Interval, binomial_tail, mcnemar_exact, paired_difference, quantile_upper_bound, smallest_provable_loss, wilson,
+    Interval, Z90, Z95, binomial_tail, mcnemar_exact, paired_difference, quantile_upper_bound, smallest_provable_loss, wilson,
 };
 pub use describe::{mean, median, outliers, quantile, relative_deviation, sample_deviation, time_of_trainings};
-pub use multiple::holm;
-pub use resample::{Generator, bootstrap_interval, sign_flip};
+pub use multiple::{holm, holm_of_tests};
+pub use resample::{Generator, bootstrap_interval, fewest_pairs, permutation, sign_flip};
 pub use stopping::{StopRule, Verdict};

@@ -13,6 +13,16 @@ pub fn holm(p: &[f64]) -> Vec<f64> {
     adjusted
 }
 
+/// `holm` where several p values belong to one test: those with the same number in `tests`, of which one value stands for all.
+pub fn holm_of_tests(p: &[f64], tests: &[usize]) -> Vec<f64> {
+    let mut distinct: Vec<usize> = tests.to_vec();
+    distinct.sort_unstable();
+    distinct.dedup();
+    let of_test = |test: &usize| tests.iter().position(|other| other == test).map_or(1.0, |at| p[at]);
+    let adjusted = holm(&distinct.iter().map(of_test).collect::<Vec<_>>());
+    tests.iter().map(|test| distinct.binary_search(test).map_or(1.0, |at| adjusted[at])).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -23,5 +33,11 @@ mod tests {
         for (got, expected) in adjusted.iter().zip([0.03, 0.06, 0.06, 0.02]) {
             assert!((got - expected).abs() < 1e-12, "{adjusted:?}");
         }
+    }
+
+    #[test]
+    fn a_test_that_is_named_thrice_counts_once() {
+        assert_eq!(holm_of_tests(&[0.01, 0.01, 0.04, 0.01], &[5, 5, 2, 5]), [0.02, 0.02, 0.04, 0.02]);
+        assert_eq!(holm_of_tests(&[], &[]), Vec::<f64>::new());
     }
 }
