@@ -89,7 +89,7 @@ impl Field<'_> {
 
     /// Whether limits on speed bind this phase: where a run also measures inference, they speak of serving and not of training.
     fn has_speed_limits(&self) -> bool {
-        self.phase == Phase::Infer || self.run.records.iter().all(|record| record.candidate.phase == Phase::Train)
+        self.phase == Phase::Infer || !self.run.header.phases.contains(&Phase::Infer)
     }
 }
 

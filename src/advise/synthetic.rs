@@ -119,6 +119,9 @@ pub(crate) fn energy(joules: f64, valid: bool) -> Energy {
 
 /// A run priced at $3.60 an hour, $0.001 a second.
 pub(crate) fn run(records: Vec<RunRecord>, objective: Objective, constraints: Constraints) -> StoredRun {
+    let mut phases: Vec<Phase> = records.iter().map(|record: &RunRecord| record.candidate.phase).collect();
+    phases.sort_by_key(|phase| *phase as u8);
+    phases.dedup();
     let header = RunHeader {
         schema_version: SCHEMA_VERSION,
         scenario: "synthetic".into(),
@@ -136,6 +139,7 @@ pub(crate) fn run(records: Vec<RunRecord>, objective: Objective, constraints: Co
             ..Environment::default()
         },
         quick: false,
+        phases,
         classes: (0..10).map(|k| k.to_string()).collect(),
         test_labels: labels(2000),
         train_rows: 10_000,

@@ -224,6 +224,7 @@ fn plan(scenario: Scenario, args: &Args, environment: &Environment, book: &Price
         started_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         environment: environment.clone(),
         quick: args.quick,
+        phases: scenario.phases.clone(),
         classes: set.classes.clone(),
         test_labels: set.test.labels.clone(),
         train_rows: set.train.rows(),

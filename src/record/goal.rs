@@ -16,7 +16,8 @@ pub struct Goal {
 /// Every limit that a pick must meet.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Constraints {
-    /// Largest loss of the primary metric against fp32 uncompressed, absolute (0.005 = half a point), judged by a paired test.
+    /// Largest loss of the primary metric against fp32 uncompressed, absolute (0.005 = half a point), judged by the interval of a
+    /// paired difference for inference, by the means over seeds for training.
     pub max_accuracy_drop: Option<f64>,
     /// Smallest primary metric.
     pub min_accuracy: Option<f64>,

@@ -163,6 +163,9 @@ pub struct RunHeader {
     pub started_unix_s: u64,
     pub environment: Environment,
     pub quick: bool,
+    /// Phases that the scenario measures, also where a run was stopped before it came to one.
+    #[serde(default)]
+    pub phases: Vec<crate::vocab::Phase>,
     /// Classes by number, for tables and plots.
     pub classes: Vec<String>,
     /// True class of every test row, in order.

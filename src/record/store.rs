@@ -164,6 +164,7 @@ mod tests {
             started_unix_s: 0,
             environment: Environment::default(),
             quick: false,
+            phases: vec![Phase::Infer],
             classes: vec!["0".into(), "1".into()],
             test_labels: vec![0, 1],
             train_rows: 4,
