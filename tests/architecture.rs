@@ -60,7 +60,8 @@ const DOORS: &[(&str, &[&str])] = &[
     ("indicatif", &["cli"]),
     ("ctrlc", &["cli"]),
     ("sysinfo", &["measure"]),
-    ("flate2", &["data"]),
+    ("flate2", &["data", "backend"]),
+    ("cudarc", &["backend"]),
     ("toml", &["input"]),
 ];
 

@@ -3,6 +3,9 @@
 //! Whatever runs here is decided above: a backend knows shapes, element types and ops, not models, precisions or ranks.
 
 pub mod cpu;
+pub mod cuda;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     graph::{Program, ValueId},
@@ -23,6 +26,8 @@ pub enum BackendError {
     Alone { op: &'static str },
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    #[error(transparent)]
+    Cuda(#[from] cuda::CudaError),
 }
 
 /// A rank that stopped answering, or an exchange that does not fit.
@@ -70,6 +75,10 @@ pub trait Session: Send {
     fn set_update_count(&mut self, updates: u64);
     /// Factor on the learning rate of the updates from here on; 1 at first.
     fn set_rate_factor(&mut self, factor: f64);
+    /// Waits until all that was asked for is done; a device with a queue may answer `execute` before.
+    fn synchronize(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
     /// Device memory of the session.
     fn memory(&self) -> Bytes;
 }

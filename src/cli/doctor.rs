@@ -2,7 +2,10 @@
 
 use super::Exit;
 use crate::{
-    backend::cpu::kernels::{Isa, sustained_rate},
+    backend::{
+        cpu::kernels::{Isa, sustained_rate},
+        cuda,
+    },
     data::find_data_dir,
     measure::{CpuTimes, EnergyCounter, environment},
     stats::{median, quantile, relative_deviation},
@@ -40,19 +43,38 @@ fn noise() -> Noise {
     Noise { deviation: relative_deviation(&rates).unwrap_or(f64::NAN), tail: middle / slow, steal_share }
 }
 
+/// A line for each CUDA device, with the image of the kernels that it would take.
+fn cuda_devices() -> Result<Vec<String>, cuda::CudaError> {
+    let line = |ordinal: usize| {
+        let facts = cuda::facts(ordinal)?;
+        let (major, minor) = facts.capability;
+        let image = cuda::image_for(facts.capability).unwrap_or("none");
+        let memory = Bytes(facts.memory_bytes);
+        let processors = facts.multiprocessors;
+        Ok(format!(
+            "{}, compute capability {major}.{minor}, {processors} multiprocessors, {memory}, kernels for {image}",
+            facts.name
+        ))
+    };
+    (0..cuda::device_count()?).map(line).collect()
+}
+
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let environment = environment();
     let noise = noise();
     let energy = EnergyCounter::open();
     let data = find_data_dir(&super::places(None));
-    let gpu = std::path::Path::new("/dev/nvidiactl").exists();
+    let devices = cuda_devices();
     if args.json {
         super::print(&serde_json::to_string_pretty(&json!({
             "environment": environment,
             "noise": { "relative_deviation": noise.deviation, "p95_over_median": noise.tail, "steal_share": noise.steal_share },
             "energy_counter": energy.as_ref().map(EnergyCounter::name),
             "data_folder": data.as_ref().ok().map(|d| d.display().to_string()),
-            "gpu_device_file": gpu,
+            "cuda": match &devices {
+                Ok(devices) => json!({ "driver": cuda::driver_version().map(|(major, minor)| format!("{major}.{minor}")), "devices": devices }),
+                Err(error) => json!({ "absent": error.to_string() }),
+            },
         }))?)?;
         return Ok(Exit::Done);
     }
@@ -82,11 +104,10 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         ("stolen by the host", noise.steal_share.map_or_else(unknown, |s| format!("{:.2} % of the time", 100.0 * s))),
         ("shipped data", data.as_ref().map_or_else(|e| format!("{e}"), |d| d.display().to_string())),
         (
-            "GPU",
-            if gpu {
-                "an NVIDIA device is there; this version measures on the processor alone".into()
-            } else {
-                "none found".to_string()
+            "CUDA",
+            match &devices {
+                Ok(devices) => format!("{}; scenarios run on the processor in this version", devices.join("; ")),
+                Err(error) => error.to_string(),
             },
         ),
     ];

@@ -3,8 +3,6 @@
 //! A slot is moved out while a step writes it, so every step has plain disjoint slices.
 
 mod execute;
-#[cfg(test)]
-mod tests;
 // Vector instructions, and slices shared between threads in disjoint parts: the two things that need `unsafe`. Every entry checks
 // the lengths it was given before it hands out a pointer.
 #[allow(unsafe_code)]

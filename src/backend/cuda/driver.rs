@@ -1,0 +1,379 @@
+//! NVIDIA's driver as a machine, and the only door to cudarc: every `unsafe` of the backend stands here.
+//!
+//! The driver library is opened when it is first asked for. cudarc panics where the library or one of its symbols is missing, so its
+//! presence is asked for first and the opening is fenced; error codes are printed by name, since cudarc's own messages ask the driver.
+
+use super::{
+    image,
+    machine::{Address, CudaError, Facts, Launch, Machine, Recording},
+};
+use cudarc::driver::{
+    DriverError,
+    result::{self, device, event, graph, stream},
+    sys::{self, CUdevice_attribute as Attribute, CUevent_flags, CUfunction_attribute, CUstreamCaptureMode},
+};
+use std::{
+    collections::HashMap,
+    ffi::{CString, c_int, c_void},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Mutex,
+};
+
+/// Static shared memory that a block gets without asking; more is opted in to.
+const SHARED_BYTES_WITHOUT_ASKING: u32 = 48 << 10;
+
+/// Code of a failed call, by its name in CUDA.
+fn code(error: DriverError) -> String {
+    format!("{:?}", error.0)
+}
+
+fn called<T>(call: &'static str, answer: Result<T, DriverError>) -> Result<T, CudaError> {
+    answer.map_err(|error| CudaError::Call { call, code: code(error) })
+}
+
+/// Runs first calls of the driver; a missing symbol, which panics in cudarc, becomes an error.
+fn fenced<T>(calls: impl FnOnce() -> Result<T, CudaError>) -> Result<T, CudaError> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let answer = catch_unwind(AssertUnwindSafe(calls));
+    std::panic::set_hook(hook);
+    answer.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        let text = said.unwrap_or("a symbol is missing");
+        Err(CudaError::OldDriver(text.lines().next().unwrap_or_default().to_string()))
+    })
+}
+
+/// Devices that the driver shows.
+///
+/// # Errors
+/// `NoDriver`, `OldDriver` or `NoDevice`, with what to do.
+pub fn device_count() -> Result<usize, CudaError> {
+    // SAFETY: opens and closes the library of the driver, which any process may do.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(CudaError::NoDriver);
+    }
+    fenced(|| {
+        result::init().map_err(|error| CudaError::NoDevice(code(error)))?;
+        let count = called("cuDeviceGetCount", device::get_count())?;
+        if count > 0 { Ok(count as usize) } else { Err(CudaError::NoDevice("none is there".into())) }
+    })
+}
+
+/// Version of CUDA that the driver speaks: (13, 0).
+pub fn driver_version() -> Option<(u32, u32)> {
+    device_count().ok()?;
+    let mut version: c_int = 0;
+    // SAFETY: the library is there (counted above) and the pointer is to an integer of ours.
+    let answer = unsafe { sys::cuDriverGetVersion(&mut version) }.result();
+    answer.ok().map(|()| (version as u32 / 1000, version as u32 % 1000 / 10))
+}
+
+/// What a device is, without opening it for work.
+pub fn facts(ordinal: usize) -> Result<Facts, CudaError> {
+    let count = device_count()?;
+    if ordinal >= count {
+        return Err(CudaError::Ordinal { ordinal, count });
+    }
+    fenced(|| {
+        let device = called("cuDeviceGet", device::get(ordinal as c_int))?;
+        let attribute = |which: Attribute| {
+            // SAFETY: `device` came from the driver.
+            called("cuDeviceGetAttribute", unsafe { device::get_attribute(device, which) }).map(|value| value as u32)
+        };
+        Ok(Facts {
+            name: called("cuDeviceGetName", device::get_name(device))?,
+            capability: (
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            ),
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            // SAFETY: as above.
+            memory_bytes: called("cuDeviceTotalMem", unsafe { device::total_mem(device) })? as u64,
+        })
+    })
+}
+
+struct Function {
+    handle: sys::CUfunction,
+    /// Dynamic shared memory that was asked for so far.
+    shared_bytes: u32,
+}
+
+struct Graph {
+    graph: sys::CUgraph,
+    executable: sys::CUgraphExec,
+}
+
+/// Handles of one device.
+struct Handles {
+    modules: HashMap<(&'static str, &'static str), sys::CUmodule>,
+    functions: HashMap<String, Function>,
+    graphs: Vec<Option<Graph>>,
+    /// Freed memory by size, to be given out again: loading a program of the same shape costs no allocation.
+    pool: HashMap<usize, Vec<Address>>,
+    sizes: HashMap<Address, usize>,
+}
+
+/// A device with one stream, on which everything runs in order.
+pub(super) struct Driver {
+    facts: Facts,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    handles: Mutex<Handles>,
+}
+
+// SAFETY: the driver's handles may be used from any thread that has made the context current, which every method does first; the
+// tables beside them are behind a lock.
+unsafe impl Send for Driver {}
+// SAFETY: as above.
+unsafe impl Sync for Driver {}
+
+impl Driver {
+    pub fn open(ordinal: usize) -> Result<Driver, CudaError> {
+        let facts = facts(ordinal)?;
+        fenced(|| {
+            let device = called("cuDeviceGet", device::get(ordinal as c_int))?;
+            // SAFETY: `device` came from the driver; the context is released in `drop`.
+            let context = called("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
+            // SAFETY: the context was just retained.
+            called("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) })?;
+            let stream = called("cuStreamCreate", stream::create(stream::StreamKind::NonBlocking))?;
+            let handles = Handles {
+                modules: HashMap::new(),
+                functions: HashMap::new(),
+                graphs: Vec::new(),
+                pool: HashMap::new(),
+                sizes: HashMap::new(),
+            };
+            Ok(Driver { facts, device, context, stream, handles: Mutex::new(handles) })
+        })
+    }
+
+    fn handles(&self) -> std::sync::MutexGuard<'_, Handles> {
+        self.handles.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Makes the context current on this thread.
+    fn enter(&self) -> Result<(), CudaError> {
+        // SAFETY: the context lives as long as `self`.
+        called("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
+    }
+
+    /// The kernel's handle, from the best image, with at least `shared_bytes` of dynamic shared memory allowed.
+    fn function(&self, launch: &Launch) -> Result<sys::CUfunction, CudaError> {
+        let mut handles = self.handles();
+        let Handles { modules, functions, .. } = &mut *handles;
+        if !functions.contains_key(&launch.kernel) {
+            let image = image::choose(&launch.kernel, self.facts.capability)?;
+            let key = (image.file, image.architecture);
+            let module = match modules.get(&key) {
+                Some(module) => *module,
+                None => {
+                    let bytes = image.unpacked();
+                    // SAFETY: the image is a whole cubin, or PTX that ends with a zero; the driver copies it.
+                    let module = unsafe { result::module::load_data(bytes.as_ptr().cast::<c_void>()) };
+                    *modules.entry(key).or_insert(called("cuModuleLoadData", module)?)
+                }
+            };
+            let name = CString::new(launch.kernel.as_str()).expect("kernel names hold no zero");
+            // SAFETY: the module stays loaded until the context is released.
+            let handle = called("cuModuleGetFunction", unsafe { result::module::get_function(module, name) })?;
+            functions.insert(launch.kernel.clone(), Function { handle, shared_bytes: SHARED_BYTES_WITHOUT_ASKING });
+        }
+        let function = functions.get_mut(&launch.kernel).expect("inserted above");
+        if launch.shared_bytes > function.shared_bytes {
+            let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the handle is of a loaded module.
+            let answer =
+                unsafe { result::function::set_function_attribute(function.handle, which, launch.shared_bytes as c_int) };
+            called("cuFuncSetAttribute", answer)?;
+            function.shared_bytes = launch.shared_bytes;
+        }
+        Ok(function.handle)
+    }
+
+    fn start(&self, launch: &Launch) -> Result<(), CudaError> {
+        let function = self.function(launch)?;
+        let [x, y, z] = launch.grid;
+        // The driver reads the one parameter through its pointer, at the alignment of the struct: 64 where it holds a tensor map.
+        let mut storage = vec![0u128; launch.arguments.len().div_ceil(16) + 4];
+        let first = storage.as_ptr().align_offset(64);
+        bytemuck::cast_slice_mut::<u128, u8>(&mut storage)[16 * first..][..launch.arguments.len()]
+            .copy_from_slice(&launch.arguments);
+        let argument: *mut c_void = storage[first..].as_mut_ptr().cast();
+        let mut parameters = [argument];
+        // SAFETY: the kernel takes one struct, whose size and fields a test compares with the signature that made these bytes; the
+        // addresses in it are of memory that the session keeps; the driver copies the struct before it returns.
+        let answer = unsafe {
+            result::launch_kernel(function, (x, y, z), (launch.block, 1, 1), launch.shared_bytes, self.stream, &mut parameters)
+        };
+        answer.map_err(|error| CudaError::Launch { launch: launch.to_string(), shapes: String::new(), reason: code(error) })
+    }
+}
+
+impl Machine for Driver {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address, CudaError> {
+        self.enter()?;
+        let size = bytes.max(1).next_multiple_of(512);
+        let kept = self.handles().pool.get_mut(&size).and_then(Vec::pop);
+        let failed = |error: DriverError| CudaError::Memory { bytes: size, reason: code(error) };
+        let address = match kept {
+            Some(address) => address,
+            // SAFETY: the context is current; the memory is freed in `drop`.
+            None => unsafe { result::malloc_sync(size) }.map_err(failed)?,
+        };
+        self.handles().sizes.insert(address, size);
+        // SAFETY: the memory has `size` bytes.
+        unsafe { result::memset_d8_async(address, 0, size, self.stream) }.map_err(failed)?;
+        Ok(address)
+    }
+
+    fn release(&self, address: Address) {
+        let mut handles = self.handles();
+        if let Some(size) = handles.sizes.remove(&address) {
+            handles.pool.entry(size).or_default().push(address);
+        }
+    }
+
+    fn upload(&self, to: Address, data: &[u8]) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: callers copy into memory that `allocate` gave them and that is at least as long. From pageable memory the driver
+        // returns once it has its own copy.
+        called("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, data, self.stream) })
+    }
+
+    fn download(&self, from: Address, data: &mut [u8]) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: as in `upload`; the call below waits until `data` is written.
+        called("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(data, from, self.stream) })?;
+        self.synchronize()
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
+        self.enter()?;
+        self.start(launch)
+    }
+
+    fn record(&self, launches: &[&Launch]) -> Result<Option<Recording>, CudaError> {
+        self.enter()?;
+        // Modules are loaded before: loading is not allowed while a stream is recorded.
+        launches.iter().try_for_each(|launch| self.function(launch).map(|_| ()))?;
+        // SAFETY: the stream is ours; every path below ends the capture.
+        called("cuStreamBeginCapture", unsafe {
+            stream::begin_capture(self.stream, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        })?;
+        let started = launches.iter().try_for_each(|launch| self.start(launch));
+        // SAFETY: a capture is under way on this stream.
+        let captured = called("cuStreamEndCapture", unsafe { stream::end_capture(self.stream) });
+        started?;
+        let captured = captured?;
+        let mut executable: sys::CUgraphExec = std::ptr::null_mut();
+        // SAFETY: the graph was just captured; flags 0 ask for nothing special.
+        let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, captured, 0) }.result();
+        called("cuGraphInstantiate", made)?;
+        let mut handles = self.handles();
+        handles.graphs.push(Some(Graph { graph: captured, executable }));
+        Ok(Some(Recording(handles.graphs.len() - 1)))
+    }
+
+    fn replay(&self, recording: &Recording) -> Result<(), CudaError> {
+        self.enter()?;
+        let handles = self.handles();
+        let graph = handles.graphs[recording.0].as_ref().expect("a session replays before it forgets");
+        // SAFETY: the graph is instantiated and not destroyed.
+        called("cuGraphLaunch", unsafe { graph::launch(graph.executable, self.stream) })
+    }
+
+    fn forget(&self, recording: &Recording) {
+        if self.synchronize().is_err() {
+            return;
+        }
+        if let Some(kept) = self.handles().graphs[recording.0].take() {
+            // SAFETY: nothing replays it any more (waited for above), and nobody else has the handles.
+            let _ = unsafe { (graph::exec_destroy(kept.executable), graph::destroy(kept.graph)) };
+        }
+    }
+
+    fn synchronize(&self) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: the stream lives as long as `self`.
+        called("cuStreamSynchronize", unsafe { stream::synchronize(self.stream) })
+    }
+
+    fn time(&self, pieces: &[&[Launch]]) -> Result<Vec<f64>, CudaError> {
+        self.enter()?;
+        let make = || called("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DEFAULT));
+        let events = (0..=pieces.len()).map(|_| make()).collect::<Result<Vec<_>, _>>()?;
+        // SAFETY: events and stream are of this context.
+        let mark = |k: usize| called("cuEventRecord", unsafe { event::record(events[k], self.stream) });
+        let run = || {
+            mark(0)?;
+            for (k, piece) in pieces.iter().enumerate() {
+                piece.iter().try_for_each(|launch| self.start(launch))?;
+                mark(k + 1)?;
+            }
+            self.synchronize()?;
+            // SAFETY: both events were recorded and waited for.
+            let between = |k: usize| called("cuEventElapsedTime", unsafe { event::elapsed(events[k], events[k + 1]) });
+            (0..pieces.len()).map(|k| between(k).map(|milliseconds| f64::from(milliseconds) / 1e3)).collect()
+        };
+        let seconds = run();
+        for event in events {
+            // SAFETY: each was created above and is used no more.
+            let _ = unsafe { event::destroy(event) };
+        }
+        seconds
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.synchronize().is_err() {
+            return;
+        }
+        let mut handles = self.handles();
+        let kept: Vec<Address> = handles.pool.drain().flat_map(|(_, kept)| kept).collect();
+        let used: Vec<Address> = handles.sizes.drain().map(|(address, _)| address).collect();
+        // SAFETY: all work is done; the memory, the graphs, the stream and the context are ours and used no more. Modules go with the context.
+        unsafe {
+            for address in kept.into_iter().chain(used) {
+                let _ = result::free_sync(address);
+            }
+            for graph in handles.graphs.drain(..).flatten() {
+                let _ = (graph::exec_destroy(graph.executable), graph::destroy(graph.graph));
+            }
+            let _ = stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_device_gets_a_reason_and_no_panic() {
+        match device_count() {
+            Ok(count) => assert!(count > 0 && facts(count).is_err()),
+            Err(error) => {
+                assert!(matches!(error, CudaError::NoDriver | CudaError::NoDevice(_) | CudaError::OldDriver(_)), "{error}");
+                assert_eq!(driver_version(), None);
+                assert_eq!(Driver::open(0).err(), Some(error));
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_loader_becomes_an_error() {
+        let answer: Result<(), CudaError> = fenced(|| panic!("Missing symbol {}: dlsym", "cuStreamCreate"));
+        assert_eq!(answer, Err(CudaError::OldDriver("Missing symbol cuStreamCreate: dlsym".into())));
+    }
+}

@@ -1,0 +1,89 @@
+//! What the CUDA backend needs of a device: memory, launches, a recording of launches that is replayed as one. The driver is one
+//! such machine; the tests have another that runs the same kernels on the CPU.
+
+/// An address in a machine's memory.
+pub(super) type Address = u64;
+
+/// What a device is, as far as kernels are chosen by it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    pub name: String,
+    /// Major and minor number, as in `sm_90`: (9, 0).
+    pub capability: (u32, u32),
+    pub multiprocessors: u32,
+    /// Most shared memory that a block may ask for.
+    pub shared_bytes_per_block: u32,
+    pub memory_bytes: u64,
+}
+
+/// One kernel with its grid and its argument struct.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Launch {
+    pub kernel: String,
+    pub grid: [u32; 3],
+    pub block: u32,
+    /// Dynamic shared memory.
+    pub shared_bytes: u32,
+    /// The struct that the kernel takes, as its bytes.
+    pub arguments: Vec<u8>,
+}
+
+impl std::fmt::Display for Launch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "kernel `{}`, grid {:?}, {} threads, {} bytes shared", self.kernel, self.grid, self.block, self.shared_bytes)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CudaError {
+    #[error("no CUDA driver was found (libcuda.so.1): install NVIDIA's driver, 525 or later")]
+    NoDriver,
+    #[error("the CUDA driver shows no device ({0})")]
+    NoDevice(String),
+    #[error("the CUDA driver is too old or broken: {0}; install NVIDIA's driver, 525 or later")]
+    OldDriver(String),
+    #[error("there is no CUDA device {ordinal}: the driver shows {count}")]
+    Ordinal { ordinal: usize, count: usize },
+    #[error("`{call}` failed: {code}")]
+    Call { call: &'static str, code: String },
+    #[error("{launch}: {reason} (operands {shapes})")]
+    Launch { launch: String, shapes: String, reason: String },
+    #[error("device memory for {bytes} bytes: {reason}")]
+    Memory { bytes: usize, reason: String },
+    #[error("no image of kernel `{kernel}` runs on compute capability {}.{}", .capability.0, .capability.1)]
+    NoImage { kernel: String, capability: (u32, u32) },
+}
+
+impl CudaError {
+    /// Names the operands of the step that a failed launch belongs to.
+    pub(super) fn on(self, shapes: String) -> CudaError {
+        match self {
+            CudaError::Launch { launch, reason, .. } => CudaError::Launch { launch, shapes, reason },
+            other => other,
+        }
+    }
+}
+
+/// A device. Calls are queued in order; `synchronize` waits for them.
+pub(super) trait Machine: Send + Sync {
+    fn facts(&self) -> &Facts;
+    /// Zeroed memory, aligned to 256 bytes.
+    fn allocate(&self, bytes: usize) -> Result<Address, CudaError>;
+    fn release(&self, address: Address);
+    /// `data` may be changed once this returns.
+    fn upload(&self, to: Address, data: &[u8]) -> Result<(), CudaError>;
+    /// Waits for all that was queued, then copies.
+    fn download(&self, from: Address, data: &mut [u8]) -> Result<(), CudaError>;
+    fn launch(&self, launch: &Launch) -> Result<(), CudaError>;
+    /// Makes one replayable piece of these launches; `None` where the machine has no such thing.
+    fn record(&self, launches: &[&Launch]) -> Result<Option<Recording>, CudaError>;
+    fn replay(&self, recording: &Recording) -> Result<(), CudaError>;
+    fn forget(&self, recording: &Recording);
+    fn synchronize(&self) -> Result<(), CudaError>;
+    /// Seconds that the device took for each of the pieces, by events around them.
+    fn time(&self, pieces: &[&[Launch]]) -> Result<Vec<f64>, CudaError>;
+}
+
+/// Handle of a recorded piece.
+#[derive(Debug, PartialEq)]
+pub(super) struct Recording(pub usize);

@@ -1,0 +1,63 @@
+//! The CUDA backend: a program becomes a list of launches of the kernels in `kernels/`, planned once when it is loaded, recorded as one
+//! CUDA graph and replayed.
+//!
+//! `machine` is what the backend needs of a device; `driver` is the real one and the only door to cudarc; the tests have `emulated`,
+//! which runs the same kernels on the CPU.
+
+#[allow(unsafe_code)]
+mod driver;
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod emulated;
+mod image;
+mod kernel;
+mod machine;
+// A kernel's type spells out its argument struct.
+#[allow(clippy::type_complexity)]
+mod plan;
+mod session;
+#[cfg(test)]
+mod tests;
+
+pub use driver::{device_count, driver_version, facts};
+pub use machine::{CudaError, Facts};
+
+use super::{Backend, BackendError, Collective, Session};
+use crate::graph::Program;
+use machine::Machine;
+use std::sync::Arc;
+
+/// Architecture of the kernel images that a device of this compute capability takes; `None` where none runs on it.
+pub fn image_for(capability: (u32, u32)) -> Option<&'static str> {
+    image::choose("relu_f32", capability).ok().map(|image| image.architecture)
+}
+
+/// A CUDA device.
+pub struct Cuda {
+    machine: Arc<dyn Machine>,
+}
+
+impl Cuda {
+    /// # Errors
+    /// Where there is no driver, no such device, or it cannot be opened.
+    pub fn open(ordinal: usize) -> Result<Cuda, CudaError> {
+        Ok(Cuda { machine: Arc::new(driver::Driver::open(ordinal)?) })
+    }
+
+    /// The kernels on the CPU; `None` where there is no C++ compiler.
+    #[cfg(test)]
+    pub fn emulated(schedule: u32) -> Option<Cuda> {
+        Some(Cuda { machine: Arc::new(emulated::Emulated::open(schedule)?) })
+    }
+}
+
+impl Backend for Cuda {
+    fn describe(&self) -> String {
+        let Facts { name, capability, .. } = self.machine.facts();
+        format!("cuda, {name}, compute capability {}.{}", capability.0, capability.1)
+    }
+
+    fn load(&self, program: Program, collective: Option<Arc<dyn Collective>>) -> Result<Box<dyn Session>, BackendError> {
+        Ok(Box::new(session::CudaSession::load(program, self.machine.clone(), collective)?))
+    }
+}

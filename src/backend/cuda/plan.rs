@@ -1,0 +1,1037 @@
+//! From a program to launches: which kernels run each step, with which grids and arguments. Pure: the same program, device facts and
+//! addresses give the same plan.
+
+use super::{
+    kernel::{Element, In, Kernel, Out},
+    machine::{Address, Facts, Launch},
+};
+use crate::{
+    backend::BackendError,
+    graph::{Activation, Binary, Op, OptimizerStep, Program, Step, Unary, ValueId, Window},
+    vocab::{DType, OptimizerKind},
+};
+use half::{bf16, f16};
+
+/// Where everything lies. Addresses are multiples of 256.
+pub(super) struct Places {
+    pub slots: Vec<Address>,
+    pub scratch: Address,
+    pub constants: Address,
+    pub control: Address,
+}
+
+impl Places {
+    /// Stand-ins, for a plan that is only asked how much it needs.
+    pub fn nowhere(program: &Program) -> Places {
+        Places { slots: vec![256; program.slots.len()], scratch: 256, constants: 256, control: 256 }
+    }
+}
+
+/// What updates read from device memory, so that a recorded run can be replayed: `struct Progress` of kernels/optimizer.cu.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Control {
+    pub updates: u64,
+    pub rate: f64,
+}
+
+impl Control {
+    pub const BYTES: usize = 16;
+
+    pub fn bytes(&self) -> [u8; Control::BYTES] {
+        let mut out = [0; Control::BYTES];
+        out[..8].copy_from_slice(&self.updates.to_le_bytes());
+        out[8..12].copy_from_slice(&(self.rate as f32).to_le_bytes());
+        out
+    }
+}
+
+pub(super) struct Plan {
+    /// Launches of each step of the program.
+    pub steps: Vec<Vec<Launch>>,
+    pub scratch_bytes: usize,
+    /// Uploaded once: tables of tensors and chunks.
+    pub constants: Vec<u8>,
+    /// The last step's launches advance the counter of updates on the device.
+    pub counts_updates: bool,
+}
+
+/// Extents `[K, N]` of int8 weights that kernels want as `[N, K]`; `None` for any other value.
+pub(super) fn transposed_weights(program: &Program, id: ValueId) -> Option<[usize; 2]> {
+    let is_weight = |step: &Step| matches!(step.op, Op::LinearInt8 { .. }) && step.inputs[1] == id;
+    let shape = &program.value(id).shape;
+    program.steps.iter().any(is_weight).then(|| [shape[0], shape[1]])
+}
+
+const THREADS: u32 = 256;
+
+/// Elements per chunk of an update: models below a million weights fill the device with small ones.
+const SMALL_CHUNK: usize = 1024;
+const LARGE_CHUNK: usize = 4096;
+const LARGE_MODEL: usize = 1 << 20;
+
+/// Plans a program.
+///
+/// # Errors
+/// `Unsupported` for a combination of op, shape and type that no kernel runs.
+pub(super) fn plan(program: &Program, facts: &Facts, places: &Places) -> Result<Plan, BackendError> {
+    let mut planner =
+        Planner { program, facts, places, launches: Vec::new(), scratch_now: 0, scratch_most: 0, constants: Vec::new() };
+    let mut steps = Vec::with_capacity(program.steps.len());
+    let mut at = 0;
+    while at < program.steps.len() {
+        // Neighbouring updates of one kind are one launch.
+        let together = updates_together(program, at);
+        planner.scratch_now = 0;
+        if together > 1 {
+            planner.update_all(&program.steps[at..at + together]);
+        } else {
+            planner.step(&program.steps[at])?;
+        }
+        steps.push(std::mem::take(&mut planner.launches));
+        steps.extend((1..together).map(|_| Vec::new()));
+        at += together.max(1);
+    }
+    let counts_updates = program.steps.iter().any(|step| matches!(step.op, Op::Update { .. } | Op::LinearUpdate { .. }));
+    if counts_updates && let Some(last) = steps.last_mut() {
+        let kernel: Kernel<(Out<f32>, In<f32>)> = Kernel::new("advance_updates".into(), 32);
+        last.push(kernel.launch([1, 1, 1], 0, (Out::at(places.control), In::NULL)));
+    }
+    let Planner { scratch_most, constants, .. } = planner;
+    Ok(Plan { steps, scratch_bytes: scratch_most, constants, counts_updates })
+}
+
+/// How many steps from `at` on are updates of one rule, guard and copy type: they run as one.
+fn updates_together(program: &Program, at: usize) -> usize {
+    let kind = |step: &Step| match step.op {
+        Op::Update { optimizer, guarded } => {
+            let guard: &[ValueId] = if guarded { &step.inputs[step.inputs.len() - 2..] } else { &[] };
+            Some((optimizer, guard.to_vec(), copy_of(program, step).map(|id| program.value(id).dtype)))
+        }
+        _ => None,
+    };
+    let Some(first) = kind(&program.steps[at]) else { return 1 };
+    program.steps[at..].iter().take_while(|step| kind(step).as_ref() == Some(&first)).count()
+}
+
+/// The low-precision copy that an update refreshes.
+fn copy_of(program: &Program, step: &Step) -> Option<ValueId> {
+    let (first_state, tail, optimizer) = match step.op {
+        Op::Update { optimizer, guarded } => (2, if guarded { 2 } else { 0 }, optimizer),
+        Op::LinearUpdate { optimizer } => (3, 0, optimizer),
+        _ => return None,
+    };
+    let at = first_state + optimizer.state_arrays();
+    (step.inputs.len() - tail > at).then(|| step.inputs[at]).filter(|id| program.slot_of[id.0].is_some())
+}
+
+fn ceil(a: usize, b: usize) -> u32 {
+    a.div_ceil(b).max(1) as u32
+}
+
+fn activation_code(activation: Activation) -> u32 {
+    match activation {
+        Activation::None => 0,
+        Activation::Relu => 1,
+        Activation::Gelu => 2,
+    }
+}
+
+/// One product `C = op(A) op(B)`, row-major.
+struct Product {
+    m: usize,
+    n: usize,
+    k: usize,
+    batch: usize,
+    transpose_a: bool,
+    transpose_b: bool,
+    /// Null for none.
+    bias: Address,
+    activation: Activation,
+}
+
+/// `struct GemmArguments` of kernels/gemm_f32.cu and kernels/gemm_mma.cu.
+type Gemm<T, C> = Kernel<(In<T>, In<T>, In<f32>, Out<C>, Out<f32>, In<f32>, In<f32>, u64, u64, u64, [u32; 8])>;
+
+/// `struct UpdateArguments` of kernels/optimizer.cu.
+type UpdateKernel = Kernel<(In<u8>, In<u8>, In<u8>, In<f32>, In<f32>, [u32; 2], [f32; 11], u32)>;
+
+/// A tensor of an update.
+struct Updated {
+    gradient: Address,
+    weight: Address,
+    states: [Address; 2],
+    copy: Address,
+    elements: usize,
+}
+
+struct Planner<'a> {
+    program: &'a Program,
+    facts: &'a Facts,
+    places: &'a Places,
+    launches: Vec<Launch>,
+    scratch_now: usize,
+    scratch_most: usize,
+    constants: Vec<u8>,
+}
+
+impl Planner<'_> {
+    fn address(&self, id: ValueId) -> Address {
+        self.places.slots[self.program.slot_of[id.0].expect("lowering gives every operand a slot")]
+    }
+
+    fn shape(&self, id: ValueId) -> &[usize] {
+        &self.program.value(id).shape
+    }
+
+    fn dtype(&self, id: ValueId) -> DType {
+        self.program.value(id).dtype
+    }
+
+    fn len(&self, id: ValueId) -> usize {
+        self.program.value(id).elements()
+    }
+
+    /// Memory for this step alone.
+    fn scratch(&mut self, bytes: usize) -> Address {
+        let at = self.scratch_now;
+        self.scratch_now = (at + bytes).next_multiple_of(256);
+        self.scratch_most = self.scratch_most.max(self.scratch_now);
+        self.places.scratch + at as Address
+    }
+
+    fn constant(&mut self, bytes: &[u8]) -> Address {
+        let at = self.constants.len();
+        self.constants.extend_from_slice(bytes);
+        self.constants.resize(self.constants.len().next_multiple_of(256), 0);
+        self.places.constants + at as Address
+    }
+
+    fn push(&mut self, launch: Launch) {
+        self.launches.push(launch);
+    }
+
+    /// Blocks for `pieces` of work of one thread each, where a block takes more than one turn if there are many.
+    fn blocks(&self, pieces: usize) -> [u32; 3] {
+        [ceil(pieces, THREADS as usize).min(16 * self.facts.multiprocessors), 1, 1]
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), BackendError> {
+        let storage = step.inputs.iter().map(|id| self.dtype(*id)).find(|t| t.is_float());
+        // A fused update's storage type is that of its activations.
+        let storage = if step.op.is_in_place() { Some(self.dtype(step.inputs[1])) } else { storage };
+        match storage {
+            Some(DType::Bf16) => self.typed::<bf16>(step),
+            Some(DType::F16) => self.typed::<f16>(step),
+            _ => self.typed::<f32>(step),
+        }
+    }
+
+    fn unsupported(&self, step: &Step, reason: &'static str) -> BackendError {
+        BackendError::Unsupported { op: step.op.name(), shape: self.program.step_shape(step), device: "cuda", reason }
+    }
+
+    fn typed<T: Element>(&mut self, step: &Step) -> Result<(), BackendError> {
+        let inputs = &step.inputs;
+        let at = |k: usize| self.address(inputs[k]);
+        let out = |k: usize| self.address(step.outputs[k]);
+        let n = step.outputs.first().map_or(0, |id| self.len(*id));
+        let grid = self.blocks(n.div_ceil(16 / size_of::<T>()));
+        match &step.op {
+            Op::Unary(f) => {
+                let kernel: Kernel<(In<T>, Out<T>, u64)> = Kernel::new(format!("{}_{}", unary(*f), T::SUFFIX), THREADS);
+                let launch = kernel.launch(grid, 0, (In::at(at(0)), Out::at(out(0)), n as u64));
+                self.push(launch);
+            }
+            Op::UnaryGrad(_) | Op::Binary(_) => {
+                let name = match &step.op {
+                    Op::UnaryGrad(f) => format!("{}_grad", unary(*f)),
+                    Op::Binary(Binary::Add) => "add".to_string(),
+                    Op::Binary(Binary::Sub) => "sub".to_string(),
+                    _ => "mul".to_string(),
+                };
+                let kernel: Kernel<(In<T>, In<T>, Out<T>, u64)> = Kernel::new(format!("{name}_{}", T::SUFFIX), THREADS);
+                let launch = kernel.launch(grid, 0, (In::at(at(0)), In::at(at(1)), Out::at(out(0)), n as u64));
+                self.push(launch);
+            }
+            Op::AddBias => {
+                if self.dtype(inputs[1]) != DType::F32 {
+                    return Err(self.unsupported(step, "its bias is not in fp32"));
+                }
+                type Bias<T> = Kernel<(In<T>, In<f32>, Out<T>, u64, u32, u32)>;
+                let kernel: Bias<T> = Kernel::new(format!("add_bias_{}", T::SUFFIX), THREADS);
+                let columns = self.len(inputs[1]) as u32;
+                let launch = kernel.launch(grid, 0, (In::at(at(0)), In::at(at(1)), Out::at(out(0)), n as u64, columns, 0));
+                self.push(launch);
+            }
+            Op::Scale { .. } | Op::MulScalar => {
+                let (factor, constant) = match &step.op {
+                    Op::Scale { factor } => (In::NULL, *factor as f32),
+                    _ => (In::at(at(1)), 0.0),
+                };
+                type Scale<T> = Kernel<(In<T>, In<f32>, Out<T>, u64, f32, u32)>;
+                let kernel: Scale<T> = Kernel::new(format!("scale_{}", T::SUFFIX), THREADS);
+                let launch = kernel.launch(grid, 0, (In::at(at(0)), factor, Out::at(out(0)), n as u64, constant, 0));
+                self.push(launch);
+            }
+            Op::RepeatFirst { .. } | Op::MeanGrad { .. } => {
+                let (extent, inner, factor) = match &step.op {
+                    Op::MeanGrad { axis, extent } => {
+                        (*extent, self.shape(step.outputs[0])[axis + 1..].iter().product(), 1.0 / *extent as f32)
+                    }
+                    _ => (self.shape(step.outputs[0])[0], self.len(inputs[0]), 1.0),
+                };
+                type Repeat<T> = Kernel<(In<T>, Out<T>, u64, u32, u32, f32, u32)>;
+                let kernel: Repeat<T> = Kernel::new(format!("repeat_{}", T::SUFFIX), THREADS);
+                let arguments = (In::at(at(0)), Out::at(out(0)), n as u64, extent as u32, inner as u32, factor, 0);
+                let launch = kernel.launch(grid, 0, arguments);
+                self.push(launch);
+            }
+            Op::Cast { to } => {
+                let (x, y) = (at(0), out(0));
+                match to {
+                    DType::F32 => self.cast::<T, f32>(x, y, n),
+                    DType::Bf16 => self.cast::<T, bf16>(x, y, n),
+                    _ => self.cast::<T, f16>(x, y, n),
+                }
+            }
+            Op::MatMul { transpose_a, transpose_b } => {
+                let (a, b) = (self.shape(inputs[0]).to_vec(), self.shape(inputs[1]).to_vec());
+                let pair = |s: &[usize], t: bool| {
+                    let (rows, columns) = (s[s.len() - 2], s[s.len() - 1]);
+                    if t { (columns, rows) } else { (rows, columns) }
+                };
+                let ((m, k), (_, n)) = (pair(&a, *transpose_a), pair(&b, *transpose_b));
+                let leading: usize = a[..a.len() - 2].iter().product();
+                let (batch, m) = if b.len() == 2 { (1, leading * m) } else { (leading, m) };
+                let product = Product {
+                    m,
+                    n,
+                    k,
+                    batch,
+                    transpose_a: *transpose_a,
+                    transpose_b: *transpose_b,
+                    bias: 0,
+                    activation: Activation::None,
+                };
+                self.product_into::<T>(&product, at(0), at(1), step.outputs[0]);
+            }
+            Op::Linear { activation } | Op::LinearTwoFour { activation } => {
+                let (k, n) = (self.shape(inputs[1])[0], self.shape(inputs[1])[1]);
+                let bias = inputs.get(2).map_or(0, |id| self.address(*id));
+                let product = Product {
+                    m: self.len(inputs[0]) / k,
+                    n,
+                    k,
+                    batch: 1,
+                    transpose_a: false,
+                    transpose_b: false,
+                    bias,
+                    activation: *activation,
+                };
+                self.product_into::<T>(&product, at(0), at(1), step.outputs[0]);
+            }
+            Op::LinearUpdate { optimizer } => self.linear_update::<T>(step, optimizer),
+            Op::Update { .. } => self.update_all(std::slice::from_ref(step)),
+            Op::LinearInt8 { input_scale, activation } => self.linear_int8(step, *input_scale, *activation),
+            Op::Conv2d { window, activation } => {
+                let bias = inputs.get(2).map_or(0, |id| self.address(*id));
+                let like = four(self.shape(step.outputs[0]));
+                let to = out(0);
+                self.conv::<T>(window, *activation, [inputs[0], inputs[1]], bias, like, to);
+            }
+            Op::Conv2dGradInput { window, input } => {
+                let (dy, w) = (inputs[0], inputs[1]);
+                let fields = conv_fields(window, input, self.shape(dy), Activation::None);
+                // One product for each residue of the stride.
+                let residues = window.stride[0] * window.stride[1];
+                let [rows, columns] = [input[1].div_ceil(window.stride[0]), input[2].div_ceil(window.stride[1])];
+                let tall = self.is_tall(input[0] * rows * columns, input[3]);
+                let kernel: Kernel<(In<T>, In<T>, Out<T>, [u32; 14])> =
+                    Kernel::new(format!("conv2d_grad_input{}_{}", tall.0, T::SUFFIX), 128);
+                let grid = [ceil(input[0] * rows * columns, tall.1) * ceil(input[3], 64), 1, residues as u32];
+                let [dy, w] = [dy, w].map(|id| self.address(id));
+                self.push(kernel.launch(grid, 0, (In::at(dy), In::at(w), Out::at(out(0)), fields)));
+            }
+            Op::Conv2dGradWeight { window } => {
+                let like = four(self.shape(inputs[1]));
+                let dy = at(1);
+                self.conv_grad_weight::<T>(window, inputs[0], dy, like, step.outputs[0]);
+            }
+            Op::Conv2dInt8 { window, input_scale, activation } => {
+                let (x, w) = (inputs[0], inputs[1]);
+                let to = out(0);
+                let quantised = self.quantise(x, *input_scale);
+                let fields = conv_fields(window, self.shape(x), self.shape(step.outputs[0]), *activation);
+                let channels = self.shape(w)[3];
+                let grid = [ceil(n / channels, 64) * ceil(channels, 64), 1, 1];
+                type ConvInt8 = Kernel<(In<i8>, In<i8>, In<f32>, In<f32>, Out<f32>, [u32; 14], f32, u32)>;
+                let kernel: ConvInt8 = Kernel::new("conv2d_i8".into(), 128);
+                let [w, scales, bias] = [w, inputs[2], inputs[3]].map(|id| self.address(id));
+                let (x, w, scales, bias) = (In::at(quantised), In::at(w), In::at(scales), In::at(bias));
+                self.push(kernel.launch(grid, 0, (x, w, scales, bias, Out::at(to), fields, *input_scale as f32, 0)));
+            }
+            Op::ConvReluPool { window } => self.conv_relu_pool::<T>(step, window),
+            Op::ConvReluPoolGrad { window } => self.conv_relu_pool_grad::<T>(step, window)?,
+            Op::ConvReluUnpool { input } => {
+                let [b, h, w, c] = input.map(|extent| extent as u32);
+                let pieces = input[0] * input[1].div_ceil(2) * input[2].div_ceil(2) * pieces_of::<T>(input[3]);
+                type Unpool<T> = Kernel<(In<T>, In<u8>, Out<T>, [u32; 4])>;
+                let kernel: Unpool<T> = Kernel::new(format!("relu_unpool_{}", T::SUFFIX), THREADS);
+                let arguments = (In::at(at(0)), In::at(at(1)), Out::at(out(0)), [b, h, w, c]);
+                let launch = kernel.launch(self.blocks(pieces), 0, arguments);
+                self.push(launch);
+            }
+            Op::MaxPool2d { window } => {
+                type MaxPool<T> = Kernel<(In<T>, Out<T>, Out<u8>, [u32; 10])>;
+                let kernel: MaxPool<T> = Kernel::new(format!("max_pool_{}", T::SUFFIX), THREADS);
+                let (x, y) = (self.shape(inputs[0]).to_vec(), self.shape(step.outputs[0]).to_vec());
+                let pieces = y[0] * y[1] * y[2] * pieces_of::<T>(y[3]);
+                let arguments = (In::at(at(0)), Out::at(out(0)), Out::at(out(1)), plane(window, &x, &y));
+                let launch = kernel.launch(self.blocks(pieces), 0, arguments);
+                self.push(launch);
+            }
+            Op::MaxPool2dGrad { window, input } => {
+                type MaxPoolGrad<T> = Kernel<(In<T>, In<u8>, Out<T>, [u32; 10])>;
+                let kernel: MaxPoolGrad<T> = Kernel::new(format!("max_pool_grad_{}", T::SUFFIX), THREADS);
+                let y = self.shape(inputs[0]).to_vec();
+                let is_plain = window.size == [2, 2] && window.stride == [2, 2];
+                let places = if is_plain { input[1].div_ceil(2) * input[2].div_ceil(2) } else { input[1] * input[2] };
+                let pieces = input[0] * places * pieces_of::<T>(input[3]);
+                let arguments = (In::at(at(0)), In::at(at(1)), Out::at(out(0)), plane(window, input, &y));
+                let launch = kernel.launch(self.blocks(pieces), 0, arguments);
+                self.push(launch);
+            }
+            Op::Permute { axes } => {
+                let shape = self.shape(inputs[0]).to_vec();
+                let launch = permute::<T>(&shape, axes, at(0), out(0), |pieces| self.blocks(pieces))
+                    .ok_or_else(|| self.unsupported(step, "more than six axes"))?;
+                self.push(launch);
+            }
+            Op::Embedding => {
+                let (rows, columns) = (self.shape(inputs[0])[0], self.shape(inputs[0])[1]);
+                let pieces = n / columns * pieces_of::<T>(columns);
+                type Gather<T> = Kernel<(In<T>, In<i32>, Out<T>, u64, u32, u32)>;
+                let kernel: Gather<T> = Kernel::new(format!("embedding_{}", T::SUFFIX), THREADS);
+                let picked = (n / columns) as u64;
+                let arguments = (In::at(at(0)), In::at(at(1)), Out::at(out(0)), picked, columns as u32, rows as u32);
+                let launch = kernel.launch([ceil(pieces, THREADS as usize), 1, 1], 0, arguments);
+                self.push(launch);
+            }
+            Op::EmbeddingGrad { vocabulary } => self.embedding_grad::<T>(step, *vocabulary),
+            Op::SumLeading | Op::SumFirst | Op::Mean { .. } => {
+                let shape = self.shape(inputs[0]).to_vec();
+                let ([outer, extent, inner], factor) = match &step.op {
+                    Op::Mean { axis } => {
+                        let around = [shape[..*axis].iter().product(), shape[*axis], shape[axis + 1..].iter().product()];
+                        (around, 1.0 / shape[*axis] as f32)
+                    }
+                    Op::SumFirst => ([1, shape[0], n], 1.0),
+                    _ => ([1, self.len(inputs[0]) / n, n], 1.0),
+                };
+                self.sum_middle::<T>(inputs[0], step.outputs[0], [outer, extent, inner], factor);
+            }
+            Op::Softmax | Op::SoftmaxGrad | Op::LayerNorm { .. } | Op::LayerNormGrad | Op::CrossEntropy { .. } => {
+                self.rows::<T>(step);
+            }
+            Op::AllFinite => self.all_finite(step),
+            // The session does it.
+            Op::AllReduce => {}
+            Op::Reshape { .. } => unreachable!("lowering gives both sides of a reshape one memory and drops it"),
+        }
+        Ok(())
+    }
+
+    fn cast<From: Element, To: Element>(&mut self, x: Address, y: Address, n: usize) {
+        let kernel: Kernel<(In<From>, Out<To>, u64)> = Kernel::new(format!("cast_{}_{}", From::SUFFIX, To::SUFFIX), THREADS);
+        let grid = self.blocks(n.div_ceil(16 / size_of::<To>()));
+        self.push(kernel.launch(grid, 0, (In::at(x), Out::at(y), n as u64)));
+    }
+
+    /// The tile's name and rows: twice the rows a block where that still fills the device.
+    fn is_tall(&self, rows: usize, columns: usize) -> (&'static str, usize) {
+        let blocks = rows.div_ceil(128) * columns.div_ceil(64);
+        if blocks >= 2 * self.facts.multiprocessors as usize { ("_tall", 128) } else { ("", 64) }
+    }
+
+    fn conv<T: Element>(
+        &mut self,
+        window: &Window,
+        activation: Activation,
+        [x, w]: [ValueId; 2],
+        bias: Address,
+        like: [usize; 4],
+        to: Address,
+    ) {
+        let fields = conv_fields(window, self.shape(x), &like, activation);
+        let rows = like[0] * like[1] * like[2];
+        let (tall, block_rows) = self.is_tall(rows, like[3]);
+        let kernel: Kernel<(In<T>, In<T>, In<f32>, Out<T>, [u32; 14])> = Kernel::new(format!("conv2d{tall}_{}", T::SUFFIX), 128);
+        let grid = [ceil(rows, block_rows) * ceil(like[3], 64), 1, 1];
+        let [x, w] = [x, w].map(|id| self.address(id));
+        self.push(kernel.launch(grid, 0, (In::at(x), In::at(w), In::at(bias), Out::at(to), fields)));
+    }
+
+    /// Adds partial sums up into a value of any float type.
+    fn reduce_splits(&mut self, partial: Address, to: ValueId, elements: usize, splits: usize) {
+        match self.dtype(to) {
+            DType::F32 => self.reduce_splits_as::<f32>(partial, to, elements, splits),
+            DType::Bf16 => self.reduce_splits_as::<bf16>(partial, to, elements, splits),
+            _ => self.reduce_splits_as::<f16>(partial, to, elements, splits),
+        }
+    }
+
+    fn reduce_splits_as<T: Element>(&mut self, partial: Address, to: ValueId, elements: usize, splits: usize) {
+        let kernel: Kernel<(In<f32>, Out<T>, u64, u32, u32)> = Kernel::new(format!("conv2d_reduce_{}", T::SUFFIX), THREADS);
+        let arguments = (In::at(partial), Out::at(self.address(to)), elements as u64, splits as u32, 0);
+        self.push(kernel.launch(self.blocks(elements), 0, arguments));
+    }
+
+    /// x as i8 in scratch.
+    fn quantise(&mut self, x: ValueId, scale: f64) -> Address {
+        let n = self.len(x);
+        let to = self.scratch(n);
+        let kernel: Kernel<(In<f32>, Out<i8>, u64, f32, u32)> = Kernel::new("quantize_i8".into(), THREADS);
+        let arguments = (In::at(self.address(x)), Out::at(to), n as u64, scale as f32, 0);
+        self.push(kernel.launch(self.blocks(n.div_ceil(4)), 0, arguments));
+        to
+    }
+
+    fn linear_int8(&mut self, step: &Step, input_scale: f64, activation: Activation) {
+        let [x, w, scales, bias] = [step.inputs[0], step.inputs[1], step.inputs[2], step.inputs[3]];
+        let (k, n) = (self.shape(w)[0], self.shape(w)[1]);
+        let m = self.len(x) / k;
+        let quantised = self.quantise(x, input_scale);
+        let scale = self.constant(&(input_scale as f32).to_le_bytes());
+        let tile = self.tile(m, n, 1);
+        let [w, scales, bias] = [w, scales, bias].map(|id| self.address(id));
+        let kernel: Gemm<i8, f32> = Kernel::new(format!("gemm_i8_nt_{tile}"), 128);
+        let [m32, n32, k32] = [m, n, k].map(|extent| extent as u32);
+        let to = Out::at(self.address(step.outputs[0]));
+        let arguments = (
+            In::at(quantised),
+            In::at(w),
+            In::at(bias),
+            to,
+            Out::NULL,
+            In::at(scale),
+            In::at(scales),
+            0,
+            0,
+            0,
+            [m32, n32, k32, k32, k32, n32, 1, activation_code(activation)],
+        );
+        self.push(kernel.launch([ceil(m, tile) * ceil(n, tile), 1, 1], 0, arguments));
+    }
+
+    /// Edge of a block's tile: the larger one where its blocks still fill the device.
+    fn tile(&self, m: usize, n: usize, batch: usize) -> usize {
+        let large = m.div_ceil(128) * n.div_ceil(128) * batch;
+        if large >= self.facts.multiprocessors as usize { 128 } else { 64 }
+    }
+
+    fn product_into<T: Element>(&mut self, product: &Product, a: Address, b: Address, to: ValueId) {
+        let c = self.address(to);
+        if self.dtype(to) == DType::F32 {
+            self.product::<T, f32>(product, a, b, c);
+        } else {
+            self.product::<T, T>(product, a, b, c);
+        }
+    }
+
+    fn product<T: Element, C: Element>(&mut self, product: &Product, a: Address, b: Address, c: Address) {
+        let Product { m, n, k, batch, bias, activation, .. } = *product;
+        let (mut a, mut transpose_a) = (a, product.transpose_a);
+        let is_f32 = T::DTYPE == DType::F32;
+        if transpose_a && product.transpose_b && !is_f32 {
+            // No kernel reads both turned: A is turned once.
+            let turned = self.scratch(batch * m * k * size_of::<T>());
+            let shape = [batch, k, m];
+            let launch = permute::<T>(&shape, &[0, 2, 1], a, turned, |pieces| self.blocks(pieces));
+            self.push(launch.expect("three axes"));
+            (a, transpose_a) = (turned, false);
+        }
+        let letters = match (transpose_a, product.transpose_b) {
+            (false, false) => "nn",
+            (false, true) => "nt",
+            (true, false) => "tn",
+            (true, true) => "tt",
+        };
+        let lda = if transpose_a { m } else { k };
+        let ldb = if product.transpose_b { k } else { n };
+        let multiprocessors = self.facts.multiprocessors as usize;
+        // Few rows: a kernel that reads B once. Else tiles; where they do not fill the device, parts of K do.
+        let is_skinny = is_f32 && m <= 8 && !transpose_a;
+        let tile = self.tile(m, n, batch);
+        let (name, grid, block) = if is_skinny {
+            let columns = if product.transpose_b { 32 } else { 128 };
+            (format!("gemv_f32_{letters}"), ceil(n, columns), 256)
+        } else if is_f32 {
+            (format!("gemm_f32_{letters}_{tile}"), ceil(m, tile) * ceil(n, tile), 256)
+        } else {
+            let end = if C::DTYPE == DType::F32 { "_f32out" } else { "" };
+            (format!("gemm_{}_{letters}_{tile}{end}", T::SUFFIX), ceil(m, tile) * ceil(n, tile), 128)
+        };
+        let blocks = grid as usize * batch;
+        let splits = if blocks >= multiprocessors { 1 } else { (2 * multiprocessors / blocks).clamp(1, k.div_ceil(256)) };
+        let workspace = if splits > 1 { self.scratch(4 * splits * batch * m * n) } else { 0 };
+        let [m32, n32, k32, lda, ldb] = [m, n, k, lda, ldb].map(|extent| extent as u32);
+        let strides = if batch > 1 { [m * k, k * n, m * n] } else { [0; 3] }.map(|stride| stride as u64);
+        let sizes = [m32, n32, k32, lda, ldb, n32, splits as u32, activation_code(activation)];
+        let kernel: Gemm<T, C> = Kernel::new(name, block);
+        let (a, b, bias, c, workspace) = (In::at(a), In::at(b), In::at(bias), Out::at(c), Out::at(workspace));
+        let arguments = (a, b, bias, c, workspace, In::NULL, In::NULL, strides[0], strides[1], strides[2], sizes);
+        let launch = kernel.launch([grid, splits as u32, batch as u32], 0, arguments);
+        let reduction = Launch {
+            kernel: format!("gemm_reduce_{}", C::SUFFIX),
+            grid: [ceil(m * n, 1024), 1, batch as u32],
+            block: THREADS,
+            shared_bytes: 0,
+            arguments: launch.arguments.clone(),
+        };
+        self.push(launch);
+        if splits > 1 {
+            self.push(reduction);
+        }
+    }
+
+    /// `dW = x^T dy` into scratch, then the update; `dx = dy W^T` before it, from the old weights.
+    fn linear_update<T: Element>(&mut self, step: &Step, optimizer: &OptimizerStep) {
+        let [w, x, dy] = [step.inputs[0], step.inputs[1], step.inputs[2]];
+        let (k, n) = (self.shape(w)[0], self.shape(w)[1]);
+        let rows = self.len(x) / k;
+        let plain = Product {
+            m: rows,
+            n: k,
+            k: n,
+            batch: 1,
+            transpose_a: false,
+            transpose_b: true,
+            bias: 0,
+            activation: Activation::None,
+        };
+        let copy = copy_of(self.program, step);
+        let read = self.address(copy.unwrap_or(w));
+        if let Some(dx) = step.outputs.first() {
+            self.product_into::<T>(&plain, self.address(dy), read, *dx);
+        }
+        let gradient = self.scratch(4 * k * n);
+        let turned = Product { m: k, n, k: rows, transpose_a: true, transpose_b: false, ..plain };
+        self.product::<T, f32>(&turned, self.address(x), self.address(dy), gradient);
+        let states = self.states(&step.inputs[3..3 + optimizer.state_arrays()]);
+        let copy_address = copy.map_or(0, |id| self.address(id));
+        let tensor = Updated { gradient, weight: self.address(w), states, copy: copy_address, elements: k * n };
+        self.update(optimizer, &[tensor], copy.map(|id| self.dtype(id)), [0, 0]);
+    }
+
+    fn states(&self, states: &[ValueId]) -> [Address; 2] {
+        let state = |k: usize| states.get(k).map_or(0, |id| self.address(*id));
+        [state(0), state(1)]
+    }
+
+    fn update_all(&mut self, steps: &[Step]) {
+        let Op::Update { optimizer, guarded } = steps[0].op else { unreachable!("only updates come here") };
+        let mut tensors = Vec::with_capacity(steps.len());
+        for step in steps {
+            let [w, g] = [step.inputs[0], step.inputs[1]];
+            let copy = copy_of(self.program, step).map_or(0, |id| self.address(id));
+            let elements = self.len(w);
+            // Gradients of low precision are widened first: an update reads fp32.
+            let gradient = match self.dtype(g) {
+                DType::F32 => self.address(g),
+                low => {
+                    let wide = self.scratch(4 * elements);
+                    let from = self.address(g);
+                    match low {
+                        DType::Bf16 => self.cast::<bf16, f32>(from, wide, elements),
+                        _ => self.cast::<f16, f32>(from, wide, elements),
+                    }
+                    wide
+                }
+            };
+            let states = self.states(&step.inputs[2..2 + optimizer.state_arrays()]);
+            tensors.push(Updated { gradient, weight: self.address(w), states, copy, elements });
+        }
+        let copy_type = copy_of(self.program, &steps[0]).map(|id| self.dtype(id));
+        let guard = if guarded {
+            let inputs = &steps[0].inputs;
+            [inputs[inputs.len() - 2], inputs[inputs.len() - 1]].map(|id| self.address(id))
+        } else {
+            [0, 0]
+        };
+        self.update(&optimizer, &tensors, copy_type, guard);
+    }
+
+    /// One launch for all tensors: the tables of tensors and chunks lie in constant memory. `guard`: loss scale and all-finite flag.
+    fn update(&mut self, rule: &OptimizerStep, tensors: &[Updated], copy: Option<DType>, guard: [Address; 2]) {
+        let all: usize = tensors.iter().map(|tensor| tensor.elements).sum();
+        let chunk = if all < LARGE_MODEL { SMALL_CHUNK } else { LARGE_CHUNK };
+        let (mut table, mut chunks) = (Vec::new(), Vec::new());
+        for (number, tensor) in tensors.iter().enumerate() {
+            let [first, second] = tensor.states;
+            for field in [tensor.gradient, tensor.weight, first, second, tensor.copy, tensor.elements as u64] {
+                table.extend(field.to_le_bytes());
+            }
+            for index in 0..tensor.elements.div_ceil(chunk) {
+                chunks.extend((number as u32).to_le_bytes());
+                chunks.extend((index as u32).to_le_bytes());
+            }
+        }
+        let count = (chunks.len() / 8) as u32;
+        let (table, chunks) = (self.constant(&table), self.constant(&chunks));
+        let name = match rule.kind {
+            OptimizerKind::Sgd => "sgd",
+            OptimizerKind::Adam | OptimizerKind::Adamw => "adam",
+            OptimizerKind::Rmsprop => "rmsprop",
+        };
+        let suffix = match copy {
+            Some(DType::Bf16) => "bf16",
+            Some(DType::F16) => "f16",
+            _ => "f32",
+        };
+        // (beta, 1 - beta, ln beta), the second rounded once.
+        let decay = |beta: f64| [beta as f32, (1.0 - beta) as f32, beta.ln() as f32];
+        let [keep1, mix1, log_keep1] = decay(rule.beta1);
+        let [keep2, mix2, log_keep2] = decay(rule.beta2);
+        let numbers = [
+            rule.learning_rate as f32,
+            rule.momentum as f32,
+            rule.l1 as f32,
+            rule.l2 as f32,
+            rule.epsilon as f32,
+            keep1,
+            mix1,
+            keep2,
+            mix2,
+            log_keep1,
+            log_keep2,
+        ];
+        let decoupled = u32::from(rule.kind == OptimizerKind::Adamw);
+        let kernel: UpdateKernel = Kernel::new(format!("{name}_{suffix}"), THREADS);
+        let [scale, finite] = guard;
+        let progress = In::at(self.places.control);
+        let arguments =
+            (In::at(table), In::at(chunks), progress, In::at(scale), In::at(finite), [count, chunk as u32], numbers, decoupled);
+        self.push(kernel.launch([count.max(1), 1, 1], 0, arguments));
+    }
+
+    /// Convolution, bias, ReLU and pooling in one kernel where channels are few; else one after the other.
+    fn conv_relu_pool<T: Element>(&mut self, step: &Step, window: &Window) {
+        let [x, w, bias] = [step.inputs[0], step.inputs[1], step.inputs[2]];
+        let (image, weights) = (self.shape(x).to_vec(), self.shape(w).to_vec());
+        let (y, code) = (self.address(step.outputs[0]), self.address(step.outputs[1]));
+        if let Some(small) = SmallConv::of(window, &image, &weights) {
+            let items = small.tile[0] * small.tile[1] * weights[3] / 8;
+            let rounds = items.div_ceil(256);
+            let block = items.div_ceil(rounds).next_multiple_of(32) as u32;
+            type Fused<T> = Kernel<(In<T>, In<T>, In<f32>, Out<T>, Out<u8>, [u32; 14])>;
+            let kernel: Fused<T> = Kernel::new(format!("conv_relu_pool_{}", T::SUFFIX), block);
+            let [x, w, bias] = [x, w, bias].map(|id| self.address(id));
+            let arguments = (In::at(x), In::at(w), In::at(bias), Out::at(y), Out::at(code), small.fields);
+            self.push(kernel.launch([small.units as u32, 1, 1], 0, arguments));
+            return;
+        }
+        let [height, width] = window.output([image[1], image[2]]).expect("shape inference placed it");
+        let like = [image[0], height, width, weights[3]];
+        let whole = self.scratch(like.iter().product::<usize>() * size_of::<T>());
+        let bias = self.address(bias);
+        self.conv::<T>(window, Activation::None, [x, w], bias, like, whole);
+        type ReluPool<T> = Kernel<(In<T>, Out<T>, Out<u8>, [u32; 4])>;
+        let kernel: ReluPool<T> = Kernel::new(format!("relu_pool_{}", T::SUFFIX), THREADS);
+        let pieces = like[0] * (height / 2) * (width / 2) * pieces_of::<T>(like[3]);
+        let arguments = (In::at(whole), Out::at(y), Out::at(code), like.map(|extent| extent as u32));
+        self.push(kernel.launch(self.blocks(pieces), 0, arguments));
+    }
+
+    fn conv_relu_pool_grad<T: Element>(&mut self, step: &Step, window: &Window) -> Result<(), BackendError> {
+        let [x, dy, code] = [step.inputs[0], step.inputs[1], step.inputs[2]];
+        let (image, dw_shape) = (self.shape(x).to_vec(), self.shape(step.outputs[0]).to_vec());
+        let weights: usize = dw_shape.iter().product();
+        let channels = dw_shape[3];
+        let [dw, db] = [step.outputs[0], step.outputs[1]];
+        let Some(small) = SmallConv::of(window, &image, &dw_shape) else {
+            return self.conv_relu_pool_grad_by_parts::<T>(step, window);
+        };
+        let parts = small.units.min(2 * self.facts.multiprocessors as usize).max(1);
+        let partial = self.scratch(4 * parts * (weights + channels));
+        type Fused<T> = Kernel<(In<T>, In<T>, In<u8>, Out<f32>, [u32; 14])>;
+        let kernel: Fused<T> = Kernel::new(format!("conv_relu_pool_grad_{}", T::SUFFIX), THREADS);
+        let [x, dy, code] = [x, dy, code].map(|id| self.address(id));
+        let arguments = (In::at(x), In::at(dy), In::at(code), Out::at(partial), small.fields);
+        self.push(kernel.launch([parts as u32, 1, 1], 0, arguments));
+        type Sum = Kernel<(In<f32>, Out<f32>, Out<f32>, [u32; 4])>;
+        let kernel: Sum = Kernel::new("conv_relu_pool_grad_sum".into(), 512);
+        let fields = [parts as u32, weights as u32, channels as u32, 0];
+        let arguments = (In::at(partial), Out::at(self.address(dw)), Out::at(self.address(db)), fields);
+        self.push(kernel.launch([ceil(weights + channels, 32), 1, 1], 0, arguments));
+        Ok(())
+    }
+
+    /// The gradient before ReLU is written, then the weights' and the bias's gradients are taken from it.
+    fn conv_relu_pool_grad_by_parts<T: Element>(&mut self, step: &Step, window: &Window) -> Result<(), BackendError> {
+        let [x, dy, code] = [step.inputs[0], step.inputs[1], step.inputs[2]];
+        let (image, dw_shape) = (self.shape(x).to_vec(), self.shape(step.outputs[0]).to_vec());
+        let [height, width] = window.output([image[1], image[2]]).expect("shape inference placed it");
+        let like = [image[0], height, width, dw_shape[3]];
+        let elements: usize = like.iter().product();
+        let whole = self.scratch(elements * size_of::<T>());
+        type Unpool<T> = Kernel<(In<T>, In<u8>, Out<T>, [u32; 4])>;
+        let kernel: Unpool<T> = Kernel::new(format!("relu_unpool_{}", T::SUFFIX), THREADS);
+        let pieces = like[0] * height.div_ceil(2) * width.div_ceil(2) * pieces_of::<T>(like[3]);
+        let fields = like.map(|extent| extent as u32);
+        let arguments = (In::at(self.address(dy)), In::at(self.address(code)), Out::at(whole), fields);
+        self.push(kernel.launch(self.blocks(pieces), 0, arguments));
+        self.conv_grad_weight::<T>(window, x, whole, like, step.outputs[0]);
+        self.sum_middle_at::<T>(whole, step.outputs[1], [1, elements / like[3], like[3]], 1.0);
+        Ok(())
+    }
+
+    fn conv_grad_weight<T: Element>(&mut self, window: &Window, x: ValueId, dy: Address, like: [usize; 4], to: ValueId) {
+        let fields = conv_fields(window, self.shape(x), &like, Activation::None);
+        let k = window.size[0] * window.size[1] * self.shape(x)[3];
+        let [b, height, width, channels] = like;
+        let tiles = k.div_ceil(64) * channels.div_ceil(64);
+        // Pixels are the long side: enough parts to fill the device, none shorter than a few hundred pixels.
+        let most = (b * height * width).div_ceil(256);
+        let splits = (2 * self.facts.multiprocessors as usize / tiles.max(1)).clamp(1, most);
+        let partial = self.scratch(4 * splits * k * channels);
+        let kernel: Kernel<(In<T>, In<T>, Out<f32>, [u32; 14])> = Kernel::new(format!("conv2d_grad_weight_{}", T::SUFFIX), 128);
+        let grid = [ceil(k, 64) * ceil(channels, 64), 1, splits as u32];
+        self.push(kernel.launch(grid, 0, (In::at(self.address(x)), In::at(dy), Out::at(partial), fields)));
+        self.reduce_splits(partial, to, k * channels, splits);
+    }
+
+    fn embedding_grad<T: Element>(&mut self, step: &Step, vocabulary: usize) {
+        let [indices, dy] = [step.inputs[0], step.inputs[1]];
+        let count = self.len(indices);
+        let columns = self.shape(dy)[self.shape(dy).len() - 1];
+        let rows = vocabulary.div_ceil(2 * self.facts.multiprocessors as usize).clamp(1, 1024);
+        let (starts, positions) = (self.scratch(4 * (vocabulary + 1)), self.scratch(4 * count));
+        let kernel: Kernel<(In<i32>, Out<i32>, Out<i32>, [u32; 4])> = Kernel::new("embedding_sort".into(), THREADS);
+        let fields = [count as u32, vocabulary as u32, rows as u32, 0];
+        let arguments = (In::at(self.address(indices)), Out::at(starts), Out::at(positions), fields);
+        self.push(kernel.launch([ceil(vocabulary, rows), 1, 1], 0, arguments));
+        let to = step.outputs[0];
+        let is_wide_result = self.dtype(to) == DType::F32;
+        let name = match (T::DTYPE == DType::F32, is_wide_result) {
+            (false, true) => format!("embedding_grad_{}_f32", T::SUFFIX),
+            _ => format!("embedding_grad_{}", T::SUFFIX),
+        };
+        let wide = if is_wide_result { 4 } else { 8 };
+        let c = if columns.is_multiple_of(wide) { wide } else { 1 };
+        type Grad<T> = Kernel<(In<T>, In<i32>, In<i32>, Out<f32>, [u32; 2])>;
+        let kernel: Grad<T> = Kernel::new(name, THREADS);
+        let (dy, to) = (In::at(self.address(dy)), Out::at(self.address(to)));
+        let (starts, positions) = (In::at(starts), In::at(positions));
+        let grid = [ceil(vocabulary, 8), ceil(columns, 32 * c), 1];
+        self.push(kernel.launch(grid, 0, (dy, starts, positions, to, [vocabulary as u32, columns as u32])));
+    }
+}
+
+/// Longest row of which a warp holds all.
+const SHORT_ROW: usize = 1024;
+
+impl Planner<'_> {
+    /// `y[o, i] = factor sum_e x[o, e, i]`.
+    fn sum_middle<T: Element>(&mut self, x: ValueId, y: ValueId, around: [usize; 3], factor: f32) {
+        self.sum_middle_at::<T>(self.address(x), y, around, factor);
+    }
+
+    fn sum_middle_at<T: Element>(&mut self, x: Address, y: ValueId, around: [usize; 3], factor: f32) {
+        match self.dtype(y) {
+            DType::F32 => self.sum_into::<T, f32>(x, y, around, factor),
+            _ => self.sum_into::<T, T>(x, y, around, factor),
+        }
+    }
+
+    fn sum_into<T: Element, Y: Element>(&mut self, x: Address, y: ValueId, [outer, extent, inner]: [usize; 3], factor: f32) {
+        let columns = ceil(inner, THREADS as usize);
+        let blocks = columns as usize * outer;
+        // A long axis over few results is shared out, at least 64 numbers a part.
+        let parts = (2 * self.facts.multiprocessors as usize / blocks.max(1)).clamp(1, extent.div_ceil(64));
+        let workspace = if parts > 1 { self.scratch(4 * parts * outer * inner) } else { 0 };
+        let same = T::SUFFIX == Y::SUFFIX;
+        let name = if same { format!("sum_middle_{}", T::SUFFIX) } else { format!("sum_middle_{}_{}", T::SUFFIX, Y::SUFFIX) };
+        let kernel: Kernel<(In<T>, Out<Y>, Out<f32>, [u32; 4], f32, u32)> = Kernel::new(name, THREADS);
+        let fields = [outer as u32, extent as u32, inner as u32, parts as u32];
+        let arguments = (In::at(x), Out::at(self.address(y)), Out::at(workspace), fields, factor, 0);
+        let launch = kernel.launch([columns, outer.min(65535) as u32, parts as u32], 0, arguments);
+        let arguments = launch.arguments.clone();
+        self.push(launch);
+        if parts > 1 {
+            let kernel = format!("sum_parts_{}", Y::SUFFIX);
+            self.push(Launch { kernel, grid: self.blocks(outer * inner), block: THREADS, shared_bytes: 0, arguments });
+        }
+    }
+
+    fn rows<T: Element>(&mut self, step: &Step) {
+        let shape = self.shape(step.inputs[0]).to_vec();
+        let columns = *shape.last().expect("rows have an axis");
+        let rows = self.len(step.inputs[0]) / columns.max(1);
+        let is_long = columns > SHORT_ROW;
+        let grid = [if is_long { rows.max(1) as u32 } else { ceil(rows, 8) }, 1, 1];
+        let name = |op: &str| format!("{op}{}_{}", if is_long { "_long" } else { "" }, T::SUFFIX);
+        let sizes = [rows as u32, columns as u32];
+        let at: Vec<Address> = step.inputs.iter().map(|id| self.address(*id)).collect();
+        let out: Vec<Address> = step.outputs.iter().map(|id| self.address(*id)).collect();
+        match &step.op {
+            Op::Softmax => {
+                let kernel: Kernel<(In<T>, Out<T>, [u32; 2])> = Kernel::new(name("softmax"), THREADS);
+                self.push(kernel.launch(grid, 0, (In::at(at[0]), Out::at(out[0]), sizes)));
+            }
+            Op::SoftmaxGrad => {
+                let kernel: Kernel<(In<T>, In<T>, Out<T>, [u32; 2])> = Kernel::new(name("softmax_grad"), THREADS);
+                self.push(kernel.launch(grid, 0, (In::at(at[0]), In::at(at[1]), Out::at(out[0]), sizes)));
+            }
+            Op::LayerNorm { epsilon } => {
+                type Norm<T> = Kernel<(In<T>, In<f32>, In<f32>, Out<T>, Out<f32>, Out<f32>, [u32; 2], f32, u32)>;
+                let kernel: Norm<T> = Kernel::new(name("layer_norm"), THREADS);
+                let (x, gain, bias) = (In::at(at[0]), In::at(at[1]), In::at(at[2]));
+                let (y, mean, rstd) = (Out::at(out[0]), Out::at(out[1]), Out::at(out[2]));
+                self.push(kernel.launch(grid, 0, (x, gain, bias, y, mean, rstd, sizes, *epsilon as f32, 0)));
+            }
+            Op::LayerNormGrad => {
+                let parts = (2 * self.facts.multiprocessors as usize).min(rows.div_ceil(16)).max(1);
+                let partial = self.scratch(4 * parts * 2 * columns);
+                type Grad<T> = Kernel<(In<T>, In<f32>, In<f32>, In<f32>, In<T>, Out<T>, Out<f32>, [u32; 2])>;
+                let arguments = || {
+                    let (x, gain, mean, rstd) = (In::at(at[0]), In::at(at[1]), In::at(at[2]), In::at(at[3]));
+                    (x, gain, mean, rstd, In::at(at[4]), Out::at(out[0]), Out::at(partial), sizes)
+                };
+                let kernel: Grad<T> = Kernel::new(name("layer_norm_grad"), THREADS);
+                self.push(kernel.launch(grid, 0, arguments()));
+                let kernel: Grad<T> = Kernel::new(format!("layer_norm_gain_{}", T::SUFFIX), THREADS);
+                self.push(kernel.launch([parts as u32, ceil(columns, 256).min(65535), 1], 0, arguments()));
+                let kernel: Kernel<(In<f32>, Out<f32>, Out<f32>, [u32; 2])> = Kernel::new("gain_sum_f32".into(), THREADS);
+                let sizes = [parts as u32, columns as u32];
+                let arguments = (In::at(partial), Out::at(out[1]), Out::at(out[2]), sizes);
+                self.push(kernel.launch(self.blocks(columns), 0, arguments));
+            }
+            Op::CrossEntropy { rows: all_rows } => {
+                let losses = self.scratch(4 * rows);
+                type Entropy = Kernel<(In<f32>, In<i32>, Out<f32>, Out<f32>, [u32; 2], f32, u32)>;
+                let kernel: Entropy = Kernel::new(name("cross_entropy"), THREADS);
+                let (x, labels) = (In::at(at[0]), In::at(at[1]));
+                let all = *all_rows as f32;
+                self.push(kernel.launch(grid, 0, (x, labels, Out::at(losses), Out::at(out[1]), sizes, all, 0)));
+                let kernel: Kernel<(In<f32>, Out<f32>, u32, f32)> = Kernel::new("loss_sum_f32".into(), THREADS);
+                self.push(kernel.launch([1, 1, 1], 0, (In::at(losses), Out::at(out[0]), rows as u32, all)));
+            }
+            _ => unreachable!("only functions of rows come here"),
+        }
+    }
+
+    fn all_finite(&mut self, step: &Step) {
+        let flag = self.address(step.outputs[0]);
+        let kernel: Kernel<(Out<f32>, f32, u32)> = Kernel::new("set_f32".into(), 32);
+        self.push(kernel.launch([1, 1, 1], 0, (Out::at(flag), 1.0, 0)));
+        for id in &step.inputs {
+            match self.dtype(*id) {
+                DType::Bf16 => self.clear_flag::<bf16>(*id, flag),
+                DType::F16 => self.clear_flag::<f16>(*id, flag),
+                _ => self.clear_flag::<f32>(*id, flag),
+            }
+        }
+    }
+
+    fn clear_flag<T: Element>(&mut self, x: ValueId, flag: Address) {
+        let n = self.len(x);
+        let kernel: Kernel<(In<T>, Out<f32>, u64)> = Kernel::new(format!("clear_flag_{}", T::SUFFIX), THREADS);
+        let grid = self.blocks(n.div_ceil(16 / size_of::<T>()));
+        self.push(kernel.launch(grid, 0, (In::at(self.address(x)), Out::at(flag), n as u64)));
+    }
+}
+
+/// 14 u32: `struct Shape` of kernels/conv.cu.
+fn conv_fields(window: &Window, x: &[usize], y: &[usize], activation: Activation) -> [u32; 14] {
+    let [rows, columns] = window.size;
+    let sizes = [x[0], x[1], x[2], x[3], y[1], y[2], y[3], rows, columns, window.stride[0], window.stride[1]];
+    let [b, h, w, c, oh, ow, co, rows, columns, sh, sw] = sizes.map(|extent| extent as u32);
+    let [ph, pw] = window.padding.map(|extent| extent as u32);
+    [b, h, w, c, oh, ow, co, rows, columns, sh, sw, ph, pw, activation_code(activation)]
+}
+
+/// 10 u32: `struct Plane` of kernels/pooling.cu.
+fn plane(window: &Window, x: &[usize], y: &[usize]) -> [u32; 10] {
+    let [rows, columns] = window.size;
+    [x[0], x[1], x[2], x[3], y[1], y[2], rows, columns, window.stride[0], window.stride[1]].map(|extent| extent as u32)
+}
+
+fn four(shape: &[usize]) -> [usize; 4] {
+    [shape[0], shape[1], shape[2], shape[3]]
+}
+
+/// Pieces of 16 bytes in so many channels, or channels where these do not fill them.
+fn pieces_of<T>(channels: usize) -> usize {
+    let count = 16 / size_of::<T>();
+    if channels.is_multiple_of(count) { channels / count } else { channels }
+}
+
+/// A convolution that kernels/conv_small.cu takes: few input channels, stride 1.
+struct SmallConv {
+    /// Tiles of all images.
+    units: usize,
+    tile: [usize; 2],
+    /// 14 u32: `struct Image` there.
+    fields: [u32; 14],
+}
+
+impl SmallConv {
+    fn of(window: &Window, x: &[usize], w: &[usize]) -> Option<SmallConv> {
+        let fits = x[3] <= 4
+            && w[3] <= 64
+            && w[3].is_multiple_of(8)
+            && window.size.iter().all(|size| *size <= 5)
+            && window.stride == [1, 1];
+        let [height, width] = window.output([x[1], x[2]]).filter(|_| fits)?;
+        let pooled = [height / 2, width / 2];
+        let tile = pooled.map(|extent| extent.div_ceil(extent.div_ceil(8).max(1)));
+        let units = x[0] * pooled[0].div_ceil(tile[0]) * pooled[1].div_ceil(tile[1]);
+        let sizes = [x[0], x[1], x[2], x[3], pooled[0], pooled[1], w[3], window.size[0], window.size[1]];
+        let [b, h, v, c, ph, pw, co, rows, columns] = sizes.map(|extent| extent as u32);
+        let [pad_h, pad_w] = window.padding.map(|extent| extent as u32);
+        let fields = [b, h, v, c, ph, pw, co, rows, columns, pad_h, pad_w, tile[0] as u32, tile[1] as u32, 0];
+        Some(SmallConv { units, tile, fields })
+    }
+}
+
+/// y's axes are `axes` of x. Two axes that change places go through tiles; whole 16 bytes move together where the last axis stays.
+fn permute<T: Element>(
+    shape: &[usize],
+    axes: &[usize],
+    x: Address,
+    y: Address,
+    blocks: impl Fn(usize) -> [u32; 3],
+) -> Option<Launch> {
+    if axes.len() > 6 {
+        return None;
+    }
+    let mut strides = vec![1usize; shape.len()];
+    for axis in (0..shape.len().saturating_sub(1)).rev() {
+        strides[axis] = strides[axis + 1] * shape[axis + 1];
+    }
+    let last_stays = axes.last() == Some(&(shape.len() - 1));
+    let count = 16 / size_of::<T>();
+    let is_wide = last_stays && shape.last().is_some_and(|last| last.is_multiple_of(count));
+    let unit = if is_wide { count } else { 1 };
+    let (mut extents, mut steps) = ([1u32; 6], [0u64; 6]);
+    let free = 6 - axes.len();
+    for (place, axis) in axes.iter().enumerate() {
+        let is_last = is_wide && place + 1 == axes.len();
+        extents[free + place] = (shape[*axis] / if is_last { unit } else { 1 }) as u32;
+        steps[free + place] = if is_last { 1 } else { (strides[*axis] / unit) as u64 };
+    }
+    let n = shape.iter().product::<usize>() / unit;
+    let bits = if is_wide { 128 } else { 8 * size_of::<T>() };
+    let kernel: Kernel<(In<T>, Out<T>, u64, [u64; 6], [u32; 6])> = Kernel::new(format!("permute_{bits}"), THREADS);
+    Some(kernel.launch(blocks(n), 0, (In::at(x), Out::at(y), n as u64, steps, extents)))
+}
+
+fn unary(f: Unary) -> &'static str {
+    match f {
+        Unary::Relu => "relu",
+        Unary::Gelu => "gelu",
+        Unary::Tanh => "tanh",
+        Unary::Sigmoid => "sigmoid",
+        Unary::Exp => "exp",
+    }
+}

@@ -1,0 +1,136 @@
+//! The kernels' use of memory, counted access by access, and the kernels that no program calls yet.
+
+use super::{
+    Cuda,
+    emulated::{Counts, Emulated},
+    machine::{Launch, Machine},
+};
+use crate::{
+    backend::Backend,
+    graph::{Activation, Graph, Op, Unary, lower},
+    vocab::DType,
+};
+use half::bf16;
+use std::sync::Arc;
+
+/// Numbers in [-1, 1] without a pattern that a kernel's strides could meet.
+fn numbers(count: usize, from: usize) -> Vec<f32> {
+    (from..from + count).map(|k| (k.wrapping_mul(2_654_435_761) % 2003) as f32 / 1001.0 - 1.0).collect()
+}
+
+/// Runs a graph of one op and gives the counters of its launches.
+fn counted(op: Op, shapes: &[&[usize]], dtype: DType) -> Option<Vec<(String, Counts)>> {
+    let machine = Arc::new(Emulated::open(0)?);
+    let mut graph = Graph::new();
+    let inputs: Vec<_> = shapes.iter().enumerate().map(|(k, shape)| graph.input(&format!("x{k}"), shape, dtype)).collect();
+    let y = graph.apply(op, &inputs).unwrap();
+    graph.mark_output("y", y);
+    let mut session = Cuda { machine: machine.clone() }.load(lower(&graph), None).unwrap();
+    for (id, shape) in inputs.iter().zip(shapes) {
+        session.upload_f32(*id, &numbers(shape.iter().product(), id.0)).unwrap();
+    }
+    machine.take_counts();
+    session.execute().unwrap();
+    Some(machine.take_counts())
+}
+
+#[test]
+fn kernels_touch_no_more_sectors_and_banks_than_their_budgets() {
+    let linear = || Op::Linear { activation: Activation::Relu };
+    // (op, shapes, bytes that must move at least, most bytes over that floor)
+    type Case<'a> = (Op, Vec<&'a [usize]>, DType, f64, f64);
+    let cases: [Case; 6] = [
+        (Op::Unary(Unary::Gelu), vec![&[64, 256]], DType::F32, 2.0 * 4.0 * 16384.0, 1.0),
+        (Op::Unary(Unary::Relu), vec![&[64, 256]], DType::Bf16, 2.0 * 2.0 * 16384.0, 1.0),
+        (Op::Binary(crate::graph::Binary::Mul), vec![&[64, 256], &[64, 256]], DType::F16, 3.0 * 2.0 * 16384.0, 1.0),
+        (Op::Softmax, vec![&[64, 256]], DType::F32, 2.0 * 4.0 * 16384.0, 1.0),
+        // Each block reads its rows of A and columns of B: 64 x 64 tiles read both operands twice here.
+        (linear(), vec![&[128, 128], &[128, 128]], DType::F32, 3.0 * 4.0 * 16384.0, 2.0),
+        (linear(), vec![&[128, 128], &[128, 128]], DType::Bf16, 3.0 * 2.0 * 16384.0, 2.0),
+    ];
+    for (op, shapes, dtype, floor, most) in cases {
+        let name = op.name();
+        let Some(launches) = counted(op, &shapes, dtype) else { return };
+        let first = &launches[0].1;
+        let share = first.sectors as f64 / first.ideal_sectors as f64;
+        assert!(share <= 1.1, "{name} {dtype:?}: {share} times the fewest sectors");
+        assert!(first.shared_wavefronts <= first.shared_accesses * 101 / 100, "{name} {dtype:?}: bank conflicts: {first:?}");
+        let moved = (first.read_bytes + first.written_bytes) as f64 / floor;
+        assert!(moved >= 0.99 && moved <= 1.05 * most, "{name} {dtype:?}: {moved} times the bytes of its operands");
+    }
+}
+
+/// `emulated::HostMap` of kernels/emulator/hopper.h: a matrix of 16-bit numbers, `columns` next to each other, boxes with the 128-byte
+/// swizzle.
+fn tensor_map(base: u64, [rows, columns]: [u64; 2], [box_rows, box_columns]: [u32; 2]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let words = [0x7061_6d20_7473_6f68, base, columns, rows, 1, 1, 1, 2 * columns, 0, 0, 0];
+    words.iter().for_each(|word: &u64| out.extend(word.to_le_bytes()));
+    [box_columns, box_rows, 1, 1, 1, 2, 2, 3, 0, 0].iter().for_each(|word: &u32| out.extend(word.to_le_bytes()));
+    out
+}
+
+#[test]
+fn the_hopper_product_is_right_on_ragged_shapes_in_every_layout() {
+    let Some(machine) = Emulated::open(7) else { return };
+    let (m, n, k) = (136usize, 200usize, 104usize);
+    let low = |x: Vec<f32>| -> Vec<bf16> { x.into_iter().map(bf16::from_f32).collect() };
+    let (a, b) = (low(numbers(m * k, 7)), low(numbers(k * n, 99)));
+    let turned = |x: &[bf16], rows: usize, columns: usize| -> Vec<bf16> {
+        (0..columns * rows).map(|at| x[at % rows * columns + at / rows]).collect()
+    };
+    for layout in ["nn", "nt", "tn"] {
+        for width in [128u32, 256] {
+            let a_stored = if layout == "tn" { turned(&a, m, k) } else { a.clone() };
+            let b_stored = if layout == "nt" { turned(&b, k, n) } else { b.clone() };
+            let put = |data: &[bf16]| {
+                let address = machine.allocate(2 * data.len()).unwrap();
+                machine.upload(address, bytemuck::cast_slice(data)).unwrap();
+                address
+            };
+            let (a_at, b_at, c_at) = (put(&a_stored), put(&b_stored), machine.allocate(4 * m * n).unwrap());
+            let [m64, n64, k64] = [m, n, k].map(|extent| extent as u64);
+            let mut arguments = match layout {
+                "tn" => tensor_map(a_at, [k64, m64], [64, 64]),
+                _ => tensor_map(a_at, [m64, k64], [128, 64]),
+            };
+            arguments.extend(match layout {
+                "nt" => tensor_map(b_at, [n64, k64], [width, 64]),
+                _ => tensor_map(b_at, [k64, n64], [64, 64]),
+            });
+            arguments.extend(c_at.to_le_bytes());
+            arguments.extend(0u64.to_le_bytes());
+            for field in [m as u32, n as u32, k as u32, 1, 2, 0, 1, 0, 0, 0, 0, 0] {
+                arguments.extend(field.to_le_bytes());
+            }
+            let kernel = format!("gemm_wgmma_bf16_{layout}_{width}");
+            machine.launch(&Launch { kernel, grid: [2, 1, 1], block: 384, shared_bytes: 196_736, arguments }).unwrap();
+            let mut c = vec![0.0f32; m * n];
+            machine.download(c_at, bytemuck::cast_slice_mut(&mut c)).unwrap();
+            for (at, got) in c.iter().enumerate() {
+                let (i, j) = (at / n, at % n);
+                let want: f64 = (0..k).map(|l| f64::from(a[i * k + l].to_f32()) * f64::from(b[l * n + j].to_f32())).sum();
+                assert!((f64::from(*got) - want).abs() < 1e-4, "{layout} {width}: ({i}, {j}) is {got}, not {want}");
+            }
+            [a_at, b_at, c_at].into_iter().for_each(|address| machine.release(address));
+        }
+    }
+}
+
+#[test]
+fn every_compiled_kernel_is_in_the_emulated_library_and_none_spills() {
+    let manifest = include_str!("../../../kernels/built/manifest.json");
+    let manifest: serde_json::Value = serde_json::from_str(manifest).unwrap();
+    let has_library = Emulated::open(0).is_some();
+    let mut seen = 0;
+    for file in manifest["files"].as_object().unwrap().values() {
+        for image in file["images"].as_object().unwrap().values() {
+            for (kernel, used) in image["kernels"].as_object().unwrap() {
+                assert_eq!(used["spill_bytes"], 0, "{kernel}");
+                assert!(!has_library || Emulated::argument_bytes(kernel).is_some(), "{kernel}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 500, "{seen}");
+}
