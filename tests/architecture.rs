@@ -24,7 +24,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("strategy", &["units", "vocab", "data", "graph"]),
     ("backend", &["units", "vocab", "graph"]),
     ("comm", &["units", "backend"]),
-    ("measure", &["units", "vocab", "record", "stats", "backend"]),
+    ("measure", &["units", "vocab", "record", "stats", "graph", "backend"]),
     ("models", &["units", "vocab", "graph"]),
     (
         "train",
@@ -62,6 +62,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("sysinfo", &["measure"]),
     ("flate2", &["data", "backend"]),
     ("cudarc", &["backend"]),
+    ("nvml_wrapper", &["measure"]),
     ("toml", &["input"]),
 ];
 

@@ -155,12 +155,10 @@ fn accuracy(record: &RunRecord, primary_metric: Metric) -> Option<f64> {
     record.quality.as_ref()?.metrics.get(&Metric::Accuracy).copied()
 }
 
-/// Units a second that the machine allows: the smaller of what its cores compute and what its memory moves.
+/// Units a second that the machine allows: the smaller of what its cores or devices compute and what its memory moves.
 fn roof(record: &RunRecord, environment: &Environment) -> Option<f64> {
-    let (peak, copy) = (environment.peak_flops_per_core?, environment.copy_bytes_per_s?);
+    let (peak, copy) = environment.rates(&record.candidate)?;
     let (flops, bytes) = (record.flops_per_unit?.0 as f64, record.bytes_per_unit?.0 as f64);
-    let threads = record.candidate.threads;
-    let cores = if environment.physical_cores == 0 { threads } else { threads.min(environment.physical_cores) } as f64;
-    let roof = (peak * cores / flops).min(copy / bytes);
+    let roof = (peak / flops).min(copy / bytes);
     (roof.is_finite() && roof > 0.0).then_some(roof)
 }

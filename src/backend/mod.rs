@@ -2,6 +2,7 @@
 //!
 //! Whatever runs here is decided above: a backend knows shapes, element types and ops, not models, precisions or ranks.
 
+pub mod check;
 pub mod cpu;
 pub mod cuda;
 #[cfg(test)]
@@ -10,14 +11,14 @@ mod tests;
 use crate::{
     graph::{Program, ValueId},
     units::{Bytes, Seconds},
-    vocab::{Device, Vocabulary},
+    vocab::Device,
 };
 use std::sync::Arc;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
     #[error("device `{device}` needs at least one thread, got {threads}")]
-    Threads { device: &'static str, threads: usize },
+    Threads { device: Device, threads: usize },
     #[error("value `{name}` holds {expected} elements of {dtype}, got {got} of {given}")]
     Size { name: String, expected: usize, dtype: &'static str, got: usize, given: &'static str },
     #[error("op `{op}` on {shape} is not supported by device `{device}`: {reason}")]
@@ -83,12 +84,14 @@ pub trait Session: Send {
     fn memory(&self) -> Bytes;
 }
 
-/// Opens a device. `threads` is the size of its pool.
+/// Opens a device. `threads` is the size of its pool, where it has one. `auto` is the processor: what it means on a machine is decided
+/// where candidates are made.
 pub fn open(device: Device, threads: usize) -> Result<Arc<dyn Backend>, BackendError> {
     if threads == 0 {
-        return Err(BackendError::Threads { device: device.name(), threads });
+        return Err(BackendError::Threads { device, threads });
     }
     match device {
         Device::Auto | Device::Cpu => Ok(Arc::new(cpu::Cpu::new(threads))),
+        Device::Cuda(number) => Ok(Arc::new(cuda::Cuda::open(number)?)),
     }
 }

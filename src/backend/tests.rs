@@ -20,84 +20,25 @@ fn devices() -> Vec<(&'static str, Arc<dyn Backend>)> {
     out
 }
 
-/// Uploads what a graph starts from. Values that are not floats hold whole numbers.
-fn upload(session: &mut dyn Session, data: &[Vec<f64>]) {
-    for (k, value) in session.program().values.clone().iter().enumerate() {
-        if value.role == Role::Intermediate || session.program().slot_of[k].is_none() {
-            continue;
-        }
-        match value.dtype {
-            DType::I32 => session.upload_i32(ValueId(k), &data[k].iter().map(|v| *v as i32).collect::<Vec<_>>()),
-            DType::I8 => session.upload_i8(ValueId(k), &data[k].iter().map(|v| *v as i8).collect::<Vec<_>>()),
-            _ => session.upload_f32(ValueId(k), &data[k].iter().map(|v| *v as f32).collect::<Vec<_>>()),
-        }
-        .unwrap();
-    }
-}
-
-/// The same graph on `storage`: parameters themselves are of that type, as reference and device then start from the same numbers.
-fn on(graph: &Graph, storage: DType) -> Graph {
-    let mut out = Graph::new();
-    for value in &graph.values {
-        let mut value = value.clone();
-        let vector = matches!(value.role, Role::Parameter { is_bias: true, .. });
-        if value.dtype == DType::F32 && !vector && value.role != Role::Intermediate {
-            value.dtype = storage;
-        }
-        out.values.push(value);
-    }
-    // Results are made anew behind the given values, so that their types follow.
-    let mut now: Vec<ValueId> = graph.ids().collect();
-    for node in &graph.nodes {
-        let inputs: Vec<ValueId> = node.inputs.iter().map(|id| now[id.0]).collect();
-        for (old, new) in node.outputs.iter().zip(out.apply_all(node.op.clone(), &inputs).unwrap()) {
-            now[old.0] = new;
+#[test]
+fn forward_and_backward_match_the_reference_in_every_storage_type() {
+    for (device, backend) in devices() {
+        for checked in check::check(&*backend, 11).unwrap_or_else(|error| panic!("{device}: {error}")) {
+            assert!(checked.passes(), "{device}: {}: {}", checked.name, checked.worst);
         }
     }
-    for (name, id) in &graph.outputs {
-        out.mark_output(name, now[id.0]);
-    }
-    out
 }
 
 #[test]
-fn forward_and_backward_match_the_reference_in_every_storage_type() {
-    for case in CASES {
-        // bf16 keeps 8 bits, fp16 11: some thirty roundings of half a last place each, in the longest case, add up to these.
-        for (storage, tolerance) in [(DType::F32, 2e-5), (DType::Bf16, 0.1), (DType::F16, 0.0125)] {
-            for fused in [false, true] {
-                let mut graph = on(&case.forward(), storage);
-                if fused {
-                    graph = fuse(graph, true);
-                }
-                with_gradients(&mut graph);
-                let data = contents(&graph, 11);
-                let mut expected = data.clone();
-                reference::run(&graph.values, &graph.nodes, &mut expected, 0);
-                for (device, backend) in devices() {
-                    let mut session = backend.load(lower(&graph), None).unwrap();
-                    upload(&mut *session, &data);
-                    session
-                        .execute()
-                        .unwrap_or_else(|error| panic!("{}, {storage:?}, fused {fused}, {device}: {error}", case.name));
-                    for (name, id) in &graph.outputs {
-                        let value = graph.value(*id);
-                        let mut got = vec![f32::NAN; value.elements()];
-                        session.download_f32(*id, &mut got).unwrap();
-                        // Errors are measured against the size of the whole result: single elements may cancel to anything.
-                        let size = expected[id.0].iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-3);
-                        for (k, (got, want)) in got.iter().zip(&expected[id.0]).enumerate() {
-                            let error = (f64::from(*got) - want).abs() / size;
-                            assert!(
-                                error <= tolerance,
-                                "{}, {storage:?}, fused {fused}, {device}: {name}[{k}] is {got}, not {want}",
-                                case.name
-                            );
-                        }
-                    }
-                }
-            }
-        }
+fn a_wrong_result_does_not_pass() {
+    let checked = |error: f64| check::Checked { name: String::new(), error, tolerance: 0.1, worst: String::new() }.passes();
+    assert!(checked(0.1) && !checked(0.11) && !checked(f64::NAN));
+}
+
+#[test]
+fn products_of_ragged_shapes_match_the_reference() {
+    for checked in check::check_products(&cpu::Cpu::new(2), 5).unwrap() {
+        assert!(checked.passes(), "{}: {}", checked.name, checked.worst);
     }
 }
 
@@ -127,7 +68,7 @@ fn updates_match_the_reference_over_several_steps() {
             (0..5).for_each(|step| reference::run(&graph.values, &graph.nodes, &mut expected, step));
             for (device, backend) in devices() {
                 let mut session = backend.load(lower(&graph), None).unwrap();
-                upload(&mut *session, &start);
+                check::upload(&mut *session, &start).unwrap();
                 (0..5).for_each(|_| session.execute().unwrap());
                 for id in graph.parameters() {
                     let mut got = vec![0.0; graph.value(id).elements()];
@@ -205,7 +146,7 @@ fn int8_products_match_the_reference_exactly_up_to_rounding() {
     reference::run(&graph.values, &graph.nodes, &mut expected, 0);
     for (device, backend) in devices() {
         let mut session = backend.load(lower(&graph), None).unwrap();
-        upload(&mut *session, &data);
+        check::upload(&mut *session, &data).unwrap();
         // Twice: the second run uses the packed weights of the first.
         session.execute().unwrap();
         session.execute().unwrap();

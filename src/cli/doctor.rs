@@ -7,7 +7,8 @@ use crate::{
         cuda,
     },
     data::find_data_dir,
-    measure::{CpuTimes, EnergyCounter, environment},
+    measure::{CpuTimes, EnergyCounter, environment, gpus, measure_gpu},
+    record::Gpu,
     stats::{median, quantile, relative_deviation},
     units::{Bytes, three_figures},
 };
@@ -43,20 +44,27 @@ fn noise() -> Noise {
     Noise { deviation: relative_deviation(&rates).unwrap_or(f64::NAN), tail: middle / slow, steal_share }
 }
 
-/// A line for each CUDA device, with the image of the kernels that it would take.
-fn cuda_devices() -> Result<Vec<String>, cuda::CudaError> {
-    let line = |ordinal: usize| {
-        let facts = cuda::facts(ordinal)?;
-        let (major, minor) = facts.capability;
-        let image = cuda::image_for(facts.capability).unwrap_or("none");
-        let memory = Bytes(facts.memory_bytes);
-        let processors = facts.multiprocessors;
-        Ok(format!(
-            "{}, compute capability {major}.{minor}, {processors} multiprocessors, {memory}, kernels for {image}",
-            facts.name
-        ))
+/// Each CUDA device with a line on it: the image of the kernels that it takes, and what it reached.
+fn cuda_devices() -> Result<Vec<(String, Gpu)>, cuda::CudaError> {
+    cuda::device_count()?;
+    let line = |(ordinal, mut gpu): (usize, Gpu)| {
+        let rates = match measure_gpu(&mut gpu, ordinal) {
+            Ok(()) => {
+                let tera = |rate: Option<f64>| rate.map_or_else(|| "not known".into(), |rate| three_figures(rate / 1e12));
+                let [fp32, bf16] = [gpu.fp32_flops_per_s, gpu.bf16_flops_per_s].map(tera);
+                let copy = tera(gpu.copy_bytes_per_s);
+                format!("measured {copy} TB/s copying, {fp32} TFLOP/s fp32, {bf16} TFLOP/s bf16")
+            }
+            Err(reason) => format!("cannot be used: {reason}"),
+        };
+        let kernels = gpu.kernels.clone().unwrap_or_else(|| "none: compute capability 8.0 or later is needed".into());
+        let text = format!(
+            "{}, compute capability {}, {} multiprocessors, {}, kernels for {kernels}; {rates}",
+            gpu.name, gpu.capability, gpu.multiprocessors, gpu.memory
+        );
+        (text, gpu)
     };
-    (0..cuda::device_count()?).map(line).collect()
+    Ok(gpus().into_iter().enumerate().map(line).collect())
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
@@ -72,7 +80,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             "energy_counter": energy.as_ref().map(EnergyCounter::name),
             "data_folder": data.as_ref().ok().map(|d| d.display().to_string()),
             "cuda": match &devices {
-                Ok(devices) => json!({ "driver": cuda::driver_version().map(|(major, minor)| format!("{major}.{minor}")), "devices": devices }),
+                Ok(devices) => json!({ "driver": cuda::driver_version().map(|(major, minor)| format!("{major}.{minor}")), "devices": devices.iter().map(|(_, gpu)| gpu).collect::<Vec<_>>() }),
                 Err(error) => json!({ "absent": error.to_string() }),
             },
         }))?)?;
@@ -106,7 +114,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         (
             "CUDA",
             match &devices {
-                Ok(devices) => format!("{}; scenarios run on the processor in this version", devices.join("; ")),
+                Ok(devices) => devices.iter().map(|(line, _)| line.as_str()).collect::<Vec<_>>().join(&format!("\n{:21}", "")),
                 Err(error) => error.to_string(),
             },
         ),

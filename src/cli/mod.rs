@@ -7,6 +7,7 @@
 mod bench_step;
 mod doctor;
 mod init;
+mod kernels;
 mod prices;
 mod progress;
 mod report;
@@ -14,6 +15,7 @@ mod run;
 mod schema;
 mod worker;
 
+use crate::vocab::{Device, UnknownWord};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -55,6 +57,7 @@ enum Command {
     Init(init::Args),
     Prices(prices::Args),
     Doctor(doctor::Args),
+    Kernels(kernels::Args),
     Schema(schema::Args),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  advisor completions bash > /etc/bash_completion.d/advisor")]
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(&args),
         Command::Prices(args) => prices::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "advisor", &mut std::io::stdout());
@@ -111,6 +115,11 @@ pub fn main() -> ExitCode {
 /// Names of all models, as scenarios and their schema know them.
 fn model_names() -> Vec<&'static str> {
     crate::models::MODELS.iter().map(|model| model.name).collect()
+}
+
+/// A device word; a mistake names those that there are.
+fn device(text: &str) -> Result<Device, String> {
+    text.parse().map_err(|error: UnknownWord| format!("{error}: expected one of {}", error.expected.join(", ")))
 }
 
 /// Places beside or above which shipped data may lie: a scenario's folder, the current one, the program's, the sources'.

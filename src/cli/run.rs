@@ -2,13 +2,15 @@
 
 use super::{Exit, progress::Progress};
 use crate::{
+    backend::cuda,
     cost::PriceBook,
     data::DataSet,
     harness::{self, Control, HarnessError, Job, Pace},
     input::render,
-    measure::environment,
-    record::{Environment, RunHeader, SCHEMA_VERSION, StoredRun, TrainConfig, store::StoreError},
+    measure::{environment, gpus, measure_gpu},
+    record::{Candidate, Environment, Gpu, RunHeader, SCHEMA_VERSION, StoredRun, TrainConfig, store::StoreError},
     scenario::{Known, Machine, Scenario},
+    vocab::Device,
     workload,
 };
 use anyhow::Context;
@@ -45,6 +47,9 @@ pub struct Args {
     /// Price book instead of the shipped one (see `advisor prices import`)
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
+    /// Run on this device (`auto`, `cpu`, `cuda`, `cuda:1`) in place of those that the scenarios name
+    #[arg(long, value_name = "DEVICE", value_parser = super::device)]
+    device: Option<Device>,
     /// Print the recommendations as JSON instead of tables
     #[arg(long)]
     json: bool,
@@ -79,11 +84,34 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             return Ok(Exit::WrongInput);
         }
     };
-    let Some(scenarios) = load(&args.scenarios, &book) else { return Ok(Exit::WrongInput) };
+    let Some(mut scenarios) = load(&args.scenarios, &book) else { return Ok(Exit::WrongInput) };
+    if let Some(device) = args.device {
+        scenarios.iter_mut().for_each(|scenario| scenario.grid.devices = vec![device]);
+    }
     let environment = environment();
+    let mut gpus = gpus();
+    let machine = Machine { cores: environment.logical_cores, cuda_devices: gpus.len() };
+    for scenario in &scenarios {
+        if !scenario.grid.devices.iter().any(|device| machine.can_use(*device)) {
+            let reason = cuda::device_count().err().map(|error| format!(": {error}")).unwrap_or_default();
+            eprintln!(
+                "error: `{}` wants a device that this machine does not have{reason}\nhint: `device = \"auto\"` or `--device cpu` uses what is there; `advisor doctor` shows it",
+                scenario.path.display()
+            );
+            return Ok(Exit::MachineFailed);
+        }
+    }
+    let used = scenarios.iter().flat_map(|scenario| scenario.expand(&machine).candidates).filter_map(|c| last_gpu(&c)).max();
+    gpus.truncate(used.map_or(0, |last| last + 1));
+    for (ordinal, gpu) in gpus.iter_mut().enumerate() {
+        if let Err(reason) = measure_gpu(gpu, ordinal) {
+            eprintln!("error: CUDA device {ordinal} ({}) cannot be used: {reason}", gpu.name);
+            return Ok(Exit::MachineFailed);
+        }
+    }
     let mut planned = Vec::new();
     for scenario in scenarios {
-        match plan(scenario, args, &environment, &book) {
+        match plan(scenario, args, &environment, &machine, &gpus, &book) {
             Ok(one) => planned.push(one),
             Err(error) => {
                 eprintln!("error: {error:#}");
@@ -189,6 +217,9 @@ fn command(args: &Args) -> String {
     if args.quick {
         parts.push("--quick".into());
     }
+    if let Some(device) = args.device {
+        parts.push(format!("--device {device}"));
+    }
     if let Some(prices) = &args.prices {
         parts.push(format!("--prices {}", quoted(prices)));
     }
@@ -204,8 +235,26 @@ fn search_from(scenario: &Scenario) -> Vec<PathBuf> {
     super::places(scenario.path.parent())
 }
 
-fn plan(scenario: Scenario, args: &Args, environment: &Environment, book: &PriceBook) -> anyhow::Result<Planned> {
-    let machine = Machine { cores: environment.logical_cores };
+/// Number of the last CUDA device that a candidate uses.
+fn last_gpu(candidate: &Candidate) -> Option<usize> {
+    match candidate.device {
+        Device::Cuda(first) => Some(first + candidate.layout.ranks() - 1),
+        Device::Auto | Device::Cpu => None,
+    }
+}
+
+fn plan(
+    scenario: Scenario,
+    args: &Args,
+    environment: &Environment,
+    machine: &Machine,
+    gpus: &[Gpu],
+    book: &PriceBook,
+) -> anyhow::Result<Planned> {
+    // A scenario that uses no GPU is priced and described as if the machine had none.
+    let used = scenario.expand(machine).candidates.iter().filter_map(last_gpu).max();
+    let gpus = used.map_or_else(Vec::new, |last| gpus[..=last].to_vec());
+    let environment = &Environment { gpus, ..environment.clone() };
     crate::cost::price(&scenario.cost, environment, book).with_context(|| format!("{}", scenario.path.display()))?;
     let set = DataSet::load(&scenario.data, &search_from(&scenario)).with_context(|| format!("{}", scenario.path.display()))?;
     let train = if args.quick { TrainConfig { epochs: 1, seeds: 1, ..scenario.train.clone() } } else { scenario.train.clone() };
@@ -213,13 +262,15 @@ fn plan(scenario: Scenario, args: &Args, environment: &Environment, book: &Price
     let alone = Args { scenarios: vec![scenario.path.clone()], prices: args.prices.clone(), out: args.out.clone(), ..*args };
     let isa = environment.instruction_sets.join(" ");
     let program = [environment.advisor_version.as_str(), environment.commit.as_deref().unwrap_or_default()];
-    let around = [set.content_hash.as_str(), &environment.cpu, &isa, program[0], program[1]];
+    let devices: Vec<&str> = environment.gpus.iter().map(|gpu| gpu.uuid.as_deref().unwrap_or(&gpu.name)).collect();
+    let devices = devices.join(" ");
+    let around = [set.content_hash.as_str(), &environment.cpu, &isa, program[0], program[1], &devices];
     let job_header = RunHeader {
         schema_version: SCHEMA_VERSION,
         scenario: scenario.name.clone(),
         question: scenario.question.clone(),
         scenario_text: scenario.text.clone(),
-        config_hash: scenario.config_hash(args.quick, &machine, &around),
+        config_hash: scenario.config_hash(args.quick, machine, &around),
         command: command(&alone),
         started_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         environment: environment.clone(),
@@ -237,7 +288,7 @@ fn plan(scenario: Scenario, args: &Args, environment: &Environment, book: &Price
         cost: scenario.cost.clone(),
         primary_metric: scenario.primary_metric,
     };
-    Ok(Planned { scenario, job_header, machine })
+    Ok(Planned { scenario, job_header, machine: *machine })
 }
 
 fn measure(

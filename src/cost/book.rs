@@ -186,6 +186,18 @@ impl PriceBook {
         self.entries.iter().map(Entry::name).filter(|name| seen.insert(name.clone())).collect()
     }
 
+    /// The entry with `count` or, where none has, the next larger number of accelerators that a device of this name and memory is; of those
+    /// the cheapest.
+    pub fn nearest_gpu(&self, device: &str, memory: Bytes, count: usize) -> Option<&Entry> {
+        let enough = |entry: &&Entry| {
+            let fits = entry.accelerator.as_deref().is_some_and(|name| is_accelerator(name, device, memory));
+            fits && entry.accelerator_count.is_some_and(|of_entry| of_entry >= count as f64)
+        };
+        let priced =
+            self.entries.iter().filter(enough).filter_map(|e| Some((e.accelerator_count?, e.usd_per_hour_on_demand?, e)));
+        priced.min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))).map(|(.., entry)| entry)
+    }
+
     /// The entry without accelerator and of the same architecture that is nearest to a machine: least `2 |ln(vCPUs / cores)| + |ln(GiB / GiB)|`, then the cheaper,
     /// then the first. `None` where the book has none, or the machine's size is unknown.
     pub fn nearest_cpu(&self, logical_cores: usize, memory: Bytes, architecture: &str) -> Option<&Entry> {
@@ -207,6 +219,19 @@ impl PriceBook {
     }
 }
 
+/// Whether a catalogue's `A100-80GB-SXM` is the device that the driver calls `NVIDIA A100-SXM4-80GB`.
+fn is_accelerator(catalogue: &str, device: &str, memory: Bytes) -> bool {
+    let words: Vec<&str> = device.split([' ', '-']).collect();
+    let is_pcie = words.iter().any(|word| word.eq_ignore_ascii_case("PCIe"));
+    let mut parts = catalogue.split('-');
+    parts.next().is_some_and(|model| words.contains(&model))
+        && parts.all(|part| match part.strip_suffix("GB").and_then(|gb| gb.parse::<f64>().ok()) {
+            // Drivers show a little less or more than the round number of a name.
+            Some(gb) => (memory.0 as f64 / 1e9 / gb - 1.0).abs() < 0.15,
+            None => (part == "PCIe") == is_pcie,
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,6 +248,23 @@ mod tests {
         assert_eq!((&entry.accelerator, entry.usd_per_hour_spot), (&None, None));
         assert!(book.entries.iter().all(|e| e.source_commit.as_ref().is_some_and(|c| c.len() == 40)));
         assert!(book.names().len() < book.entries.len(), "two regions share a name");
+    }
+
+    #[test]
+    fn a_device_is_found_in_the_book_by_what_the_driver_calls_it() {
+        let book = PriceBook::shipped();
+        let nearest = |device: &str, gb: u64, count: usize| {
+            let entry = book.nearest_gpu(device, Bytes(gb * 1_000_000_000), count)?;
+            Some((entry.accelerator.clone().unwrap(), entry.accelerator_count.unwrap()))
+        };
+        let found = |name: &str, count: f64| Some((name.to_string(), count));
+        assert_eq!(nearest("NVIDIA H100 80GB HBM3", 85, 1), found("H100-SXM", 1.0));
+        assert_eq!(nearest("NVIDIA H200", 150, 1), found("H200-SXM", 1.0));
+        assert_eq!(nearest("NVIDIA L4", 24, 1), found("L4", 1.0));
+        assert_eq!(nearest("NVIDIA A100-SXM4-80GB", 85, 3).map(|(name, _)| name), Some("A100-80GB-SXM".into()));
+        assert_eq!(nearest("NVIDIA A100 80GB PCIe", 85, 1).map(|(name, _)| name), Some("A100-80GB-PCIe".into()));
+        assert_eq!(nearest("NVIDIA H100 PCIe", 85, 1), None);
+        assert_eq!(nearest("NVIDIA GeForce RTX 4090", 24, 1), None);
     }
 
     #[test]

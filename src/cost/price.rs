@@ -42,8 +42,12 @@ pub fn price(basis: &CostBasis, environment: &Environment, book: &PriceBook) -> 
     }
 }
 
-/// The catalogue entry nearest to the machine of a run, of the architecture that its instruction sets show, else that of this program.
+/// The catalogue entry nearest to the machine of a run: where candidates use GPUs one with the same, else one of the architecture that its instruction sets show, else that of this program.
 pub fn nearest<'a>(environment: &Environment, book: &'a PriceBook) -> Option<&'a Entry> {
+    if let Some(gpu) = environment.gpus.first() {
+        let alike = environment.gpus.iter().filter(|other| other.name == gpu.name).count();
+        return book.nearest_gpu(&gpu.name, gpu.memory, alike);
+    }
     let has = |names: &[&str]| environment.instruction_sets.iter().any(|set| names.iter().any(|name| set.starts_with(name)));
     let architecture = match () {
         () if has(&["sse", "avx", "fma"]) => "x86_64",
@@ -145,7 +149,11 @@ fn machine(environment: &Environment) -> String {
             if gib >= 10.0 { format!("{gib:.0} GiB") } else { format!("{} GiB", (gib * 10.0).round() / 10.0) }
         }
     };
-    format!("{cores}, {memory}")
+    match &environment.gpus[..] {
+        [] => format!("{cores}, {memory}"),
+        [one] => format!("{cores}, {memory}, {}", one.name),
+        [first, ..] => format!("{cores}, {memory}, {} {}", environment.gpus.len(), first.name),
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Small graphs that together use every op of a model: one table for the tests of autodiff, of lowering and of backends.
+//! Small graphs that together use every op of a model: one table for the tests of autodiff and of lowering, and for the checks of devices.
 
 use super::{Activation, Binary, Graph, Op, Role, Unary, ValueId, Window, differentiate};
 use crate::{stats::Generator, vocab::DType};
@@ -12,7 +12,7 @@ pub(crate) struct Case {
 const MATMUL: Op = Op::MatMul { transpose_a: false, transpose_b: false };
 
 fn apply(g: &mut Graph, op: Op, inputs: &[ValueId]) -> ValueId {
-    g.apply(op, inputs).unwrap()
+    g.apply(op, inputs).expect("the cases fit their ops")
 }
 
 fn weight(g: &mut Graph, name: &str, shape: &[usize]) -> ValueId {
@@ -203,7 +203,7 @@ impl Case {
         let mut g = Graph::new();
         let y = (self.build)(&mut g);
         let shape = g.shape(y).to_vec();
-        let columns = *shape.last().unwrap();
+        let columns = *shape.last().expect("no case ends in a scalar");
         let logits = apply(&mut g, Op::Reshape { shape: vec![shape.iter().product::<usize>() / columns, columns] }, &[y]);
         g.mark_output("logits", logits);
         g
@@ -212,17 +212,17 @@ impl Case {
 
 /// Adds the loss and its gradients by every parameter; outputs `loss` and `d NAME`.
 pub(crate) fn with_gradients(g: &mut Graph) {
-    let logits = g.output("logits").unwrap();
+    let logits = g.output("logits").expect("`forward` marks it");
     let rows = g.shape(logits)[0];
     let labels = g.input("labels", &[rows], DType::I32);
     let logits = if g.dtype(logits) == DType::F32 { logits } else { apply(g, Op::Cast { to: DType::F32 }, &[logits]) };
     let loss = apply(g, Op::CrossEntropy { rows }, &[logits, labels]);
     g.mark_output("loss", loss);
     let wrt: Vec<ValueId> = g.parameters().collect();
-    let gradients = differentiate(g, loss, &wrt, None).unwrap();
+    let gradients = differentiate(g, loss, &wrt, None).expect("the loss is a scalar of this graph");
     for id in wrt {
         let name = format!("d {}", g.value(id).name);
-        g.mark_output(&name, gradients.of(id).unwrap());
+        g.mark_output(&name, gradients.of(id).expect("every parameter of a case is used"));
     }
 }
 
@@ -236,7 +236,7 @@ pub(crate) fn contents(g: &Graph, seed: u64) -> Vec<Vec<f64>> {
         .map(|v| match (&v.role, v.dtype) {
             (Role::Intermediate, _) => vec![0.0; v.elements()],
             (_, DType::I32) => {
-                let most = if v.name == "labels" { classes.unwrap() } else { 3 };
+                let most = if v.name == "labels" { classes.expect("labels come with a loss") } else { 3 };
                 (0..v.elements()).map(|_| generator.below(most) as f64).collect()
             }
             // Squares and counts are not negative.

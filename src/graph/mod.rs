@@ -5,7 +5,6 @@
 //! images are `[B, H, W, C]`, convolution weights `[KH, KW, Cin, Cout]`, linear weights `[in, out]`.
 
 mod autodiff;
-#[cfg(test)]
 pub(crate) mod cases;
 mod fuse;
 mod lower;

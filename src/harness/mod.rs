@@ -12,6 +12,6 @@ mod protocol;
 mod run;
 mod worker;
 
-pub use protocol::{Described, Request, Response, Setup};
+pub use protocol::{Described, Request, Response, Setup, WindowEnergy};
 pub use run::{Control, Event, HarnessError, Job, Pace, run};
 pub use worker::{Work, serve};

@@ -4,7 +4,7 @@ use crate::{
     data::DataSource,
     record::{Candidate, OpProfile, Quality, SeedRun, TimeSplit, TrainConfig},
     units::{Bytes, Flops, Seconds},
-    vocab::{Metric, Task},
+    vocab::{Device, Metric, Task},
 };
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -22,8 +22,12 @@ pub struct Setup {
     pub primary_metric: Metric,
     /// Folder of trained weights.
     pub checkpoints: PathBuf,
-    /// Threads for training the weights that inference candidates share.
-    pub all_threads: usize,
+    /// The training whose weights inference candidates share runs here,
+    pub reference_device: Device,
+    /// on so many threads.
+    pub reference_threads: usize,
+    /// Length of the window in which a counter is read that is too coarse for single blocks.
+    pub energy_window: Seconds,
     /// FLOP per byte at which the machine's compute and memory limits meet, for all threads of the candidate.
     pub balance: Option<f64>,
 }
@@ -77,6 +81,16 @@ pub enum Response {
     },
 }
 
+/// Energy of an uninterrupted series of steps.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WindowEnergy {
+    pub total_j: f64,
+    pub window_s: f64,
+    pub steps: u64,
+    /// Shorter windows show the counter's steps.
+    pub least_s: f64,
+}
+
 /// What is known of a candidate beside its times.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Described {
@@ -89,6 +103,8 @@ pub struct Described {
     pub time_split: Option<TimeSplit>,
     pub notes: Vec<String>,
     pub checkpoint: Option<String>,
+    /// Energy of a window of its own, for counters that are too coarse for single blocks.
+    pub energy: Option<WindowEnergy>,
     /// Where energy was read; absent on a machine without a counter.
     pub energy_counter: Option<String>,
 }

@@ -40,6 +40,8 @@ pub struct Pace {
     pub rule: StopRule,
     pub warm_up_least: Seconds,
     pub warm_up_most: Seconds,
+    /// Length of the window in which a coarse energy counter is read.
+    pub energy_window: Seconds,
 }
 
 impl Pace {
@@ -50,6 +52,7 @@ impl Pace {
         rule: StopRule { least: 12, most: 32, precision: 0.005 },
         warm_up_least: Seconds(0.2),
         warm_up_most: Seconds(1.5),
+        energy_window: Seconds(2.5),
     };
 
     /// Six short blocks: enough to see that all works and which candidates are far apart.
@@ -58,6 +61,7 @@ impl Pace {
         rule: StopRule { least: 6, most: 6, precision: 0.005 },
         warm_up_least: Seconds(0.02),
         warm_up_most: Seconds(0.2),
+        energy_window: Seconds(0.2),
     };
 }
 
@@ -469,7 +473,8 @@ impl Conductor<'_, '_> {
     fn setup(&self, candidate: &Candidate) -> Setup {
         let job = self.job;
         let environment = &job.header.environment;
-        let balance = environment.peak_flops_per_core.zip(environment.copy_bytes_per_s);
+        let baseline = job.baselines.iter().find(|baseline| baseline.phase == candidate.phase).unwrap_or(candidate);
+        let on_cuda = baseline.device.is_cuda();
         Setup {
             candidate: candidate.clone(),
             task: job.task,
@@ -479,8 +484,10 @@ impl Conductor<'_, '_> {
             train: job.header.train.clone(),
             primary_metric: job.header.primary_metric,
             checkpoints: job.folder.join("checkpoints"),
-            all_threads: environment.logical_cores,
-            balance: balance.map(|(flops, bytes)| flops * candidate.threads.min(environment.physical_cores) as f64 / bytes),
+            reference_device: baseline.device,
+            reference_threads: if on_cuda { 1 } else { environment.logical_cores },
+            energy_window: job.pace.energy_window,
+            balance: environment.rates(candidate).map(|(flops, bytes)| flops / bytes),
         }
     }
 
@@ -743,12 +750,17 @@ impl Conductor<'_, '_> {
         let steps: Vec<f64> = blocks.iter().flat_map(|b| &b.step_s).copied().collect();
         let latency_p99 = stats::quantile_upper_bound(&steps, 0.99, 0.99)
             .map(|bound| LatencyTail { bound: Seconds(bound), steps: steps.len() as u64 });
-        let energy = one.energy.zip(described.energy_counter.clone()).map(|(reading, counter)| {
+        // The processor's counters move about once a millisecond; below half a second of blocks their steps show.
+        let of_blocks = one.energy.map(|reading| (reading, 0.5));
+        let of_window = described.energy.map(|window| {
+            let units = window.steps * one.candidate.batch_size as u64;
+            (Reading { total: window.total_j, units, window: window.window_s }, window.least_s)
+        });
+        let energy = of_window.or(of_blocks).zip(described.energy_counter.clone()).map(|((reading, least), counter)| {
             let Reading { total, units, window } = reading;
-            // The counters move about once a millisecond; below half a second of blocks their steps show.
             let reason = if total <= 0.0 {
                 Some("the counter did not move".to_string())
-            } else if window < 0.5 {
+            } else if window < least {
                 Some(format!("only {window:.2} s were timed"))
             } else {
                 None

@@ -34,6 +34,7 @@ pub fn environment() -> Environment {
         load_before,
         peak_flops_per_core: Some(multiply_add_rate(Isa::best(), 0.1)),
         copy_bytes_per_s: Some(copy_rate(logical_cores)),
+        gpus: Vec::new(),
         advisor_version: env!("CARGO_PKG_VERSION").to_string(),
         rustc: env!("ADVISOR_RUSTC").to_string(),
         commit: option_env!("ADVISOR_COMMIT").map(str::to_string),

@@ -2,10 +2,14 @@
 
 mod energy;
 mod environment;
+mod gpu;
+mod kernels;
 mod memory;
 mod noise;
 
 pub use energy::EnergyCounter;
 pub use environment::environment;
+pub use gpu::{GpuSensor, gpus, measure_gpu};
+pub use kernels::{KernelBench, KernelCase, kernel_cases};
 pub use memory::{forget_peak_resident, peak_resident};
 pub use noise::{CpuTimes, load_average};

@@ -14,7 +14,7 @@ pub struct Candidate {
     pub layout: Layout,
     /// Units a step, over all ranks.
     pub batch_size: usize,
-    /// Compute threads over all ranks.
+    /// Compute threads over all ranks; on CUDA devices the threads that feed them, one a rank.
     pub threads: usize,
 }
 
@@ -24,7 +24,7 @@ impl Candidate {
         format!(
             "{}/{}/{}/{}/{}/b{}/t{}",
             self.phase.name(),
-            self.device.name(),
+            self.device,
             self.precision.name(),
             self.compression,
             self.layout,
@@ -43,7 +43,11 @@ impl Candidate {
             parts.push(self.layout.to_string());
         }
         parts.push(format!("batch {}", self.batch_size));
-        parts.push(if self.threads == 1 { "1 thread".to_string() } else { format!("{} threads", self.threads) });
+        parts.push(match (self.device, self.threads) {
+            (Device::Cuda(_), _) => self.device.to_string(),
+            (_, 1) => "1 thread".to_string(),
+            (_, threads) => format!("{threads} threads"),
+        });
         parts.join(", ")
     }
 }
@@ -65,5 +69,8 @@ mod tests {
         };
         assert_eq!(candidate.id(), "infer/cpu/bf16/none/dp=2/b64/t2");
         assert_eq!(candidate.title(), "bf16, dp=2, batch 64, 2 threads");
+        let candidate = Candidate { device: Device::Cuda(1), ..candidate };
+        assert_eq!(candidate.id(), "infer/cuda:1/bf16/none/dp=2/b64/t2");
+        assert_eq!(candidate.title(), "bf16, dp=2, batch 64, cuda:1");
     }
 }

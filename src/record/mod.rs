@@ -5,6 +5,8 @@
 
 mod candidate;
 mod goal;
+mod gpu;
+mod kernels;
 mod measurement;
 mod quality;
 mod setup;
@@ -12,11 +14,16 @@ pub mod store;
 
 pub use candidate::Candidate;
 pub use goal::{Constraints, CostBasis, Goal, Owned, Target};
+pub use gpu::Gpu;
+pub use kernels::{CheckRow, KernelRow, KernelRun, StepRow};
 pub use measurement::{Block, Energy, LatencyTail, Measurement, OpProfile, StopCondition, TimeSplit};
 pub use quality::{ClassQuality, Epoch, Quality, RocCurve, SeedRun, TrainingOutcome};
 pub use setup::{OptimizerConfig, TrainConfig};
 
-use crate::units::{Bytes, Flops, Seconds};
+use crate::{
+    units::{Bytes, Flops, Seconds},
+    vocab::{Device, Precision},
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -138,12 +145,39 @@ pub struct Environment {
     pub load_before: Option<f64>,
     /// Measured fp32 multiply-add rate of one core, FLOP/s.
     pub peak_flops_per_core: Option<f64>,
+    /// CUDA devices that candidates of the run may use, in the driver's order; empty where none does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<Gpu>,
     /// Measured large-copy bandwidth of all cores, bytes/s (read + written).
     pub copy_bytes_per_s: Option<f64>,
     pub advisor_version: String,
     pub rustc: String,
     /// Git commit of the program, where known at build time.
     pub commit: Option<String>,
+}
+
+impl Environment {
+    /// Measured rates of what a candidate runs on: FLOP/s in its storage type and bytes/s, over all its ranks. `None` where they were not
+    /// measured.
+    pub fn rates(&self, candidate: &Candidate) -> Option<(f64, f64)> {
+        match candidate.device {
+            Device::Cuda(first) => {
+                let gpus = self.gpus.get(first..first + candidate.layout.ranks())?;
+                let flops = |gpu: &Gpu| match candidate.precision {
+                    Precision::Fp32 => gpu.fp32_flops_per_s,
+                    // Both 16-bit types run at one rate on all devices of compute capability 8.0 and later.
+                    Precision::Bf16 | Precision::Fp16 => gpu.bf16_flops_per_s,
+                };
+                let flops = gpus.iter().map(flops).sum::<Option<f64>>()?;
+                Some((flops, gpus.iter().map(|gpu| gpu.copy_bytes_per_s).sum::<Option<f64>>()?))
+            }
+            Device::Auto | Device::Cpu => {
+                let (threads, physical) = (candidate.threads, self.physical_cores);
+                let cores = if physical == 0 { threads } else { threads.min(physical) };
+                Some((self.peak_flops_per_core? * cores as f64, self.copy_bytes_per_s?))
+            }
+        }
+    }
 }
 
 /// First line of `run.jsonl`.

@@ -3,7 +3,8 @@
 use super::{Inputs, ReportError};
 use crate::{
     advise::{Estimate, PhaseAdvice, Row},
-    record::{RunRecord, Source, Status, StopCondition},
+    record::{KernelRow, KernelRun, RunRecord, Source, Status, StopCondition},
+    stats::median,
     vocab::{Metric, Vocabulary},
 };
 use polars::prelude::{Column, CsvWriter, DataFrame, IntoColumn, NamedFrom, SerWriter, Series};
@@ -111,7 +112,7 @@ fn column(name: &str, lines: &[Line]) -> Column {
         "scenario" => text(&|l| Some(header(l).scenario)),
         "candidate" => text(&|l| Some(l.row.id.clone())),
         "phase" => text(&|l| Some(l.phase.phase.name().into())),
-        "device" => text(&|l| Some(l.record.candidate.device.name().into())),
+        "device" => text(&|l| Some(l.record.candidate.device.to_string())),
         "model" => text(&|l| Some(header(l).model)),
         "precision" => text(&|l| Some(l.record.candidate.precision.name().into())),
         "compression" => text(&|l| Some(l.record.candidate.compression.to_string())),
@@ -161,6 +162,40 @@ fn column(name: &str, lines: &[Line]) -> Column {
 }
 
 fn bytes(columns: Vec<Column>) -> Result<Vec<u8>, ReportError> {
+    let mut frame = DataFrame::new_infer_height(columns)?;
+    let mut out = Vec::new();
+    CsvWriter::new(&mut out).finish(&mut frame)?;
+    Ok(out)
+}
+
+/// `kernels.csv`: one row a kernel; `floor_s` is the time that its device would need at measured rates.
+pub(super) fn kernels(run: &KernelRun, floor_s: impl Fn(&KernelRow) -> Option<f64>) -> Result<Vec<u8>, ReportError> {
+    let rows = &run.kernels;
+    fn text<'r>(name: &str, rows: &'r [KernelRow], of: impl Fn(&'r KernelRow) -> Option<&'r str>) -> Column {
+        Series::new(name.into(), rows.iter().map(of).collect::<Vec<_>>()).into_column()
+    }
+    let real = |name: &str, of: &dyn Fn(&KernelRow) -> Option<f64>| {
+        Series::new(name.into(), rows.iter().map(of).collect::<Vec<_>>()).into_column()
+    };
+    let whole = |name: &str, of: &dyn Fn(&KernelRow) -> u64| {
+        Series::new(name.into(), rows.iter().map(of).collect::<Vec<_>>()).into_column()
+    };
+    let columns = vec![
+        text("family", rows, |row| Some(&row.family)),
+        text("op", rows, |row| Some(&row.op)),
+        text("shape", rows, |row| Some(&row.shape)),
+        text("dtype", rows, |row| Some(row.dtype.name())),
+        text("operands", rows, |row| Some(if row.cold { "cold" } else { "in a cache" })),
+        whole("flops", &|row| row.flops),
+        whole("bytes", &|row| row.bytes),
+        whole("samples", &|row| row.call_s.len() as u64),
+        real("time_s", &|row| median(&row.call_s)),
+        real("bytes_per_s", &|row| Some(row.bytes as f64 / median(&row.call_s)?)),
+        real("flops_per_s", &|row| Some(row.flops as f64 / median(&row.call_s)?)),
+        real("roof_fraction", &|row| Some(floor_s(row)? / median(&row.call_s)?)),
+        real("peer_time_s", &|row| median(row.peer_call_s.as_deref()?)),
+        text("reason", rows, |row| row.reason.as_deref()),
+    ];
     let mut frame = DataFrame::new_infer_height(columns)?;
     let mut out = Vec::new();
     CsvWriter::new(&mut out).finish(&mut frame)?;

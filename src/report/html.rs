@@ -472,6 +472,9 @@ fn provenance(out: &mut String, inputs: &Inputs) {
         ),
         ("configuration".into(), header.config_hash.clone()),
     ];
+    for gpu in &e.gpus {
+        facts.insert(1, ("CUDA device".into(), words::gpu(gpu)));
+    }
     if let Some(end) = &inputs.run.end {
         facts.push((
             "the last session took".into(),

@@ -7,6 +7,7 @@
 //! | `html`, `style.css` | `report.html` and `index.html`: one file each, nothing is loaded from elsewhere |
 //! | `plots` | the figures, by plotters |
 //! | `csv` | `results.csv`, `samples.csv`, by polars |
+//! | `kernels` | sweeps over kernels: tables and the figure under the roof |
 //! | `json` | `recommendation.json` |
 //! | `terminal` | the summary that `run` prints |
 //! | `words` | numbers and verdicts as people read them |
@@ -15,6 +16,7 @@
 mod csv;
 mod html;
 mod json;
+mod kernels;
 mod plots;
 mod terminal;
 #[cfg(test)]
@@ -25,9 +27,10 @@ mod write;
 pub use csv::{RESULT_COLUMNS, results_csv, samples_csv};
 pub use html::{html, index_html};
 pub use json::{RECOMMENDATION_SCHEMA_VERSION, recommendation_json};
+pub use kernels::{floor_s, kernels_csv, kernels_document, kernels_markdown, kernels_plot};
 pub use plots::{Plot, plots};
 pub use terminal::terminal;
-pub use write::write;
+pub use write::{put, write};
 
 use crate::{advise::Advice, record::StoredRun};
 use std::path::PathBuf;

@@ -477,6 +477,67 @@ where
     })
 }
 
+/// Kernels `(family, FLOP/byte, FLOP/s)` under the roof of their device: bytes/s and FLOP/s that it reached.
+pub(super) fn roofline(points: &[(String, f64, f64)], roof: Option<(f64, f64)>) -> Result<Option<Plot>, ReportError> {
+    if points.is_empty() {
+        return Ok(None);
+    }
+    let bound = |of: &dyn Fn(&(String, f64, f64)) -> f64| {
+        let all = points.iter().map(of).filter(|v| *v > 0.0);
+        all.fold((f64::INFINITY, 0.0f64), |(low, high), v| (low.min(v), high.max(v)))
+    };
+    let ((x_low, x_high), (y_low, y_high)) = (bound(&|p| p.1), bound(&|p| p.2));
+    let (x_low, x_high) = (x_low / 2.0, x_high * 2.0);
+    let y_high = roof.map_or(y_high, |(_, flops)| y_high.max(flops)) * 2.0;
+    let caption = "Kernels by arithmetic intensity and rate; the line is the roof that the same device reached".to_string();
+    let svg = draw("figure of the kernels", 420, &caption, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(10)
+            .margin_right(24)
+            .x_label_area_size(46)
+            .y_label_area_size(64)
+            .build_cartesian_2d((x_low..x_high).log_scale(), (y_low / 2.0..y_high).log_scale())?;
+        chart
+            .configure_mesh()
+            .axis_style(INK)
+            .bold_line_style(FAINT.mix(0.25))
+            .light_line_style(FAINT.mix(0.0))
+            .label_style(font(13))
+            .axis_desc_style(font(14))
+            .x_desc("FLOP per byte")
+            .y_desc("GFLOP/s")
+            .x_label_formatter(&|v| three_figures(*v))
+            .y_label_formatter(&|v| three_figures(*v / 1e9))
+            .draw()?;
+        if let Some((bytes, flops)) = roof {
+            let knee = (flops / bytes).clamp(x_low, x_high);
+            let line =
+                [(x_low, (x_low * bytes).min(flops)), (knee, (knee * bytes).min(flops)), (x_high, (x_high * bytes).min(flops))];
+            chart.draw_series(LineSeries::new(line, INK.stroke_width(1)))?;
+        }
+        let mut families: Vec<&str> = points.iter().map(|point| point.0.as_str()).collect();
+        families.sort_unstable();
+        families.dedup();
+        for (k, family) in families.iter().enumerate() {
+            let colour = COLOURS[k % COLOURS.len()];
+            let of_family = points.iter().filter(|point| point.0 == *family);
+            chart
+                .draw_series(of_family.map(|point| Circle::new((point.1, point.2), 4, colour.filled())))?
+                .label(family.to_string())
+                .legend(move |(x, y)| Circle::new((x + 8, y), 4, colour.filled()));
+        }
+        chart
+            .configure_series_labels()
+            .label_font(font(13))
+            .border_style(FAINT.mix(0.0))
+            .background_style(FAINT.mix(0.0))
+            .position(SeriesLabelPosition::LowerRight)
+            .draw()?;
+        Ok(())
+    })?;
+    Ok(Some(Plot { stem: "kernels".into(), caption, svg }))
+}
+
 /// One-vs-rest ROC curves of the recommended row.
 fn roc(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportError> {
     let Outcome::Pick(pick) = &phase.outcome else { return Ok(None) };

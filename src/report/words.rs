@@ -2,7 +2,7 @@
 
 use crate::{
     advise::{Drop, DropVerdict, Estimate, LimitVerdict, Row},
-    record::RunHeader,
+    record::{Gpu, RunHeader},
     units::{Seconds, Usd, three_figures},
     vocab::{Objective, Phase},
 };
@@ -46,6 +46,21 @@ pub fn drop(drop: &Drop) -> String {
         }
         verdict => format!("{:+.4} ({})", -drop.value, verdict.name()),
     }
+}
+
+/// A GPU with what it reached.
+pub fn gpu(gpu: &Gpu) -> String {
+    let tera = |rate: Option<f64>, unit: &str| or_unknown(rate.map(|rate| format!("{} {unit}", three_figures(rate / 1e12))));
+    format!(
+        "{} ({}), driver {}, {}; copying {}, fp32 {}, bf16 {}",
+        gpu.name,
+        gpu.uuid.as_deref().unwrap_or("device not named"),
+        gpu.driver.as_deref().unwrap_or("unknown"),
+        gpu.memory,
+        tera(gpu.copy_bytes_per_s, "TB/s"),
+        tera(gpu.fp32_flops_per_s, "TFLOP/s"),
+        tera(gpu.bf16_flops_per_s, "TFLOP/s")
+    )
 }
 
 /// Never certain: what is resampled is a sample itself.

@@ -29,7 +29,8 @@ pub fn write(dir: &Path, scenarios: &[Inputs]) -> Result<Vec<PathBuf>, ReportErr
     Ok(pages)
 }
 
-fn put(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
+/// Writes one file, whole or not at all.
+pub fn put(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
     let fail = |doing| move |source| ReportError::Io { doing, path: path.to_path_buf(), source };
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(fail("make the folder of"))?;

@@ -18,6 +18,8 @@ use std::{
 pub struct Machine {
     /// Cores that candidates may use, at least 1.
     pub cores: usize,
+    /// CUDA devices that the driver shows; 0 also where there is no driver.
+    pub cuda_devices: usize,
 }
 
 /// The candidates of a scenario on a machine. No id stands twice, in neither list nor in both.
@@ -60,7 +62,9 @@ impl Grid {
                     for &layout in &self.layouts {
                         for &batch_size in &self.batch_sizes {
                             for &compression in self.compressions(phase) {
-                                let device = found(device);
+                                let device = machine.found(device);
+                                // A rank on a CUDA device has one thread of the processor, which feeds it.
+                                let threads = if device.is_cuda() { layout.ranks() } else { threads };
                                 all.push(Candidate { phase, device, precision, compression, layout, batch_size, threads });
                             }
                         }
@@ -97,19 +101,22 @@ impl Scenario {
     }
 
     /// The fp32, uncompressed, single candidate of `phase` that the others are compared with, always one of `expand`. Its batch is that of
-    /// the training where the grid has it, else the largest; its threads are the most that the grid has and the machine can give.
+    /// the training where the grid has it, else the largest; its device the first of the grid that the machine has; its threads are the most that the grid has and the machine can give.
     pub fn baseline(&self, phase: Phase, machine: &Machine) -> Candidate {
         let cores = machine.cores.max(1);
         let largest = self.grid.batch_sizes.iter().copied().max().unwrap_or(self.train.batch_size);
         let has_training = self.grid.batch_sizes.contains(&self.train.batch_size);
+        let devices = || self.grid.devices.iter().map(|device| machine.found(*device));
+        let device = devices().find(|device| machine.has(*device)).or_else(|| devices().next()).unwrap_or(Device::Cpu);
+        let most = || self.grid.threads(machine).into_iter().filter(|threads| *threads <= cores).max().unwrap_or(cores);
         Candidate {
             phase,
-            device: found(self.grid.devices.first().copied().unwrap_or(Device::Auto)),
+            device,
             precision: Precision::Fp32,
             compression: Compression::None,
             layout: Layout::Single,
             batch_size: if has_training { self.train.batch_size } else { largest },
-            threads: self.grid.threads(machine).into_iter().filter(|threads| *threads <= cores).max().unwrap_or(cores),
+            threads: if device.is_cuda() { 1 } else { most() },
         }
     }
 
@@ -138,10 +145,26 @@ impl Scenario {
     }
 }
 
-/// `auto` is the best device that this build can use.
-fn found(device: Device) -> Device {
-    match device {
-        Device::Auto | Device::Cpu => Device::Cpu,
+impl Machine {
+    /// Whether candidates on `device` can run here.
+    pub fn can_use(&self, device: Device) -> bool {
+        self.has(self.found(device))
+    }
+
+    /// What `auto` means here: the first CUDA device where there is one.
+    fn found(&self, device: Device) -> Device {
+        match device {
+            Device::Auto if self.cuda_devices > 0 => Device::Cuda(0),
+            Device::Auto => Device::Cpu,
+            other => other,
+        }
+    }
+
+    fn has(&self, device: Device) -> bool {
+        match device {
+            Device::Cuda(number) => number < self.cuda_devices,
+            Device::Auto | Device::Cpu => true,
+        }
     }
 }
 
@@ -150,11 +173,26 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
     let Candidate { layout, batch_size, threads, .. } = *candidate;
     let ranks = layout.ranks();
     let cores = machine.cores.max(1);
-    if threads > cores {
+    if let Device::Cuda(first) = candidate.device {
+        let shown = match machine.cuda_devices {
+            0 => "no CUDA device (`advisor doctor` says why)".to_string(),
+            1 => "1 CUDA device".to_string(),
+            count => format!("{count} CUDA devices"),
+        };
+        if !machine.has(candidate.device) {
+            return Some(format!("`{}` is not there: this machine shows {shown}", candidate.device));
+        }
+        if first + ranks > machine.cuda_devices {
+            return Some(format!(
+                "{layout} from `{}` on needs {ranks} CUDA devices, this machine shows {shown}",
+                candidate.device
+            ));
+        }
+    } else if threads > cores {
         let of = if cores == 1 { "1 core".to_string() } else { format!("{cores} cores") };
         return Some(format!("{threads} threads on {of} would share cores, so its times say nothing"));
     }
-    if ranks > threads {
+    if ranks > threads && !candidate.device.is_cuda() {
         return Some(format!("{layout} needs at least {ranks} threads, this candidate has {threads}"));
     }
     if batch_size < ranks {
@@ -189,7 +227,7 @@ mod tests {
     use super::*;
     use crate::{input::Source, scenario::Known};
 
-    const TWO: Machine = Machine { cores: 2 };
+    const TWO: Machine = Machine { cores: 2, cuda_devices: 0 };
 
     fn at(path: &str, more: &str) -> Scenario {
         let text = format!("name = \"x\"\n[workload]\nmodel = \"mlp\"\n{more}");
@@ -246,7 +284,7 @@ mod tests {
         assert_eq!(only("layout = \"dp=4\"", TWO), ["dp=4 needs at least 4 threads, this candidate has 2"]);
         assert_eq!(only("threads = [1, 8]", TWO), ["8 threads on 2 cores would share cores, so its times say nothing"]);
         assert_eq!(
-            only("threads = 2", Machine { cores: 1 }),
+            only("threads = 2", Machine { cores: 1, cuda_devices: 0 }),
             ["2 threads on 1 core would share cores, so its times say nothing"]
         );
         assert_eq!(
@@ -261,6 +299,28 @@ mod tests {
     #[test]
     fn the_same_candidate_stands_once() {
         assert_eq!(ids(&with("[grid]\ndevice = [\"auto\", \"cpu\"]"), TWO).len(), 2);
+    }
+
+    #[test]
+    fn auto_is_a_cuda_device_where_there_is_one_and_ranks_need_one_each() {
+        let one = Machine { cores: 8, cuda_devices: 1 };
+        let auto = with("phase = \"infer\"\n[grid]\nlayout = [\"single\", \"dp=2\"]\nthreads = [1, 8]");
+        assert_eq!(
+            ids(&auto, one),
+            ["infer/cuda/fp32/none/single/b64/t1"],
+            "the processor's threads are no axis of a CUDA device"
+        );
+        let reasons = |scenario: &Scenario, machine| skipped(scenario, machine).into_iter().map(|(_, r)| r).collect::<Vec<_>>();
+        assert_eq!(reasons(&auto, one), ["dp=2 from `cuda` on needs 2 CUDA devices, this machine shows 1 CUDA device"]);
+        let two = Machine { cores: 8, cuda_devices: 2 };
+        assert_eq!(ids(&auto, two).len(), 2);
+        let both = with("phase = \"infer\"\n[grid]\ndevice = [\"cuda:1\", \"cpu\"]");
+        assert_eq!(ids(&both, one), ["infer/cpu/fp32/none/single/b64/t8"]);
+        assert_eq!(both.baseline(Phase::Infer, &one).device, Device::Cpu, "the first device that the machine has");
+        assert_eq!(both.baseline(Phase::Infer, &two).device, Device::Cuda(1));
+        assert_eq!(reasons(&both, one), ["`cuda:1` is not there: this machine shows 1 CUDA device"]);
+        let absent = "`cuda:1` is not there: this machine shows no CUDA device (`advisor doctor` says why)";
+        assert_eq!(reasons(&both, TWO), [absent]);
     }
 
     #[test]
@@ -295,7 +355,7 @@ mod tests {
             hash(&format!("{plain}\n[cost]\nhourly_usd = 1")),
             hash(&format!("phase = \"infer\"\n{plain}")),
             with(plain).config_hash(true, &TWO, &[]),
-            with(plain).config_hash(false, &Machine { cores: 1 }, &[]),
+            with(plain).config_hash(false, &Machine { cores: 1, cuda_devices: 0 }, &[]),
         ];
         let all: HashSet<&String> = others.iter().collect();
         assert!(all.len() == others.len() && !all.contains(&hash(plain)));

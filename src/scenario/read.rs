@@ -146,7 +146,7 @@ fn optimizer(table: Option<&Table>, report: &mut Report) -> OptimizerConfig {
 
 fn grid(table: Option<&Table>) -> Grid {
     Grid {
-        devices: table.and_then(|table| words(table, "device")).unwrap_or_else(|| vec![Device::Auto]),
+        devices: table.and_then(|table| table.words("device", |text| text.parse().ok())).unwrap_or_else(|| vec![Device::Auto]),
         precisions: table.and_then(|table| words(table, "precision")).unwrap_or_else(|| vec![Precision::Fp32]),
         compressions: table
             .and_then(|table| table.words("compression", |text| text.parse().ok()))

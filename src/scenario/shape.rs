@@ -213,7 +213,7 @@ static TARGET: Shape = Shape {
 
 static GRID: Shape = Shape {
     fields: &[
-        optional("device", "Where candidates run", "[\"auto\"]", axis(&const { word::<Device>() })),
+        optional("device", "Where candidates run", "[\"auto\"]", axis(&DEVICE)),
         optional("precision", "Number format of compute and storage", "[\"fp32\"]", axis(&const { word::<Precision>() })),
         optional("compression", "How trained weights are made smaller (infer only)", "[\"none\"]", axis(&COMPRESSION)),
         optional("layout", "How a step is spread over ranks", "[\"single\"]", axis(&LAYOUT)),
@@ -228,6 +228,9 @@ static COMPRESSION: Kind = Kind::Form {
     forms: Compression::FORMS,
     canonical: |text| Some(text.parse::<Compression>().ok()?.to_string()),
 };
+
+static DEVICE: Kind =
+    Kind::Form { what: "device", forms: Device::FORMS, canonical: |text| Some(text.parse::<Device>().ok()?.to_string()) };
 
 static LAYOUT: Kind =
     Kind::Form { what: "layout", forms: Layout::FORMS, canonical: |text| Some(text.parse::<Layout>().ok()?.to_string()) };

@@ -13,6 +13,7 @@ mod init;
 mod loss_scale;
 mod predictor;
 mod program;
+mod step_bench;
 mod team;
 mod trainer;
 
@@ -21,6 +22,7 @@ pub use init::initial_weights;
 pub use loss_scale::LossScale;
 pub use predictor::{CALIBRATION_ROWS, Predictor, calibrate};
 pub use program::{InferenceProgram, TrainingProgram, inference_program, optimizer_step, training_program};
+pub use step_bench::StepBench;
 pub use team::{Rank, StepTimes, Team};
 pub use trainer::{Trainer, scaled_rate};
 

@@ -81,9 +81,11 @@ impl Drop for LeaveOnDrop<'_> {
 impl Team {
     /// Loads `program` on every rank; each gets its share of `threads`.
     pub fn new(device: Device, program: &Program, ranks: usize, threads: usize, weights: &Weights) -> Result<Team, TrainError> {
-        let backend = open(device, (threads / ranks).max(1))?;
+        let threads = (threads / ranks).max(1);
+        let shared = open(device, threads)?;
         let mut made = Vec::new();
-        for member in thread_group(ranks) {
+        for (rank, member) in thread_group(ranks).into_iter().enumerate() {
+            let backend = if device.of_rank(rank) == device { shared.clone() } else { open(device.of_rank(rank), threads)? };
             let member = Arc::new(member);
             let collective: Option<Arc<dyn Collective>> = if ranks > 1 { Some(member.clone()) } else { None };
             let mut session = backend.load(program.clone(), collective)?;

@@ -1,17 +1,19 @@
 //! The words of the product, each family one table: name, aliases, what it says.
 //!
 //! Parsing, help texts, "did you mean", the JSON Schema and the tests all read these tables. Families with a number in the word
-//! (`magnitude:0.8`, `dp=2`) live in `compression` and `layout`; their forms are tables too.
+//! (`magnitude:0.8`, `cuda:1`, `dp=2`) live in `compression`, `device` and `layout`; their forms are tables too.
 
 mod compression;
+mod device;
 mod layout;
 mod metric;
 mod words;
 
 pub use compression::Compression;
+pub use device::Device;
 pub use layout::Layout;
 pub use metric::{Better, Metric, MetricFacts};
-pub use words::{Augmentation, DType, Device, InitKind, Objective, OptimizerKind, Phase, Precision, Schedule, Task};
+pub use words::{Augmentation, DType, InitKind, Objective, OptimizerKind, Phase, Precision, Schedule, Task};
 
 /// One word of a family.
 pub struct Word<T: 'static> {
@@ -90,7 +92,6 @@ mod tests {
         check(&[DType::F32, DType::Bf16, DType::F16, DType::I32, DType::I8, DType::U8]);
         check(&[self::Precision::Fp32, self::Precision::Bf16, self::Precision::Fp16]);
         check(&[Phase::Train, Phase::Infer]);
-        check(&[Device::Auto, Device::Cpu]);
         check(&[Task::ImageClassification]);
         check(&[OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Rmsprop]);
         check(&[Schedule::Constant, Schedule::Cosine]);

@@ -97,22 +97,6 @@ impl Vocabulary for Phase {
     ];
 }
 
-/// Where a candidate runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Device {
-    Auto,
-    Cpu,
-}
-
-impl Vocabulary for Device {
-    const KIND: &'static str = "device";
-    const WORDS: &'static [Word<Self>] = &[
-        Word { value: Device::Auto, name: "auto", aliases: &[], about: "the fastest device found on this machine" },
-        Word { value: Device::Cpu, name: "cpu", aliases: &[], about: "this machine's processor" },
-    ];
-}
-
 /// Kind of work; picks the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -3,15 +3,15 @@
 use crate::{
     data::{DataSet, Part},
     graph::Program,
-    harness::{Described, Request, Response, Setup, Work},
-    measure::{EnergyCounter, forget_peak_resident, peak_resident},
+    harness::{Described, Request, Response, Setup, WindowEnergy, Work},
+    measure::{EnergyCounter, GpuSensor, forget_peak_resident, peak_resident},
     models::{self, Model},
     record::{OpProfile, Quality, TimeSplit},
     stats::{StopRule, median},
     strategy::Weights,
     train::{Checkpoint, Identity, Predictor, StepTimes, Team, TrainError, Trainer, scaled_rate},
     units::{Bytes, Flops, Seconds},
-    vocab::{Compression, Layout, Phase, Precision},
+    vocab::{Compression, Device, Layout, Phase, Precision},
 };
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
@@ -34,9 +34,22 @@ struct Ready {
     work: Doing,
     /// Median seconds a step, from the latest steps.
     step_s: f64,
+    /// Of the processor, for candidates that run on it.
     counter: Option<EnergyCounter>,
+    /// Of the GPUs, for candidates that run on them.
+    sensor: Option<GpuSensor>,
+    throttled: Throttled,
     notes: Vec<String>,
     checkpoint: Option<String>,
+}
+
+/// What held a GPU's clocks down at the end of blocks.
+#[derive(Default)]
+struct Throttled {
+    blocks: usize,
+    of_blocks: usize,
+    lowest_share: f64,
+    reasons: Vec<&'static str>,
 }
 
 enum Doing {
@@ -82,10 +95,11 @@ impl Ready {
         let mut set = Arc::new(DataSet::load(&setup.data, &setup.search_from)?);
         let (mut notes, mut checkpoint) = (Vec::new(), None);
         let candidate = &setup.candidate;
-        if candidate.precision == Precision::Bf16 && !crate::backend::cpu::has_bf16_products() {
+        let on_cuda = candidate.device.is_cuda();
+        if !on_cuda && candidate.precision == Precision::Bf16 && !crate::backend::cpu::has_bf16_products() {
             notes.push("this processor has no bf16 arithmetic: values are widened to fp32 in every product".to_string());
         }
-        if candidate.precision == Precision::Fp16 {
+        if !on_cuda && candidate.precision == Precision::Fp16 {
             notes.push("this processor has no fp16 arithmetic in use: values are widened to fp32 in every product".to_string());
         }
         let work = match candidate.phase {
@@ -118,8 +132,27 @@ impl Ready {
                 Doing::Infer(Box::new(predictor))
             }
         };
+        let ranks = candidate.layout.ranks();
+        let (counter, sensor) = match candidate.device {
+            Device::Cuda(first) => {
+                let devices = first..first + ranks;
+                for ordinal in devices.clone() {
+                    notes.push(format!("ran on {}", crate::backend::cuda::describe(ordinal)?));
+                }
+                (None, GpuSensor::open(devices))
+            }
+            Device::Auto | Device::Cpu => (EnergyCounter::open(), None),
+        };
+        match sensor.as_ref().map_or(0, GpuSensor::strangers) {
+            0 => {}
+            1 => notes.push("another process was computing on the GPU: these times are not the device's alone".into()),
+            others => {
+                notes.push(format!("{others} other processes were computing on the GPU: these times are not the device's alone"))
+            }
+        }
         forget_peak_resident();
-        Ok(Ready { setup, model, set, work, step_s: 0.0, counter: EnergyCounter::open(), notes, checkpoint })
+        let throttled = Throttled { lowest_share: 1.0, ..Throttled::default() };
+        Ok(Ready { setup, model, set, work, step_s: 0.0, counter, sensor, throttled, notes, checkpoint })
     }
 
     fn train(&mut self, seed: u64) -> Result<(crate::record::SeedRun, Quality), TrainError> {
@@ -133,7 +166,8 @@ impl Ready {
         let is_reference = candidate.precision == Precision::Fp32
             && candidate.layout == Layout::Single
             && candidate.batch_size == train.batch_size
-            && candidate.threads == self.setup.all_threads;
+            && candidate.device == self.setup.reference_device
+            && candidate.threads == self.setup.reference_threads;
         if is_reference && run.failure.is_none() {
             run.checkpoint = identity.hash();
             let path = Checkpoint::path(&self.setup.checkpoints, &run.checkpoint);
@@ -186,7 +220,36 @@ impl Ready {
         let after = self.counter.as_ref().and_then(EnergyCounter::read);
         self.step_s = times.total_s / times.steps as f64;
         let energy = self.counter.as_ref().zip(before.zip(after)).map(|(c, (before, after))| c.between(&before, &after).0);
+        if let Some(sensor) = &self.sensor {
+            let reasons = sensor.throttles();
+            self.throttled.of_blocks += 1;
+            self.throttled.blocks += usize::from(!reasons.is_empty());
+            if let Some(share) = sensor.clock_share() {
+                self.throttled.lowest_share = self.throttled.lowest_share.min(share);
+            }
+            for reason in reasons {
+                if !self.throttled.reasons.contains(&reason) {
+                    self.throttled.reasons.push(reason);
+                }
+            }
+        }
         Ok((times, energy))
+    }
+
+    /// Energy of a window of steps on GPUs, whose counters move only every few ten milliseconds: too coarse for single blocks.
+    fn gpu_energy(&mut self) -> Result<Option<WindowEnergy>, TrainError> {
+        let Some(before) = self.sensor.as_ref().and_then(GpuSensor::energy) else { return Ok(None) };
+        let start = Instant::now();
+        let (mut steps, window) = (0, self.setup.energy_window.0);
+        while start.elapsed().as_secs_f64() < window {
+            let left = window - start.elapsed().as_secs_f64();
+            steps += self.steps(((left / self.step_s.max(1e-9)).ceil() as usize).clamp(2, 10_000_000))?.steps;
+        }
+        let after = self.sensor.as_ref().and_then(GpuSensor::energy);
+        let window_s = start.elapsed().as_secs_f64();
+        // Twenty moves of the slowest counter (100 ms): its first and last then weigh a twentieth.
+        let least_s = 2.0;
+        Ok(after.map(|after| WindowEnergy { total_j: after.0 - before.0, window_s, steps, least_s }))
     }
 
     fn describe(&mut self) -> Result<Described, TrainError> {
@@ -194,8 +257,21 @@ impl Ready {
             Doing::Train(_) => None,
             Doing::Infer(predictor) => Some(predictor.judge(&self.set)?),
         };
+        let energy = self.gpu_energy()?;
+        let Throttled { blocks, of_blocks, lowest_share, reasons } = &self.throttled;
+        if *blocks > 0 {
+            self.notes.push(format!(
+                "at the end of {blocks} of {of_blocks} blocks the GPU's clock was held down ({}); the lowest seen was {:.0} % of its highest",
+                reasons.join(", "),
+                100.0 * lowest_share
+            ));
+        }
         // Before the profile, whose clocks and lists are not the candidate's own.
-        let peak_memory = peak_resident();
+        let peak_memory = match (&mut self.work, self.setup.candidate.device.is_cuda()) {
+            (_, false) => peak_resident(),
+            (Doing::Train(trainer), true) => Some(Bytes(trainer.team().memory_bytes())),
+            (Doing::Infer(predictor), true) => Some(Bytes(predictor.team().memory_bytes())),
+        };
         let candidate = &self.setup.candidate;
         let ranks = candidate.layout.ranks() as u64;
         let (data_s, program, model_bytes) = match &mut self.work {
@@ -243,7 +319,8 @@ impl Ready {
                 .collect(),
             notes: self.notes.clone(),
             checkpoint: self.checkpoint.clone(),
-            energy_counter: self.counter.as_ref().map(EnergyCounter::name),
+            energy,
+            energy_counter: self.counter.as_ref().map(EnergyCounter::name).or(self.sensor.as_ref().map(GpuSensor::name)),
         })
     }
 }
@@ -276,8 +353,8 @@ fn trained_weights(
         compression: Compression::None,
         layout: Layout::Single,
         batch_size: train.batch_size,
-        threads: setup.all_threads,
-        ..setup.candidate.clone()
+        device: setup.reference_device,
+        threads: setup.reference_threads,
     };
     let (mut run, _, weights) = Trainer::new(model, set.clone(), &reference, train, seed)?.run(setup.primary_metric)?;
     // Kept also when it failed: the other candidates need not try again to learn it.
@@ -366,7 +443,9 @@ mod tests {
             },
             primary_metric: Metric::Accuracy,
             checkpoints,
-            all_threads: 2,
+            reference_device: Device::Cpu,
+            reference_threads: 2,
+            energy_window: Seconds(0.1),
             balance: Some(10.0),
         }
     }

@@ -95,6 +95,18 @@ pub fn facts(ordinal: usize) -> Result<Facts, CudaError> {
     })
 }
 
+/// The device's own name, as NVIDIA's tools print it: `GPU-` and 32 hexadecimal digits in groups.
+pub fn uuid(ordinal: usize) -> Option<String> {
+    device_count().ok().filter(|count| ordinal < *count)?;
+    let uuid = fenced(|| {
+        let device = called("cuDeviceGet", device::get(ordinal as c_int))?;
+        called("cuDeviceGetUuid", device::get_uuid(device))
+    });
+    let bytes = uuid.ok()?.bytes;
+    let hex = |range: std::ops::Range<usize>| bytes[range].iter().map(|byte| format!("{:02x}", *byte as u8)).collect::<String>();
+    Some(format!("GPU-{}-{}-{}-{}-{}", hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16)))
+}
+
 struct Function {
     handle: sys::CUfunction,
     /// Dynamic shared memory that was asked for so far.

@@ -12,6 +12,7 @@ mod emulated;
 mod image;
 mod kernel;
 mod machine;
+mod peaks;
 // A kernel's type spells out its argument struct.
 #[allow(clippy::type_complexity)]
 mod plan;
@@ -19,8 +20,9 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use driver::{device_count, driver_version, facts};
+pub use driver::{device_count, driver_version, facts, uuid};
 pub use machine::{CudaError, Facts};
+pub use peaks::{Peaks, peaks};
 
 use super::{Backend, BackendError, Collective, Session};
 use crate::graph::Program;
@@ -30,6 +32,17 @@ use std::sync::Arc;
 /// Architecture of the kernel images that a device of this compute capability takes; `None` where none runs on it.
 pub fn image_for(capability: (u32, u32)) -> Option<&'static str> {
     image::choose("relu_f32", capability).ok().map(|image| image.architecture)
+}
+
+/// One line for records: name, compute capability, and the image of the kernels that runs on it.
+pub fn describe(ordinal: usize) -> Result<String, CudaError> {
+    facts(ordinal).map(|facts| one_line(&facts))
+}
+
+fn one_line(facts: &Facts) -> String {
+    let (major, minor) = facts.capability;
+    let image = image_for(facts.capability).unwrap_or("none");
+    format!("{}, compute capability {major}.{minor}, kernels for {image}", facts.name)
 }
 
 /// A CUDA device.
@@ -53,8 +66,7 @@ impl Cuda {
 
 impl Backend for Cuda {
     fn describe(&self) -> String {
-        let Facts { name, capability, .. } = self.machine.facts();
-        format!("cuda, {name}, compute capability {}.{}", capability.0, capability.1)
+        format!("cuda, {}", one_line(self.machine.facts()))
     }
 
     fn load(&self, program: Program, collective: Option<Arc<dyn Collective>>) -> Result<Box<dyn Session>, BackendError> {

@@ -71,6 +71,14 @@ fn tensor_map(base: u64, [rows, columns]: [u64; 2], [box_rows, box_columns]: [u3
 }
 
 #[test]
+fn a_device_is_measured_with_kernels_of_its_own() {
+    let Some(machine) = Emulated::open(0) else { return };
+    let peaks = super::peaks::peaks_of(&Cuda { machine: Arc::new(machine) }).unwrap();
+    let rates = [peaks.copy_bytes_per_s, peaks.fp32_flops_per_s, peaks.bf16_flops_per_s];
+    assert!(rates.iter().all(|rate| rate.is_finite() && *rate > 0.0), "{peaks:?}");
+}
+
+#[test]
 fn the_hopper_product_is_right_on_ragged_shapes_in_every_layout() {
     let Some(machine) = Emulated::open(7) else { return };
     let (m, n, k) = (136usize, 200usize, 104usize);

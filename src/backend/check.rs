@@ -1,0 +1,159 @@
+//! Whether a device computes what the graph means: small graphs with all ops, forward and backward, and products of ragged shapes, each on
+//! fresh random numbers, against the f64 reference. Used by the tests and by `advisor kernels`.
+
+use super::{Backend, BackendError, Session};
+use crate::{
+    graph::{Graph, Op, Role, ValueId, cases::*, fuse, lower, reference},
+    vocab::{DType, Vocabulary},
+};
+
+/// One program on one storage type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checked {
+    /// `layer norm, bf16, fused`.
+    pub name: String,
+    /// Largest error of an element over the size of its result.
+    pub error: f64,
+    pub tolerance: f64,
+    /// The result with the largest error, and its element.
+    pub worst: String,
+}
+
+impl Checked {
+    pub fn passes(&self) -> bool {
+        // Not a number fails.
+        self.error <= self.tolerance
+    }
+}
+
+/// Storage types with the largest error over the size of a result that roundings explain: bf16 keeps 8 bits, fp16 11; some thirty roundings
+/// of half a last place each, in the longest case, add up to these.
+const STORAGE: [(DType, f64); 3] = [(DType::F32, 2e-5), (DType::Bf16, 0.1), (DType::F16, 0.0125)];
+
+/// Runs every case in every storage type on numbers made from `seed`, as it is built and fused.
+///
+/// # Errors
+/// What the backend answers where it cannot run one.
+pub fn check(backend: &dyn Backend, seed: u64) -> Result<Vec<Checked>, BackendError> {
+    let mut out = Vec::new();
+    for case in CASES {
+        for (storage, tolerance) in STORAGE {
+            for fused in [false, true] {
+                let mut graph = on(&case.forward(), storage);
+                if fused {
+                    graph = fuse(graph, true);
+                }
+                with_gradients(&mut graph);
+                let name = format!("{}, {}{}", case.name, storage.name(), if fused { ", fused" } else { "" });
+                out.push(compare(backend, &graph, seed, name, tolerance)?);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Extents `[M, K, N]` on and beside the borders of tiles, and one that is large enough for every kernel of a device to be chosen.
+const PRODUCTS: [[usize; 3]; 8] = [
+    [1, 128, 130],
+    [16, 64, 128],
+    [65, 72, 127],
+    [127, 129, 65],
+    [129, 136, 264],
+    [256, 512, 256],
+    [1000, 500, 1000],
+    [2048, 256, 2048],
+];
+
+/// Matrix products with a bias, in every storage type, of shapes that are not multiples of any tile among them. For devices: the f64
+/// reference of the largest takes seconds.
+pub fn check_products(backend: &dyn Backend, seed: u64) -> Result<Vec<Checked>, BackendError> {
+    let mut out = Vec::new();
+    for [m, k, n] in PRODUCTS {
+        for (storage, _) in STORAGE {
+            let mut graph = Graph::new();
+            let (x, w) = (graph.input("x", &[m, k], storage), graph.weight("w", &[k, n], k, n));
+            graph.values[w.0].dtype = storage;
+            let b = graph.bias("b", n, k);
+            let y = graph.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[x, w]).expect("the extents fit");
+            let y = graph.apply(Op::AddBias, &[y, b]).expect("the extents fit");
+            graph.mark_output("y", y);
+            let graph = fuse(graph, true);
+            // Sums in fp32; at most two roundings of half a last place, of the product and with the bias, beside sqrt(K) of fp32.
+            let tolerance = match storage {
+                DType::F32 => 1e-5,
+                DType::Bf16 => 1.0 / 128.0,
+                _ => 1.0 / 1024.0,
+            };
+            out.push(compare(backend, &graph, seed, format!("linear {m} x {k} x {n}, {}", storage.name()), tolerance)?);
+        }
+    }
+    Ok(out)
+}
+
+fn compare(backend: &dyn Backend, graph: &Graph, seed: u64, name: String, tolerance: f64) -> Result<Checked, BackendError> {
+    let data = contents(graph, seed);
+    let mut expected = data.clone();
+    reference::run(&graph.values, &graph.nodes, &mut expected, 0);
+    let mut session = backend.load(lower(graph), None)?;
+    upload(&mut *session, &data)?;
+    session.execute()?;
+    let mut checked = Checked { name, error: 0.0, tolerance, worst: "none".into() };
+    for (output, id) in &graph.outputs {
+        let mut got = vec![f32::NAN; graph.value(*id).elements()];
+        session.download_f32(*id, &mut got)?;
+        // Errors are measured against the size of the whole result: single elements may cancel to anything.
+        let size = expected[id.0].iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-3);
+        for (k, (got, want)) in got.iter().zip(&expected[id.0]).enumerate() {
+            let error = (f64::from(*got) - want).abs() / size;
+            if error > checked.error || error.is_nan() {
+                checked.error = error;
+                checked.worst = format!("{output}[{k}] is {got}, not {want} (seed {seed})");
+            }
+            if error.is_nan() {
+                return Ok(checked);
+            }
+        }
+    }
+    Ok(checked)
+}
+
+/// Uploads what a graph starts from. Values that are not floats hold whole numbers.
+pub(super) fn upload(session: &mut dyn Session, data: &[Vec<f64>]) -> Result<(), BackendError> {
+    for (k, value) in session.program().values.clone().iter().enumerate() {
+        if value.role == Role::Intermediate || session.program().slot_of[k].is_none() {
+            continue;
+        }
+        match value.dtype {
+            DType::I32 => session.upload_i32(ValueId(k), &data[k].iter().map(|v| *v as i32).collect::<Vec<_>>()),
+            DType::I8 => session.upload_i8(ValueId(k), &data[k].iter().map(|v| *v as i8).collect::<Vec<_>>()),
+            _ => session.upload_f32(ValueId(k), &data[k].iter().map(|v| *v as f32).collect::<Vec<_>>()),
+        }?;
+    }
+    Ok(())
+}
+
+/// The same graph on `storage`: parameters themselves are of that type, as reference and device then start from the same numbers.
+fn on(graph: &Graph, storage: DType) -> Graph {
+    let mut out = Graph::new();
+    for value in &graph.values {
+        let mut value = value.clone();
+        let vector = matches!(value.role, Role::Parameter { is_bias: true, .. });
+        if value.dtype == DType::F32 && !vector && value.role != Role::Intermediate {
+            value.dtype = storage;
+        }
+        out.values.push(value);
+    }
+    // Results are made anew behind the given values, so that their types follow.
+    let mut now: Vec<ValueId> = graph.ids().collect();
+    for node in &graph.nodes {
+        let inputs: Vec<ValueId> = node.inputs.iter().map(|id| now[id.0]).collect();
+        let made = out.apply_all(node.op.clone(), &inputs).expect("another type changes no shape");
+        for (old, new) in node.outputs.iter().zip(made) {
+            now[old.0] = new;
+        }
+    }
+    for (name, id) in &graph.outputs {
+        out.mark_output(name, now[id.0]);
+    }
+    out
+}
