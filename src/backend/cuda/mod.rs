@@ -32,6 +32,10 @@ pub fn image_for(capability: (u32, u32)) -> Option<&'static str> {
     image::choose("relu_f32", capability).ok().map(|image| image.architecture)
 }
 
+/// Set where the tests of `backend` are to run on device 0 of the driver, which is then the stand-in.
+#[cfg(test)]
+pub(super) const THROUGH_THE_DRIVER: &str = "ADVISOR_TEST_THROUGH_THE_DRIVER";
+
 /// A CUDA device.
 pub struct Cuda {
     machine: Arc<dyn Machine>,
