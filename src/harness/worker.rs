@@ -78,6 +78,8 @@ impl Worker {
     /// Starts `program worker` in a process group of its own, so that a Ctrl-C at the terminal reaches the parent alone.
     pub fn start(program: &Path) -> std::io::Result<Worker> {
         let mut command = Command::new(program);
+        // A panic's message is the row's reason; a backtrace would push it out of the lines that are kept.
+        command.env("RUST_BACKTRACE", "0");
         command.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);

@@ -31,8 +31,12 @@ fn called<T>(call: &'static str, answer: Result<T, DriverError>) -> Result<T, Cu
     answer.map_err(|error| CudaError::Call { call, code: code(error) })
 }
 
+/// Held while the silent panic hook is in place: two threads that swap hooks at once would leave it there for good.
+static SILENT: Mutex<()> = Mutex::new(());
+
 /// Runs first calls of the driver; a missing symbol, which panics in cudarc, becomes an error.
 fn fenced<T>(calls: impl FnOnce() -> Result<T, CudaError>) -> Result<T, CudaError> {
+    let _turn = SILENT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let answer = catch_unwind(AssertUnwindSafe(calls));
@@ -284,12 +288,21 @@ impl Machine for Driver {
         let started = launches.iter().try_for_each(|launch| self.start(launch));
         // SAFETY: a capture is under way on this stream.
         let captured = called("cuStreamEndCapture", unsafe { stream::end_capture(self.stream) });
-        started?;
-        let captured = captured?;
         let mut executable: sys::CUgraphExec = std::ptr::null_mut();
-        // SAFETY: the graph was just captured; flags 0 ask for nothing special.
-        let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, captured, 0) }.result();
-        called("cuGraphInstantiate", made)?;
+        // The launch that failed says more than the capture that it ended.
+        let made = started.and(captured.clone()).and_then(|captured| {
+            // SAFETY: the graph was just captured; flags 0 ask for nothing special.
+            called("cuGraphInstantiate", unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, captured, 0) }.result())
+        });
+        let captured = match (made, captured) {
+            (Ok(()), Ok(captured)) => captured,
+            (Err(error), Ok(unused)) => {
+                // SAFETY: nobody else has the graph.
+                let _ = unsafe { graph::destroy(unused) };
+                return Err(error);
+            }
+            (Err(error), Err(_)) | (Ok(()), Err(error)) => return Err(error),
+        };
         let mut handles = self.handles();
         handles.graphs.push(Some(Graph { graph: captured, executable }));
         Ok(Some(Recording(handles.graphs.len() - 1)))
@@ -347,19 +360,22 @@ impl Machine for Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        if self.synchronize().is_err() {
-            return;
-        }
+        // A fault makes every call but the last fail; the context is released all the same, so that the device can be opened anew.
+        let _ = self.synchronize();
         let mut handles = self.handles();
         let kept: Vec<Address> = handles.pool.drain().flat_map(|(_, kept)| kept).collect();
         let used: Vec<Address> = handles.sizes.drain().map(|(address, _)| address).collect();
-        // SAFETY: all work is done; the memory, the graphs, the stream and the context are ours and used no more. Modules go with the context.
+        // SAFETY: all work is done; the memory, the graphs, the stream and the context are ours and used no more. Modules
+        // too: the context outlives this, where the device is open a second time.
         unsafe {
             for address in kept.into_iter().chain(used) {
                 let _ = result::free_sync(address);
             }
             for graph in handles.graphs.drain(..).flatten() {
                 let _ = (graph::exec_destroy(graph.executable), graph::destroy(graph.graph));
+            }
+            for (_, module) in handles.modules.drain() {
+                let _ = result::module::unload(module);
             }
             let _ = stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.device);
@@ -381,6 +397,45 @@ mod tests {
                 assert_eq!(Driver::open(0).err(), Some(error));
             }
         }
+    }
+
+    /// `relu_f32` on `count` numbers.
+    fn relu(x: Address, y: Address, count: u64, block: u32) -> Launch {
+        let arguments = [x, y, count].iter().flat_map(|word| word.to_le_bytes()).collect();
+        Launch { kernel: "relu_f32".into(), grid: [1, 1, 1], block, shared_bytes: 0, arguments }
+    }
+
+    /// Only with the stand-in, in the process that `cuda::tests` starts: a real device would not survive the fault.
+    #[test]
+    fn failures_are_named_and_the_device_can_be_used_after_them() {
+        if std::env::var_os(super::super::THROUGH_THE_DRIVER).is_none() {
+            return;
+        }
+        let driver = Driver::open(0).unwrap();
+        let (x, y) = (driver.allocate(1024).unwrap(), driver.allocate(1024).unwrap());
+        driver.upload(x, &[0; 1024]).unwrap();
+        let invalid = |call| CudaError::Call { call, code: "CUDA_ERROR_INVALID_VALUE".into() };
+        assert_eq!(driver.upload(x, &[0; 2048]), Err(invalid("cuMemcpyHtoDAsync")));
+        assert_eq!(driver.download(x, &mut [0; 2048]), Err(invalid("cuMemcpyDtoHAsync")));
+        assert!(matches!(driver.allocate(5 << 30), Err(CudaError::Memory { .. })));
+        let unknown = Launch { kernel: "no_such_kernel".into(), ..relu(x, y, 256, 256) };
+        assert!(matches!(driver.launch(&unknown), Err(CudaError::NoImage { .. })));
+        // A launch that is refused ends the capture, and the next one works.
+        let (good, wide) = (relu(x, y, 256, 256), relu(x, y, 256, 2048));
+        assert!(matches!(driver.record(&[&good, &wide]), Err(CudaError::Launch { .. })));
+        let recording = driver.record(&[&good, &good]).unwrap().unwrap();
+        driver.replay(&recording).unwrap();
+        driver.forget(&recording);
+        driver.download(y, &mut [0; 1024]).unwrap();
+        // A kernel that reads beside its memory breaks the context, and the device until it is opened again.
+        driver.launch(&relu(x + 1024, y, 256, 256)).unwrap();
+        let fault = CudaError::Call { call: "cuStreamSynchronize", code: "CUDA_ERROR_ILLEGAL_ADDRESS".into() };
+        assert_eq!(driver.synchronize(), Err(fault.clone()));
+        drop(driver);
+        let driver = Driver::open(0).unwrap();
+        assert_eq!(driver.synchronize(), Ok(()));
+        assert_eq!(driver.allocate(4096).map(|_| ()), Ok(()));
+        assert!(matches!(Driver::open(1), Err(CudaError::Ordinal { ordinal: 1, count: 1 })));
     }
 
     #[test]

@@ -1,16 +1,16 @@
 //! The machine of the tests: the kernels of `kernels/`, compiled as C++ and run on the CPU by `kernels/emulator/`, which also watches
 //! every access. See `kernels/emulator/emulator.cpp` for what it finds.
 
+#[path = "../../../tests/support/emulator.rs"]
+mod build;
+
 use super::machine::{Address, CudaError, Facts, Launch, Machine, Recording};
+pub use build::emulator;
 use libloading::Library;
-use sha2::{Digest, Sha256};
 use std::{
     alloc::Layout,
     collections::HashMap,
     ffi::{CStr, c_char},
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
     sync::{LazyLock, Mutex},
 };
 
@@ -30,74 +30,15 @@ pub struct Counts {
 /// the same heap.
 const APART: usize = 8192;
 
-/// The emulated kernels, or why they could not be built.
-static KERNELS: LazyLock<Result<Library, String>> = LazyLock::new(build);
+/// `None` where there is no C++ compiler.
+static KERNELS: LazyLock<Option<Library>> = LazyLock::new(load);
 /// Launches with their counters are one at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
-fn sources() -> (PathBuf, Vec<PathBuf>) {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("kernels");
-    let mut kernels: Vec<PathBuf> = fs::read_dir(&folder)
-        .expect("the repository has its kernels")
-        .map(|entry| entry.expect("a readable folder").path())
-        .filter(|path| path.extension().is_some_and(|end| end == "cu"))
-        .collect();
-    kernels.sort();
-    (folder, kernels)
-}
-
-fn compile(arguments: &[&str], input: &Path, output: &Path) -> Result<(), String> {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let run = Command::new(&compiler).args(arguments).arg(input).arg("-o").arg(output).output();
-    let run = run.map_err(|e| format!("no C++ compiler: `{compiler}` cannot be started ({e})"))?;
-    run.status.success().then_some(()).ok_or_else(|| format!("{}:\n{}", input.display(), String::from_utf8_lossy(&run.stderr)))
-}
-
-/// Compiles all kernels into one library, named by the hash of its sources, so that it is built once.
-fn build() -> Result<Library, String> {
-    let (folder, kernels) = sources();
-    let mut hash = Sha256::new();
-    let headers = ["common.cuh", "hopper.cuh", "emulator/emulator.h", "emulator/emulator.cpp", "emulator/hopper.h"];
-    for path in kernels.iter().cloned().chain(headers.iter().map(|h| folder.join(h))) {
-        hash.update(fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?);
-    }
-    let name: String = hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect();
-    let out = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/emulated").join(name);
-    let library = out.join("kernels.so");
-    if !library.exists() {
-        fs::create_dir_all(&out).map_err(|e| e.to_string())?;
-        let include = format!("-I{}", folder.display());
-        let common = ["-std=c++17", "-mf16c", "-mfma", "-fPIC", "-Wall", "-DADVISOR_EMULATED", &include];
-        let mut objects = vec![out.join("emulator.o")];
-        compile(&[&common[..], &["-O2", "-c"]].concat(), &folder.join("emulator/emulator.cpp"), &objects[0])?;
-        let flags =
-            [&common[..], &["-O1", "-fsanitize=thread", "-fno-tree-sra", "--param=tsan-distinguish-volatile=1", "-c"]].concat();
-        // Each file in a namespace of its own: types of one name in two files are two types.
-        let wrapped = |kernel: &PathBuf| -> Result<PathBuf, String> {
-            let stem = kernel.file_stem().and_then(|stem| stem.to_str()).expect("a file");
-            let text = fs::read_to_string(kernel).map_err(|e| e.to_string())?;
-            let hopper = if text.contains("\"hopper.cuh\"") { "#include \"hopper.cuh\"\n" } else { "" };
-            let path = out.join(stem).with_extension("cpp");
-            let text = format!("#include \"common.cuh\"\n{hopper}namespace kernels_of_{stem} {{\n#include \"{stem}.cu\"\n}}\n");
-            fs::write(&path, text).map_err(|e| e.to_string()).map(|()| path)
-        };
-        let kernels = kernels.iter().map(wrapped).collect::<Result<Vec<_>, _>>()?;
-        objects.extend(kernels.iter().map(|k| k.with_extension("o")));
-        // Two at a time: most machines that run tests have that many cores.
-        for pair in kernels.iter().zip(&objects[1..]).collect::<Vec<_>>().chunks(2) {
-            let results: Vec<Result<(), String>> = std::thread::scope(|scope| {
-                let running: Vec<_> = pair.iter().map(|(k, o)| scope.spawn(|| compile(&flags, k, o))).collect();
-                running.into_iter().map(|r| r.join().expect("compiling does not panic")).collect()
-            });
-            results.into_iter().collect::<Result<(), String>>()?;
-        }
-        let objects: Vec<&str> = objects.iter().map(|o| o.to_str().expect("a path in UTF-8")).collect();
-        let partial = out.join(format!("kernels.{}.so", std::process::id()));
-        compile(&[&["-shared"][..], &objects[1..]].concat(), Path::new(objects[0]), &partial)?;
-        fs::rename(&partial, &library).map_err(|e| e.to_string())?;
-    }
-    // SAFETY: the library is the one compiled above from the repository; loading it runs no code but C++ initialisers of plain data.
-    unsafe { Library::new(&library) }.map_err(|e| e.to_string())
+fn load() -> Option<Library> {
+    let built = emulator()?;
+    // SAFETY: the library is compiled from the repository; loading it runs no code but C++ initialisers of plain data.
+    Some(unsafe { Library::new(&built.kernels) }.expect("what was just linked can be loaded"))
 }
 
 /// Runs kernels on the CPU.
@@ -113,12 +54,7 @@ pub struct Emulated {
 impl Emulated {
     /// `None`, after a line that says why, where there is no C++ compiler and `ADVISOR_REQUIRE_KERNEL_TOOLS` is not set.
     pub fn open(schedule: u32) -> Option<Emulated> {
-        if let Err(reason) = &*KERNELS {
-            let missing = reason.starts_with("no C++ compiler") && std::env::var_os("ADVISOR_REQUIRE_KERNEL_TOOLS").is_none();
-            assert!(missing, "the emulated kernels were not built: {reason}");
-            eprintln!("skipped: {reason}");
-            return None;
-        }
+        KERNELS.as_ref()?;
         let facts = Facts {
             name: "emulated".into(),
             capability: (9, 0),

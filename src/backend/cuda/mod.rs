@@ -45,6 +45,10 @@ fn one_line(facts: &Facts) -> String {
     format!("{}, compute capability {major}.{minor}, kernels for {image}", facts.name)
 }
 
+/// Set where the tests of `backend` are to run on device 0 of the driver, which is then the stand-in.
+#[cfg(test)]
+pub(super) const THROUGH_THE_DRIVER: &str = "ADVISOR_TEST_THROUGH_THE_DRIVER";
+
 /// A CUDA device.
 pub struct Cuda {
     machine: Arc<dyn Machine>,

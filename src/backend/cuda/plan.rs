@@ -217,8 +217,8 @@ impl Planner<'_> {
 
     fn step(&mut self, step: &Step) -> Result<(), BackendError> {
         let storage = step.inputs.iter().map(|id| self.dtype(*id)).find(|t| t.is_float());
-        // A fused update's storage type is that of its activations.
-        let storage = if step.op.is_in_place() { Some(self.dtype(step.inputs[1])) } else { storage };
+        // A fused update's storage type is that of its activations. A sum over ranks, in place as well, may have one operand only.
+        let storage = if step.op.is_in_place() { step.inputs.get(1).map(|id| self.dtype(*id)) } else { storage };
         match storage {
             Some(DType::Bf16) => self.typed::<bf16>(step),
             Some(DType::F16) => self.typed::<f16>(step),

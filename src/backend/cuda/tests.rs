@@ -1,17 +1,17 @@
-//! The kernels' use of memory, counted access by access, and the kernels that no program calls yet.
+//! The kernels' use of memory, counted access by access, the kernels that no program calls yet, and the driver through its stand-in.
 
 use super::{
-    Cuda,
-    emulated::{Counts, Emulated},
+    Cuda, THROUGH_THE_DRIVER,
+    emulated::{Counts, Emulated, emulator},
     machine::{Launch, Machine},
 };
 use crate::{
-    backend::Backend,
-    graph::{Activation, Graph, Op, Unary, lower},
+    backend::{Backend, Collective, CollectiveError},
+    graph::{Activation, Graph, Op, Unary, cases::CASES, lower},
     vocab::DType,
 };
 use half::bf16;
-use std::sync::Arc;
+use std::{collections::BTreeMap, process::Command, sync::Arc};
 
 /// Numbers in [-1, 1] without a pattern that a kernel's strides could meet.
 fn numbers(count: usize, from: usize) -> Vec<f32> {
@@ -68,6 +68,48 @@ fn tensor_map(base: u64, [rows, columns]: [u64; 2], [box_rows, box_columns]: [u3
     words.iter().for_each(|word: &u64| out.extend(word.to_le_bytes()));
     [box_columns, box_rows, 1, 1, 1, 2, 2, 3, 0, 0].iter().for_each(|word: &u32| out.extend(word.to_le_bytes()));
     out
+}
+
+/// Two ranks of which the other has the same numbers.
+struct Twin;
+
+impl Collective for Twin {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn ranks(&self) -> usize {
+        2
+    }
+
+    fn all_reduce_sum(&self, data: &mut [f32]) -> Result<(), CollectiveError> {
+        data.iter_mut().for_each(|x| *x *= 2.0);
+        Ok(())
+    }
+}
+
+#[test]
+fn one_value_alone_is_summed_over_ranks_between_launches() {
+    let Some(machine) = Emulated::open(0) else { return };
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[5], DType::F32);
+    let y = graph.apply(Op::Scale { factor: 3.0 }, &[x]).unwrap();
+    graph.apply_all(Op::AllReduce, &[y]).unwrap();
+    let z = graph.apply(Op::Unary(Unary::Relu), &[y]).unwrap();
+    graph.mark_output("z", z);
+    let mut session = Cuda { machine: Arc::new(machine) }.load(lower(&graph), Some(Arc::new(Twin))).unwrap();
+    session.upload_f32(x, &[1.0, -1.0, 2.0, 0.5, 0.0]).unwrap();
+    // As single launches, recorded, replayed, and with a clock around each step.
+    for run in 0..4 {
+        if run < 3 {
+            session.execute().unwrap()
+        } else {
+            session.execute_timed(&mut Vec::new()).unwrap()
+        }
+        let mut out = [9.0; 5];
+        session.download_f32(z, &mut out).unwrap();
+        assert_eq!(out, [6.0, 0.0, 12.0, 3.0, 0.0], "run {run}");
+    }
 }
 
 #[test]
@@ -141,4 +183,63 @@ fn every_compiled_kernel_is_in_the_emulated_library_and_none_spills() {
         }
     }
     assert!(seen > 500, "{seen}");
+}
+
+/// Runs tests of this binary again in a process whose driver is the stand-in, pretending this compute capability, and gives what the
+/// stand-in has counted. `None` where there is no C++ compiler.
+fn through_the_driver(tests: &[&str], capability: &str) -> Option<BTreeMap<String, u64>> {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let run = Command::new(std::env::current_exe().unwrap())
+        .args(tests)
+        .env("LD_LIBRARY_PATH", &emulator()?.driver)
+        .env("ADVISOR_STANDIN_LOG", &log)
+        .env("ADVISOR_STANDIN_CAPABILITY", capability)
+        .env(THROUGH_THE_DRIVER, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success(), "{said}{}", String::from_utf8_lossy(&run.stderr));
+    assert!(!said.contains("running 0 tests"), "no test is called {tests:?}");
+    let counts = std::fs::read_to_string(log).unwrap();
+    let count = |line: &str| line.split_once(' ').map(|(name, count)| (name.to_string(), count.parse().unwrap()));
+    Some(counts.lines().filter_map(count).collect())
+}
+
+/// What a process leaves to the driver to clean up.
+fn left(counts: &BTreeMap<String, u64>) -> Vec<String> {
+    let left = |name: &&String| name.starts_with("alive_") || name.ends_with("_left_to_context");
+    counts.keys().filter(left).filter(|name| counts[*name] > 0).map(|name| format!("{name}: {}", counts[name])).collect()
+}
+
+#[test]
+fn every_test_of_the_backends_passes_through_the_driver_and_leaves_nothing_behind() {
+    // Left out: the test that runs every case once; another runs each several times over.
+    let tests = ["backend::tests::", "--skip", "forward_and_backward"];
+    let Some(counts) = through_the_driver(&tests, "9.0") else { return };
+    let count = |name: &str| counts.get(name).copied().unwrap_or_default();
+    // At least one for each case in each of the three storage types.
+    assert!(count("graphs_captured") >= 3 * CASES.len() as u64, "{counts:?}");
+    assert_eq!(count("graphs_captured"), count("graphs_instantiated"), "{counts:?}");
+    // Each was recorded in the second run of a session, replayed at once and again in the third.
+    assert!(count("graphs_launched") > count("graphs_captured"), "{counts:?}");
+    assert!(count("cubins_loaded") > 0 && count("ptx_loaded") == 0, "{counts:?}");
+    assert_eq!(left(&counts), Vec::<String>::new());
+}
+
+#[test]
+fn the_driver_is_left_usable_by_failures() {
+    let Some(counts) = through_the_driver(&["failures_are_named_and_the_device_can_be_used_after_them"], "9.0") else { return };
+    let graphs: Vec<&str> =
+        ["alive_graphs", "alive_executables", "alive_contexts"].into_iter().filter(|name| counts[*name] > 0).collect();
+    assert!(graphs.is_empty(), "{graphs:?}");
+}
+
+#[test]
+fn an_older_device_takes_its_cubins_and_a_newer_one_the_ptx() {
+    for (capability, kind) in [("8.0", "cubins_loaded"), ("12.0", "ptx_loaded")] {
+        let Some(counts) = through_the_driver(&["backend::tests::updates_match"], capability) else { return };
+        let loaded: Vec<&str> = counts.keys().map(String::as_str).filter(|name| name.ends_with("_loaded")).collect();
+        assert_eq!(loaded, [kind]);
+    }
 }

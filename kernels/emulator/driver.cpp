@@ -1,0 +1,714 @@
+// A libcuda.so.1 for machines without a GPU: the calls of CUDA's driver that src/backend/cuda/driver.rs makes, over the emulated kernels,
+// so that tests run the door to the driver itself, and not a twin of it.
+//
+// Refused as the driver refuses: images that are no cubin or PTX or not for this device, entries that their image lacks, blocks and
+// shared memory beyond what the image and the device allow, copies outside live allocations, calls without a context, whatever a
+// capture forbids. What an access check of the emulator finds breaks the context, as a fault does; its words go to stderr.
+// New memory holds 0xff, never zeros.
+// Not like the driver: everything has happened when a call returns, and a capture is a list, so a missing wait or a missing dependency
+// between streams is not found. The code that runs is the emulator's; of an image only its headers are read.
+//
+// ADVISOR_STANDIN_CAPABILITY (9.0) and ADVISOR_STANDIN_DEVICES (1) say what is pretended; ADVISOR_STANDIN_LOG names a file that gets a
+// line for each kind of event with its count, and what is still alive, when the process ends.
+#include "common.cuh"
+#include "hopper.cuh"
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+#include <dlfcn.h>
+#include <elf.h>
+#include <sys/mman.h>
+
+extern "C" const char* emulator_error();
+extern "C" void emulator_add_buffer(u64 address, u64 bytes);
+extern "C" void emulator_remove_buffer(u64 address);
+
+namespace {
+// Values of cuda.h.
+enum Code {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NOT_INITIALIZED = 3,
+    NO_DEVICE = 100,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201,
+    NO_BINARY_FOR_GPU = 209,
+    INVALID_HANDLE = 400,
+    NOT_FOUND = 500,
+    NOT_READY = 600,
+    ILLEGAL_ADDRESS = 700,
+    STREAM_CAPTURE_UNSUPPORTED = 900,
+    STREAM_CAPTURE_INVALIDATED = 901,
+    STREAM_CAPTURE_UNMATCHED = 903,
+};
+const std::map<int, const char*> NAMES = {
+    {SUCCESS, "CUDA_SUCCESS"},
+    {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"},
+    {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
+    {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED"},
+    {NO_DEVICE, "CUDA_ERROR_NO_DEVICE"},
+    {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE"},
+    {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE"},
+    {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"},
+    {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU"},
+    {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"},
+    {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
+    {NOT_READY, "CUDA_ERROR_NOT_READY"},
+    {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+    {STREAM_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
+    {STREAM_CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"},
+    {STREAM_CAPTURE_UNMATCHED, "CUDA_ERROR_STREAM_CAPTURE_UNMATCHED"},
+};
+
+constexpr u32 MULTIPROCESSORS = 4;
+constexpr u32 SHARED_WITHOUT_ASKING = 48 << 10;
+constexpr u32 SHARED_LIMIT = 232448;       // 227 KiB
+constexpr u64 MEMORY = 4ull << 30;
+constexpr size_t APART = 8192;             // the emulator takes what lies within a page of a buffer for a stray access of it
+constexpr size_t ALIGNMENT = 512;          // the driver promises 256 and gives 512
+
+typedef int (*Emulate)(const u32* grid, const u32* block, size_t dynamic_bytes, const void* arguments);
+
+// One kernel of an image.
+struct Entry {
+    u32 static_shared = 0;
+    u32 most_threads = 1024;
+    u32 parameter_bytes = 0;  // 0: the image does not say (PTX)
+};
+struct Context;
+struct Module {
+    Context* context;
+    std::map<std::string, Entry> entries;
+};
+struct Function {
+    Module* module;
+    Entry entry;
+    Emulate emulate;
+    u32 parameter_bytes;
+    u32 dynamic_limit;
+};
+struct Node {
+    Function* function;  // null: a fill
+    u32 grid[3], block[3], shared;
+    std::vector<u8> arguments;
+    u64 address;
+    size_t bytes;
+    u8 value;
+};
+struct Graph { std::vector<Node> nodes; };
+struct Stream {
+    Context* context;
+    bool capturing = false, invalidated = false;
+    int mode = 0;
+    std::thread::id thread;
+    std::vector<Node> nodes;
+};
+typedef std::chrono::steady_clock Clock;
+struct Event {
+    Context* context;
+    bool recorded = false;
+    Clock::time_point at;
+};
+struct Allocation { u8* whole; size_t reserved, bytes; };
+struct Context {
+    int device;
+    int retained = 0;
+    int broken = SUCCESS;  // a fault stays until the context goes
+    u64 used = 0;
+    std::map<u64, Allocation> memory;
+    std::map<Module*, std::unique_ptr<Module>> modules;
+    std::map<Function*, std::unique_ptr<Function>> functions;
+    std::map<Stream*, std::unique_ptr<Stream>> streams;
+    std::map<Event*, std::unique_ptr<Event>> events;
+};
+
+struct State {
+    std::recursive_mutex one;
+    bool initialised = false;
+    u32 major = 9, minor = 0;
+    std::vector<Context> contexts;
+    std::map<Graph*, std::unique_ptr<Graph>> graphs, executables;
+    std::map<std::string, u64> counts;
+};
+// Never destroyed: threads may still call while the process ends.
+State& state() {
+    static State& only = *new State;
+    return only;
+}
+thread_local Context* current = nullptr;
+
+typedef std::lock_guard<std::recursive_mutex> Guard;
+
+void count(const char* what, u64 by = 1) { state().counts[what] += by; }
+
+template <class T> bool holds(const std::map<T*, std::unique_ptr<T>>& all, T* handle) { return all.count(handle) != 0; }
+
+// Whether calls may be made at all: initialised, a context current and alive and not broken.
+int usable() {
+    if (!state().initialised) return NOT_INITIALIZED;
+    if (!current || !current->retained) return INVALID_CONTEXT;
+    return current->broken;
+}
+
+
+enum Mode { GLOBAL = 0, THREAD_LOCAL = 1, RELAXED = 2 };
+
+// Calls that may not stand beside a capture, by its mode: what was captured is lost.
+int forbidden_in_capture() {
+    int code = SUCCESS;
+    for (Context& context : state().contexts)
+        for (auto& stream : context.streams) {
+            const bool ours = stream.second->mode == GLOBAL || (stream.second->mode == THREAD_LOCAL && stream.second->thread == std::this_thread::get_id());
+            if (!stream.second->capturing || !ours) continue;
+            stream.second->invalidated = true;
+            code = STREAM_CAPTURE_UNSUPPORTED;
+        }
+    return code;
+}
+
+// The stream, if work may be queued on it. No stream of ours is the null one: it would wait for all others.
+int stream_of(Stream* handle, Stream*& out) {
+    if (!holds(current->streams, handle)) return INVALID_HANDLE;
+    out = handle;
+    return handle->invalidated ? STREAM_CAPTURE_INVALIDATED : SUCCESS;
+}
+
+bool in_memory(u64 address, size_t bytes) {
+    auto next = current->memory.upper_bound(address);
+    if (next == current->memory.begin()) return false;
+    auto found = std::prev(next);
+    return address - found->first <= found->second.bytes && bytes <= found->second.bytes - (address - found->first);
+}
+
+// What a cubin says of its kernels: `.text.NAME` is one, `.nv.shared.NAME` has its static shared memory, `.nv.info.NAME` is a list of
+// attributes (format, number, then 16 bits of value, or of the size of what follows).
+int read_cubin(const u8* image, std::map<std::string, Entry>& entries) {
+    Elf64_Ehdr header;
+    memcpy(&header, image, sizeof header);
+    constexpr u16 CUDA = 190;
+    if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_machine != CUDA || header.e_shentsize != sizeof(Elf64_Shdr)) return INVALID_IMAGE;
+    const u32 target = header.e_flags & 0xff, here = state().major * 10 + state().minor;
+    const bool exactly = header.e_flags & 0x800;  // sm_90a
+    if (exactly ? target != here : target / 10 != here / 10 || target > here) return NO_BINARY_FOR_GPU;
+    const Elf64_Shdr* sections = (const Elf64_Shdr*)(image + header.e_shoff);
+    const char* names = (const char*)image + sections[header.e_shstrndx].sh_offset;
+    auto named = [&](u32 k, const std::string& prefix) -> const char* {
+        const char* name = names + sections[k].sh_name;
+        return strncmp(name, prefix.c_str(), prefix.size()) ? nullptr : name + prefix.size();
+    };
+    for (u32 k = 0; k < header.e_shnum; ++k)
+        if (const char* kernel = named(k, ".text.")) entries[kernel];
+    for (u32 k = 0; k < header.e_shnum; ++k) {
+        if (const char* kernel = named(k, ".nv.shared.")) {
+            auto found = entries.find(kernel);
+            if (found != entries.end()) found->second.static_shared = (u32)sections[k].sh_size;
+        }
+        const char* kernel = named(k, ".nv.info.");
+        auto found = kernel ? entries.find(kernel) : entries.end();
+        if (found == entries.end()) continue;
+        const u8* at = image + sections[k].sh_offset;
+        const u8* end = at + sections[k].sh_size;
+        while (at + 4 <= end) {
+            constexpr u8 SIZED = 4, MAX_THREADS = 0x05, PARAMETER_BYTES = 0x19;
+            u16 value;
+            memcpy(&value, at + 2, 2);
+            if (at[0] == SIZED && at[1] == MAX_THREADS) {
+                u32 threads[3];
+                memcpy(threads, at + 4, sizeof threads);
+                found->second.most_threads = threads[0] * threads[1] * threads[2];
+            }
+            if (at[1] == PARAMETER_BYTES) found->second.parameter_bytes = value;
+            at += 4 + (at[0] == SIZED ? value : 0);
+        }
+    }
+    return SUCCESS;
+}
+
+int read_ptx(const char* text, std::map<std::string, Entry>& entries) {
+    unsigned major = 0, minor = 0;
+    const char* target = strstr(text, ".target sm_");
+    if (!strstr(text, ".version ") || !target || sscanf(target, ".target sm_%2u", &major) != 1) return INVALID_IMAGE;
+    minor = major % 10;
+    major /= 10;
+    if (std::make_pair(major, minor) > std::make_pair((unsigned)state().major, (unsigned)state().minor)) return NO_BINARY_FOR_GPU;
+    constexpr const char* ENTRY = ".entry ";
+    for (const char* at = strstr(text, ENTRY); at; at = strstr(at + 1, ENTRY)) {
+        const char* name = at + strlen(ENTRY);
+        entries[std::string(name, strcspn(name, "( \n"))];
+    }
+    return entries.empty() ? INVALID_IMAGE : SUCCESS;
+}
+
+void* own_symbol(const std::string& name) {
+    static void* self = [] {
+        Dl_info info;
+        return dladdr((void*)read_ptx, &info) ? dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD) : nullptr;
+    }();
+    return self ? dlsym(self, name.c_str()) : nullptr;
+}
+
+// A fault is seen by the calls after it, as on a device.
+void run_node(const Node& node) {
+    if (current->broken) return;
+    if (!node.function) {
+        memset((void*)node.address, node.value, node.bytes);
+        return;
+    }
+    // Where the struct lies in the parameters' memory: 64 where it holds a tensor map, never less than 8.
+    alignas(64) u8 arguments[4096];
+    memcpy(arguments, node.arguments.data(), node.arguments.size());
+    if (node.function->emulate(node.grid, node.block, node.shared, arguments)) {
+        fprintf(stderr, "emulated GPU: %s\n", emulator_error());
+        current->broken = ILLEGAL_ADDRESS;
+    }
+}
+
+int queue(Stream* stream, Node node) {
+    if (stream->capturing) stream->nodes.push_back(std::move(node));
+    else run_node(node);
+    return SUCCESS;
+}
+
+u64 alive(const char* what) {
+    u64 sum = 0;
+    for (Context& context : state().contexts) {
+        const std::string kind = what;
+        sum += kind == "memory" ? context.memory.size() : kind == "modules" ? context.modules.size() : kind == "streams" ? context.streams.size()
+            : kind == "events" ? context.events.size() : (u64)context.retained;
+    }
+    return sum;
+}
+
+// The last to be written stands: cudarc opens and closes the library once before it uses it.
+__attribute__((destructor)) void write_log() {
+    const char* path = getenv("ADVISOR_STANDIN_LOG");
+    FILE* out = path ? fopen(path, "w") : nullptr;
+    if (!out) return;
+    Guard guard(state().one);
+    for (auto& entry : state().counts) fprintf(out, "%s %llu\n", entry.first.c_str(), entry.second);
+    for (const char* what : {"memory", "modules", "streams", "events", "contexts"}) fprintf(out, "alive_%s %llu\n", what, alive(what));
+    fprintf(out, "alive_graphs %llu\n", (u64)state().graphs.size());
+    fprintf(out, "alive_executables %llu\n", (u64)state().executables.size());
+    fclose(out);
+}
+
+void free_memory(Context& context, std::map<u64, Allocation>::iterator which) {
+    emulator_remove_buffer(which->first);
+    munmap(which->second.whole, which->second.reserved);
+    context.used -= which->second.bytes;
+    context.memory.erase(which);
+}
+}  // namespace
+
+#define CALL extern "C" __attribute__((visibility("default"))) int
+#define LOCKED Guard guard(state().one)
+#define ENTERED                                        \
+    LOCKED;                                            \
+    if (const int unusable = usable()) return unusable
+#define INITIALISED                                    \
+    LOCKED;                                            \
+    if (!state().initialised) return NOT_INITIALIZED
+#define OUTSIDE_CAPTURES                               \
+    ENTERED;                                           \
+    if (const int forbidden = forbidden_in_capture()) return forbidden
+#define ON(stream, handle)                             \
+    ENTERED;                                           \
+    Stream* stream = nullptr;                          \
+    if (const int refused = stream_of(handle, stream)) return refused
+
+CALL cuInit(u32 flags) {
+    LOCKED;
+    if (flags) return INVALID_VALUE;
+    if (state().initialised) return SUCCESS;
+    if (const char* capability = getenv("ADVISOR_STANDIN_CAPABILITY"))
+        if (sscanf(capability, "%u.%u", &state().major, &state().minor) != 2) return INVALID_VALUE;
+    const char* devices = getenv("ADVISOR_STANDIN_DEVICES");
+    const int several = devices ? atoi(devices) : 1;
+    if (several <= 0) return NO_DEVICE;
+    state().contexts.resize(several);
+    for (int k = 0; k < several; ++k) state().contexts[k].device = k;
+    state().initialised = true;
+    return SUCCESS;
+}
+
+CALL cuDriverGetVersion(int* version) {
+    if (!version) return INVALID_VALUE;
+    *version = 12000;
+    return SUCCESS;
+}
+
+CALL cuGetErrorName(int code, const char** out) {
+    auto found = NAMES.find(code);
+    if (!out || found == NAMES.end()) return INVALID_VALUE;
+    *out = found->second;
+    return SUCCESS;
+}
+CALL cuGetErrorString(int code, const char** out) { return cuGetErrorName(code, out); }
+
+CALL cuDeviceGetCount(int* out) {
+    INITIALISED;
+    *out = (int)state().contexts.size();
+    return SUCCESS;
+}
+
+CALL cuDeviceGet(int* out, int ordinal) {
+    INITIALISED;
+    if (ordinal < 0 || ordinal >= (int)state().contexts.size()) return INVALID_DEVICE;
+    *out = ordinal;
+    return SUCCESS;
+}
+
+CALL cuDeviceGetName(char* out, int bytes, int device) {
+    INITIALISED;
+    if (device < 0 || device >= (int)state().contexts.size()) return INVALID_DEVICE;
+    snprintf(out, bytes, "Emulated GPU");
+    return SUCCESS;
+}
+
+/// Sixteen bytes that name the device: its number, and zeros.
+CALL cuDeviceGetUuid(char* out, int device) {
+    INITIALISED;
+    if (device < 0 || device >= (int)state().contexts.size()) return INVALID_DEVICE;
+    memset(out, 0, 16);
+    out[15] = (char)device;
+    return SUCCESS;
+}
+
+CALL cuDeviceGetAttribute(int* out, int attribute, int device) {
+    INITIALISED;
+    if (device < 0 || device >= (int)state().contexts.size()) return INVALID_DEVICE;
+    switch (attribute) {
+        case 16: *out = MULTIPROCESSORS; return SUCCESS;
+        case 75: *out = (int)state().major; return SUCCESS;
+        case 76: *out = (int)state().minor; return SUCCESS;
+        case 97: *out = SHARED_LIMIT; return SUCCESS;
+        default: return INVALID_VALUE;  // nobody asked so far
+    }
+}
+
+CALL cuDeviceTotalMem_v2(size_t* out, int device) {
+    INITIALISED;
+    if (device < 0 || device >= (int)state().contexts.size()) return INVALID_DEVICE;
+    *out = MEMORY;
+    return SUCCESS;
+}
+
+CALL cuDevicePrimaryCtxRetain(Context** out, int device) {
+    INITIALISED;
+    if (device < 0 || device >= (int)state().contexts.size()) return INVALID_DEVICE;
+    *out = &state().contexts[device];
+    ++(*out)->retained;
+    count("contexts_retained");
+    return SUCCESS;
+}
+
+CALL cuDevicePrimaryCtxRelease_v2(int device) {
+    INITIALISED;
+    if (device < 0 || device >= (int)state().contexts.size()) return INVALID_DEVICE;
+    Context& context = state().contexts[device];
+    if (!context.retained) return INVALID_CONTEXT;
+    count("contexts_released");
+    if (--context.retained) return SUCCESS;
+    // The last one takes everything along.
+    count("memory_left_to_context", context.memory.size());
+    count("modules_left_to_context", context.modules.size());
+    count("streams_left_to_context", context.streams.size());
+    count("events_left_to_context", context.events.size());
+    while (!context.memory.empty()) free_memory(context, context.memory.begin());
+    context.modules.clear();
+    context.functions.clear();
+    context.streams.clear();
+    context.events.clear();
+    context.broken = SUCCESS;
+    return SUCCESS;
+}
+
+CALL cuCtxSetCurrent(Context* context) {
+    INITIALISED;
+    if (context && !context->retained) return INVALID_CONTEXT;
+    current = context;
+    return SUCCESS;
+}
+
+CALL cuCtxGetCurrent(Context** out) {
+    INITIALISED;
+    *out = current;
+    return SUCCESS;
+}
+
+CALL cuStreamCreate(Stream** out, u32 flags) {
+    ENTERED;
+    if (flags > 1) return INVALID_VALUE;
+    auto made = std::make_unique<Stream>();
+    made->context = current;
+    *out = made.get();
+    current->streams[*out] = std::move(made);
+    return SUCCESS;
+}
+
+CALL cuStreamDestroy_v2(Stream* handle) {
+    ENTERED;
+    return current->streams.erase(handle) ? SUCCESS : INVALID_HANDLE;
+}
+
+CALL cuStreamSynchronize(Stream* handle) {
+    ENTERED;
+    if (!holds(current->streams, handle)) return INVALID_HANDLE;
+    if (handle->capturing) {
+        handle->invalidated = true;
+        return STREAM_CAPTURE_UNSUPPORTED;
+    }
+    count("synchronisations");
+    return SUCCESS;
+}
+
+CALL cuStreamBeginCapture_v2(Stream* handle, int mode) {
+    ON(stream, handle);
+    if (mode < GLOBAL || mode > RELAXED) return INVALID_VALUE;
+    if (stream->capturing) return STREAM_CAPTURE_UNSUPPORTED;
+    stream->capturing = true;
+    stream->mode = mode;
+    stream->thread = std::this_thread::get_id();
+    stream->nodes.clear();
+    return SUCCESS;
+}
+
+CALL cuStreamEndCapture(Stream* handle, Graph** out) {
+    ENTERED;
+    *out = nullptr;
+    if (!holds(current->streams, handle)) return INVALID_HANDLE;
+    if (!handle->capturing) return STREAM_CAPTURE_UNMATCHED;
+    const bool invalidated = handle->invalidated;
+    handle->capturing = handle->invalidated = false;
+    if (invalidated) return STREAM_CAPTURE_INVALIDATED;
+    auto made = std::make_unique<Graph>();
+    made->nodes = std::move(handle->nodes);
+    handle->nodes.clear();
+    count("graphs_captured");
+    count("nodes_captured", made->nodes.size());
+    *out = made.get();
+    state().graphs[*out] = std::move(made);
+    return SUCCESS;
+}
+
+CALL cuGraphInstantiateWithFlags(Graph** out, Graph* graph, u64 flags) {
+    ENTERED;
+    if (flags || !holds(state().graphs, graph)) return INVALID_VALUE;
+    auto made = std::make_unique<Graph>(*graph);
+    *out = made.get();
+    state().executables[*out] = std::move(made);
+    count("graphs_instantiated");
+    return SUCCESS;
+}
+
+CALL cuGraphLaunch(Graph* executable, Stream* handle) {
+    ON(stream, handle);
+    if (!holds(state().executables, executable)) return INVALID_VALUE;
+    if (stream->capturing) return STREAM_CAPTURE_UNSUPPORTED;  // a child graph to the driver; nothing here asks for one
+    count("graphs_launched");
+    for (const Node& node : executable->nodes) run_node(node);
+    return SUCCESS;
+}
+
+CALL cuGraphExecDestroy(Graph* executable) {
+    LOCKED;
+    return state().executables.erase(executable) ? SUCCESS : INVALID_VALUE;
+}
+
+CALL cuGraphDestroy(Graph* graph) {
+    LOCKED;
+    return state().graphs.erase(graph) ? SUCCESS : INVALID_VALUE;
+}
+
+CALL cuModuleLoadData(Module** out, const void* image) {
+    OUTSIDE_CAPTURES;
+    if (!image) return INVALID_VALUE;
+    auto made = std::make_unique<Module>();
+    made->context = current;
+    const bool cubin = !memcmp(image, ELFMAG, SELFMAG);
+    const int code = cubin ? read_cubin((const u8*)image, made->entries) : read_ptx((const char*)image, made->entries);
+    if (code) return code;
+    count(cubin ? "cubins_loaded" : "ptx_loaded");
+    *out = made.get();
+    current->modules[*out] = std::move(made);
+    return SUCCESS;
+}
+
+CALL cuModuleUnload(Module* module) {
+    OUTSIDE_CAPTURES;
+    if (!current->modules.erase(module)) return INVALID_HANDLE;
+    auto& functions = current->functions;
+    for (auto at = functions.begin(); at != functions.end();) at = at->second->module == module ? functions.erase(at) : std::next(at);
+    count("modules_unloaded");
+    return SUCCESS;
+}
+
+CALL cuModuleGetFunction(Function** out, Module* module, const char* name) {
+    ENTERED;
+    if (!holds(current->modules, module)) return INVALID_HANDLE;
+    auto found = module->entries.find(name);
+    if (found == module->entries.end()) return NOT_FOUND;
+    const Emulate emulate = (Emulate)own_symbol(std::string("emulate_") + name);
+    const u64* bytes = (const u64*)own_symbol(std::string("arguments_of_") + name);
+    if (!emulate || !bytes) {
+        fprintf(stderr, "emulated GPU: the image has kernel %s, the emulator does not\n", name);
+        return NOT_FOUND;
+    }
+    if (found->second.parameter_bytes && found->second.parameter_bytes != *bytes) {
+        fprintf(stderr, "emulated GPU: %s takes %u bytes in its image and %llu in the emulator\n", name, found->second.parameter_bytes, *bytes);
+        return INVALID_IMAGE;
+    }
+    auto made = std::make_unique<Function>();
+    const u32 fixed = found->second.static_shared;
+    *made = Function{module, found->second, emulate, (u32)*bytes, fixed < SHARED_WITHOUT_ASKING ? SHARED_WITHOUT_ASKING - fixed : 0};
+    *out = made.get();
+    current->functions[*out] = std::move(made);
+    return SUCCESS;
+}
+
+CALL cuFuncSetAttribute(Function* function, int attribute, int value) {
+    ENTERED;
+    if (!holds(current->functions, function)) return INVALID_HANDLE;
+    constexpr int MAX_DYNAMIC_SHARED_BYTES = 8;
+    if (attribute != MAX_DYNAMIC_SHARED_BYTES || value < 0 || value + function->entry.static_shared > SHARED_LIMIT) return INVALID_VALUE;
+    count("shared_memory_asked");
+    function->dynamic_limit = (u32)value;
+    return SUCCESS;
+}
+
+CALL cuLaunchKernel(Function* function, u32 x, u32 y, u32 z, u32 threads_x, u32 threads_y, u32 threads_z, u32 shared, Stream* handle, void** parameters, void** extra) {
+    ON(stream, handle);
+    if (!holds(current->functions, function)) return INVALID_HANDLE;
+    const u64 threads = (u64)threads_x * threads_y * threads_z;
+    if (!x || x > 0x7fffffffu || !y || y > 65535 || !z || z > 65535 || !threads || threads > function->entry.most_threads || threads_z > 64) return INVALID_VALUE;
+    if (shared > function->dynamic_limit || !parameters || !parameters[0] || extra) return INVALID_VALUE;
+    const u8* first = (const u8*)parameters[0];
+    Node node{function, {x, y, z}, {threads_x, threads_y, threads_z}, shared, std::vector<u8>(first, first + function->parameter_bytes), 0, 0, 0};
+    count("kernels_launched");
+    return queue(stream, std::move(node));
+}
+
+CALL cuMemAlloc_v2(u64* out, size_t bytes) {
+    OUTSIDE_CAPTURES;
+    if (!bytes) return INVALID_VALUE;
+    const size_t taken = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    if (taken > MEMORY - current->used) return OUT_OF_MEMORY;
+    const size_t reserved = taken + 2 * APART;
+    u8* whole = (u8*)mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (whole == MAP_FAILED) return OUT_OF_MEMORY;
+    *out = (u64)(whole + APART);
+    memset(whole + APART, 0xff, taken);
+    current->memory[*out] = Allocation{whole, reserved, taken};
+    current->used += taken;
+    emulator_add_buffer(*out, bytes);
+    count("allocations");
+    return SUCCESS;
+}
+
+CALL cuMemFree_v2(u64 address) {
+    OUTSIDE_CAPTURES;
+    auto found = current->memory.find(address);
+    if (found == current->memory.end()) return INVALID_VALUE;
+    free_memory(*current, found);
+    return SUCCESS;
+}
+
+CALL cuMemsetD8Async(u64 to, u8 value, size_t bytes, Stream* handle) {
+    ON(stream, handle);
+    if (!in_memory(to, bytes)) return INVALID_VALUE;
+    return queue(stream, Node{nullptr, {}, {}, 0, {}, to, bytes, value});
+}
+
+// To and from pageable memory the driver waits for the stream, which a capture cannot.
+CALL cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, Stream* handle) {
+    ON(stream, handle);
+    if (stream->capturing) {
+        stream->invalidated = true;
+        return STREAM_CAPTURE_UNSUPPORTED;
+    }
+    if (bytes && (!from || !in_memory(to, bytes))) return INVALID_VALUE;
+    if (bytes) memcpy((void*)to, from, bytes);
+    count("copies_to_device");
+    return SUCCESS;
+}
+
+CALL cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, Stream* handle) {
+    ON(stream, handle);
+    if (stream->capturing) {
+        stream->invalidated = true;
+        return STREAM_CAPTURE_UNSUPPORTED;
+    }
+    if (bytes && (!to || !in_memory(from, bytes))) return INVALID_VALUE;
+    if (bytes) memcpy(to, (const void*)from, bytes);
+    count("copies_to_host");
+    return SUCCESS;
+}
+
+CALL cuEventCreate(Event** out, u32) {
+    ENTERED;
+    auto made = std::make_unique<Event>();
+    made->context = current;
+    *out = made.get();
+    current->events[*out] = std::move(made);
+    return SUCCESS;
+}
+
+CALL cuEventRecord(Event* event, Stream* handle) {
+    ON(stream, handle);
+    if (!holds(current->events, event)) return INVALID_HANDLE;
+    if (stream->capturing) return SUCCESS;  // it orders streams, of which a capture here has one
+    event->recorded = true;
+    event->at = Clock::now();
+    return SUCCESS;
+}
+
+CALL cuEventElapsedTime(float* out, Event* start, Event* end) {
+    ENTERED;
+    if (!holds(current->events, start) || !holds(current->events, end) || !start->recorded || !end->recorded) return INVALID_HANDLE;
+    *out = std::chrono::duration<float, std::milli>(end->at - start->at).count();
+    return SUCCESS;
+}
+
+CALL cuEventDestroy_v2(Event* event) {
+    ENTERED;
+    return current->events.erase(event) ? SUCCESS : INVALID_HANDLE;
+}
+
+// CUtensorMap, filled as hopper.h reads it. The rules are those of "cuTensorMapEncodeTiled" in the driver's manual.
+CALL cuTensorMapEncodeTiled(TensorMap* out, int type, u32 rank, void* base, const u64* extent, const u64* stride, const u32* box, const u32* element_stride, int interleave, int swizzle, int l2_promotion, int fill) {
+    LOCKED;
+    if (!out || !extent || !stride || !box || !element_stride || rank < 1 || rank > 5) return INVALID_VALUE;
+    constexpr int FLOAT16 = 6, BFLOAT16 = 9;
+    // The map itself lies at a multiple of 64. Other element types, interleaving and NaN as fill exist, but no kernel here reads them.
+    if ((uintptr_t)out % 64 || (type != FLOAT16 && type != BFLOAT16) || interleave || fill) return INVALID_VALUE;
+    if (!base || (uintptr_t)base % 16 || swizzle < 0 || swizzle > 3 || l2_promotion < 0 || l2_promotion > 3) return INVALID_VALUE;
+    emulated::HostMap map{};
+    map.magic = emulated::MAP_MAGIC;
+    map.base = (u64)base;
+    map.rank = rank;
+    map.element_bytes = 2;
+    map.swizzle = (u32)swizzle;
+    for (u32 d = 0; d < 5; ++d) {
+        map.extent[d] = d < rank ? extent[d] : 1;
+        map.box[d] = d < rank ? box[d] : 1;
+        if (!map.extent[d] || map.extent[d] > 1ull << 32 || !map.box[d] || map.box[d] > 256) return INVALID_VALUE;
+        if (d < rank && element_stride[d] != 1) return INVALID_VALUE;
+        if (!d || d >= rank) continue;
+        map.stride[d - 1] = stride[d - 1];
+        const u64 least = d == 1 ? map.extent[0] * map.element_bytes : map.extent[d - 1] * map.stride[d - 2];
+        if (stride[d - 1] % 16 || stride[d - 1] >= 1ull << 40 || stride[d - 1] < least) return INVALID_VALUE;
+    }
+    const u32 inner = map.box[0] * map.element_bytes;
+    if (inner % 16 || (swizzle && inner > 16u << swizzle)) return INVALID_VALUE;
+    memcpy(out, &map, sizeof map);
+    count("tensor_maps");
+    return SUCCESS;
+}

@@ -1,0 +1,132 @@
+//! Builds the kernels of `kernels/` for the CPU: the library of emulated kernels, and the stand-in of CUDA's driver over them.
+//!
+//! Shared by the unit tests and by those that start the program. Built once per version of the sources, under `target/emulated`.
+
+use sha2::{Digest, Sha256};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::LazyLock,
+};
+
+/// What was built.
+pub struct Emulator {
+    /// Library with every kernel and the emulator.
+    #[allow(dead_code, reason = "tests that start the program load the driver alone")]
+    pub kernels: PathBuf,
+    /// Folder with the stand-in, for `LD_LIBRARY_PATH`.
+    pub driver: PathBuf,
+}
+
+static EMULATOR: LazyLock<Result<Emulator, String>> = LazyLock::new(build);
+
+/// `None`, after a line that says why, where there is no C++ compiler and `ADVISOR_REQUIRE_KERNEL_TOOLS` is not set.
+///
+/// # Panics
+/// Where the kernels cannot be compiled.
+pub fn emulator() -> Option<&'static Emulator> {
+    match &*EMULATOR {
+        Ok(built) => Some(built),
+        Err(reason) => {
+            let missing = reason.starts_with("no C++ compiler") && std::env::var_os("ADVISOR_REQUIRE_KERNEL_TOOLS").is_none();
+            assert!(missing, "the emulated kernels were not built: {reason}");
+            eprintln!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+fn sources() -> (PathBuf, Vec<PathBuf>) {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let mut kernels: Vec<PathBuf> = fs::read_dir(&folder)
+        .expect("the repository has its kernels")
+        .map(|entry| entry.expect("a readable folder").path())
+        .filter(|path| path.extension().is_some_and(|end| end == "cu"))
+        .collect();
+    kernels.sort();
+    (folder, kernels)
+}
+
+fn compile(arguments: &[&str], input: &Path, output: &Path) -> Result<(), String> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let run = Command::new(&compiler).args(arguments).arg(input).arg("-o").arg(output).output();
+    let run = run.map_err(|e| format!("no C++ compiler: `{compiler}` cannot be started ({e})"))?;
+    run.status.success().then_some(()).ok_or_else(|| format!("{}:\n{}", input.display(), String::from_utf8_lossy(&run.stderr)))
+}
+
+/// Finds the libraries, or compiles them in a folder of its own that gets its final name when it is whole: two processes may build at
+/// once, and one that is stopped leaves nothing that is taken for finished.
+fn build() -> Result<Emulator, String> {
+    let (folder, kernels) = sources();
+    let mut hash = Sha256::new();
+    let parts = ["driver.cpp", "emulator.cpp", "emulator.h", "hopper.h"].map(|name| folder.join("emulator").join(name));
+    let headers = ["common.cuh", "hopper.cuh"].map(|name| folder.join(name));
+    // This file as well: its flags are part of what is built.
+    hash.update(include_str!("emulator.rs"));
+    for path in kernels.iter().chain(&parts).chain(&headers) {
+        hash.update(fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?);
+    }
+    let name: String = hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect();
+    let all = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/emulated");
+    let done = all.join(&name);
+    if !done.exists() {
+        let partial = all.join(format!("{name}.{}", std::process::id()));
+        compile_all(&folder, &kernels, &partial)?;
+        if let Err(error) = fs::rename(&partial, &done) {
+            // Another process was first.
+            fs::remove_dir_all(&partial).map_err(|e| e.to_string())?;
+            if !done.exists() {
+                return Err(error.to_string());
+            }
+        }
+    }
+    Ok(Emulator { kernels: done.join("kernels.so"), driver: done.join("driver") })
+}
+
+fn compile_all(folder: &Path, kernels: &[PathBuf], out: &Path) -> Result<(), String> {
+    fs::create_dir_all(out.join("driver")).map_err(|e| e.to_string())?;
+    let include = format!("-I{}", folder.display());
+    let common = ["-std=c++17", "-mf16c", "-mfma", "-fPIC", "-Wall", "-DADVISOR_EMULATED", &include, "-c"];
+    let quiet = [&common[..], &["-O2"]].concat();
+    let watched = [&common[..], &["-O1", "-fsanitize=thread", "-fno-tree-sra", "--param=tsan-distinguish-volatile=1"]].concat();
+    // Each file in a namespace of its own: types of one name in two files are two types.
+    let wrapped = |kernel: &PathBuf| -> Result<PathBuf, String> {
+        let stem = kernel.file_stem().and_then(|stem| stem.to_str()).expect("a file");
+        let text = fs::read_to_string(kernel).map_err(|e| e.to_string())?;
+        let hopper = if text.contains("\"hopper.cuh\"") { "#include \"hopper.cuh\"\n" } else { "" };
+        let path = out.join(stem).with_extension("cpp");
+        let text = format!("#include \"common.cuh\"\n{hopper}namespace kernels_of_{stem} {{\n#include \"{stem}.cu\"\n}}\n");
+        fs::write(&path, text).map_err(|e| e.to_string()).map(|()| path)
+    };
+    let [emulator, driver] =
+        ["emulator", "driver"].map(|part| (folder.join("emulator").join(part).with_extension("cpp"), &quiet));
+    let mut inputs = vec![emulator];
+    for kernel in kernels {
+        inputs.push((wrapped(kernel)?, &watched));
+    }
+    inputs.push(driver);
+    let object = |input: &Path| out.join(input.file_name().expect("a file")).with_extension("o");
+    // Two at a time: most machines that run tests have that many cores.
+    for pair in inputs.chunks(2) {
+        let results: Vec<Result<(), String>> = std::thread::scope(|scope| {
+            let running: Vec<_> = pair
+                .iter()
+                .map(|(input, flags)| {
+                    let output = object(input);
+                    scope.spawn(move || compile(flags, input, &output))
+                })
+                .collect();
+            running.into_iter().map(|r| r.join().expect("compiling does not panic")).collect()
+        });
+        results.into_iter().collect::<Result<(), String>>()?;
+    }
+    let objects: Vec<PathBuf> = inputs.iter().map(|(input, _)| object(input)).collect();
+    let objects: Vec<&str> = objects.iter().map(|o| o.to_str().expect("a path in UTF-8")).collect();
+    let (driver, rest) = objects.split_last().expect("the driver is the last");
+    compile(&[&["-shared"][..], &rest[1..]].concat(), Path::new(rest[0]), &out.join("kernels.so"))?;
+    let library = out.join("driver/libcuda.so.1");
+    compile(&[&["-shared", "-ldl"][..], rest].concat(), Path::new(driver), &library)?;
+    // Its other name is asked for first, and must not be that of a real driver.
+    fs::copy(&library, library.with_extension("")).map(|_| ()).map_err(|e| e.to_string())
+}
