@@ -33,6 +33,9 @@ DEVICE void mbarrier_wait(u64* b, u32 parity) {
                  ::"r"(shared_address(b)), "r"(parity) : "memory");
 }
 
+// What this thread stored to shared memory is seen by wgmma and the copy engine after the block_sync that follows.
+DEVICE void shared_fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // The box of the map whose first element is (x, y), x innermost; outside the tensor it is zero. The barrier gets all bytes of the box.
 DEVICE void tma_load_2d(void* shared, const TensorMap* map, u64* barrier, i32 x, i32 y) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"

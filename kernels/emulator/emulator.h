@@ -109,7 +109,7 @@ DEVICE float to_f32(f16 x) { return _cvtsh_ss(x.bits); }
 DEVICE float to_f32(bf16 x) { u32 u = (u32)x.bits << 16; float y; memcpy(&y, &u, 4); return y; }
 template <class T> inline T from_f32(float x);
 template <> inline float from_f32<float>(float x) { return x; }
-template <> inline f16 from_f32<f16>(float x) { return f16{(u16)_cvtss_sh(x, 0)}; }
+template <> inline f16 from_f32<f16>(float x) { return f16{x != x ? (u16)0x7fff : (u16)_cvtss_sh(x, 0)}; }
 template <> inline bf16 from_f32<bf16>(float x) {
     u32 u;
     memcpy(&u, &x, 4);
@@ -194,7 +194,7 @@ inline void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, bf16)
     multiply_fragments(d, a, b0, b1, 2, 2, [](u32 r, int e) { return to_f32(bf16{(u16)(r >> 16 * e)}); });
 }
 // The hardware drops the low 13 bits; rounding before is the kernel's business.
-DEVICE u32 to_tf32(float x) { return (bits_of(x) + 0x1000) & 0xffffe000u; }
+DEVICE u32 to_tf32(float x) { return x != x ? 0x7fffffffu : (bits_of(x) + 0x1000) & 0xffffe000u; }
 inline void mma_m16n8k8_tf32(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     multiply_fragments(d, a, b0, b1, 1, 2, [](u32 r, int) { return float_of(r & 0xffffe000u); });
 }

@@ -133,7 +133,7 @@ pub(super) fn upload(session: &mut dyn Session, data: &[Vec<f64>]) -> Result<(),
 }
 
 /// The same graph on `storage`: parameters themselves are of that type, as reference and device then start from the same numbers.
-fn on(graph: &Graph, storage: DType) -> Graph {
+pub(super) fn on(graph: &Graph, storage: DType) -> Graph {
     let mut out = Graph::new();
     for value in &graph.values {
         let mut value = value.clone();

@@ -50,7 +50,7 @@ fn products_of_ragged_shapes_match_the_reference() {
 fn later_runs_and_timed_runs_and_a_second_load_give_what_the_reference_gives() {
     for case in CASES {
         for (storage, tolerance) in [(DType::F32, 2e-5), (DType::Bf16, 0.1), (DType::F16, 0.0125)] {
-            let mut graph = fuse(on(&case.forward(), storage), true);
+            let mut graph = fuse(check::on(&case.forward(), storage), true);
             with_gradients(&mut graph);
             // The seed of the test above: another may bring two values so near that a pool in bf16 takes the other for the larger.
             let data = contents(&graph, 11);
@@ -58,7 +58,7 @@ fn later_runs_and_timed_runs_and_a_second_load_give_what_the_reference_gives() {
                 // The second load takes memory that the first has left full.
                 for load in 0..2 {
                     let mut session = backend.load(lower(&graph), None).unwrap();
-                    upload(&mut *session, &data);
+                    check::upload(&mut *session, &data).unwrap();
                     let mut expected = data.clone();
                     // Launch by launch, recorded, replayed, and with events around each step.
                     for run in 0..if load == 0 { 4 } else { 1 } {

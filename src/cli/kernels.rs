@@ -2,14 +2,15 @@
 
 use super::Exit;
 use crate::{
-    backend::{self, Backend, check},
+    backend::{self, Backend, check, cuda},
+    graph::Op,
     measure::{KernelBench, KernelCase, environment, gpus, kernel_cases, measure_gpu},
     models::{self, Size},
     record::{CheckRow, KernelRow, KernelRun, OptimizerConfig, SCHEMA_VERSION, StepRow, TrainConfig},
     report::{kernels_csv, kernels_document, kernels_markdown, kernels_plot, put},
     stats::Generator,
     train::{StepBench, initial_weights},
-    vocab::{Device, InitKind, OptimizerKind, Phase, Precision, Schedule, Vocabulary},
+    vocab::{DType, Device, InitKind, OptimizerKind, Phase, Precision, Schedule, Vocabulary},
 };
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -63,6 +64,8 @@ enum Part {
     All,
     /// What the device reaches: copying, products
     Ceilings,
+    /// Each wrapped instruction of a GPU against its recorded twin
+    Conformance,
     /// Every op against an f64 reference on fresh random numbers
     Correctness,
     /// Times of single kernels
@@ -122,8 +125,12 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         kernels: Vec::new(),
         steps: Vec::new(),
     };
+    if let (true, Device::Cuda(ordinal)) = (args.part.includes(Part::Conformance), device) {
+        let rows = cuda::conformance(ordinal).map_err(|error| anyhow::anyhow!("{error}"))?;
+        run.checks.extend(rows.into_iter().filter(|checked| checked.name.contains(&args.filter)).map(conformity));
+    }
     if args.part.includes(Part::Correctness) {
-        run.checks = checks(&*backend, &args.filter)?;
+        run.checks.extend(checks(&*backend, &args.filter)?);
     }
     if args.part.includes(Part::Bench) {
         for case in kernel_cases(device) {
@@ -216,6 +223,19 @@ fn checks(backend: &dyn Backend, filter: &str) -> anyhow::Result<Vec<CheckRow>> 
     Ok(all.into_iter().filter(|checked| checked.name.contains(filter)).map(row).collect())
 }
 
+/// An instruction's check: its answers are those of the twin, bit by bit or within the recorded number of last places.
+fn conformity(checked: cuda::Checked) -> CheckRow {
+    let cuda::Checked { name, entry, words, verdict } = checked;
+    let (passes, detail) = match verdict {
+        cuda::Verdict::Same => (true, format!("{words} words of `{entry}` agree")),
+        cuda::Verdict::Differs { at, expected, got, wrong } => {
+            (false, format!("`{entry}`: {wrong} of {words} words differ, the first is word {at}: {got}, not {expected}"))
+        }
+        cuda::Verdict::NotRun(reason) => (false, format!("`{entry}` was not run: {reason}")),
+    };
+    CheckRow { name, error: None, tolerance: 0.0, passes, detail }
+}
+
 /// Ours, theirs, theirs, ours: a drift falls on both alike.
 fn in_turns(
     rounds: usize,
@@ -256,17 +276,21 @@ fn kernel(backend: &dyn Backend, case: &KernelCase, rounds: usize, peer: Option<
         }
     };
     row.cold = bench.cold;
-    let request = json!({ "kind": "kernel", "op": case.op.name(), "detail": format!("{:?}", case.op), "shapes": case.shapes, "dtype": case.dtype.name() });
     // The other library may not know the op: then it has no times, and ours are taken alone.
-    let mut peer = match peer.map(|peer| (peer.ask(&request, "call_s"), peer)) {
-        Some((Ok(_), peer)) => Some(peer),
-        Some((Err(reason), _)) => {
+    let request = peer_request(case);
+    let asked = peer.map(|peer| match &request {
+        Some(request) => peer.ask(request).map(|_| peer),
+        None => Err("it is not asked for this op".into()),
+    });
+    let mut peer = match asked {
+        Some(Ok(peer)) => Some(peer),
+        Some(Err(reason)) => {
             row.reason = Some(format!("no time of the other: {reason}"));
             None
         }
         None => None,
     };
-    let mut theirs = peer.as_mut().map(|peer| || peer.ask(&request, "call_s"));
+    let mut theirs = peer.as_mut().zip(request.as_ref()).map(|(peer, request)| || peer.ask(request));
     let theirs = theirs.as_mut().map(|theirs| theirs as &mut dyn FnMut() -> Result<f64, String>);
     match in_turns(rounds, || bench.sample().map_err(|e| e.to_string()), theirs) {
         Ok((ours, theirs)) => {
@@ -278,8 +302,56 @@ fn kernel(backend: &dyn Backend, case: &KernelCase, rounds: usize, peer: Option<
     row
 }
 
+/// What `scripts/gpu_pytorch.py` is asked for the same work; `None` for what it does not know.
+fn peer_request(case: &KernelCase) -> Option<Value> {
+    let precision = match case.dtype {
+        DType::F32 => "fp32",
+        DType::Bf16 => "bf16",
+        DType::F16 => "fp16",
+        _ => return None,
+    };
+    let extent = |of: usize, from_end: usize| case.shapes.get(of).and_then(|s| s.iter().rev().nth(from_end)).copied();
+    let rows = || Some(json!({ "rows": extent(0, 1)?, "columns": extent(0, 0)? }));
+    let images = |x: &[usize], filters: usize| {
+        let [batch_size, height, width, channels] = *x else { return None };
+        Some(json!({ "batch_size": batch_size, "height": height, "width": width, "channels": channels, "filters": filters }))
+    };
+    let (op, mut request) = match &case.op {
+        Op::MatMul { transpose_a, transpose_b } => {
+            let pair = |of: usize, turned: bool| {
+                Some(if turned { (extent(of, 0)?, extent(of, 1)?) } else { (extent(of, 1)?, extent(of, 0)?) })
+            };
+            let ((m, k), (_, n)) = (pair(0, *transpose_a)?, pair(1, *transpose_b)?);
+            let letter = |turned: bool| if turned { 't' } else { 'n' };
+            ("gemm", json!({ "m": m, "n": n, "k": k, "layout": format!("{}{}", letter(*transpose_a), letter(*transpose_b)) }))
+        }
+        Op::Softmax => ("softmax", rows()?),
+        Op::LayerNorm { .. } => ("layer-norm", rows()?),
+        Op::CrossEntropy { .. } => ("cross-entropy", rows()?),
+        Op::Update { optimizer, .. } => match optimizer.kind {
+            OptimizerKind::Sgd => ("sgd", json!({ "shapes": case.shapes })),
+            OptimizerKind::Adam => ("adam", json!({ "shapes": case.shapes })),
+            OptimizerKind::Adamw | OptimizerKind::Rmsprop => return None,
+        },
+        Op::Embedding => {
+            let mut request = rows()?;
+            request["count"] = json!(extent(1, 0)?);
+            ("embedding", request)
+        }
+        Op::MaxPool2d { .. } => ("max-pool", images(&case.shapes[0], 0)?),
+        Op::Conv2d { .. } => ("conv", images(&case.shapes[0], extent(1, 0)?)?),
+        Op::Conv2dGradInput { input, .. } => ("conv-dgrad", images(input, extent(1, 0)?)?),
+        Op::Conv2dGradWeight { .. } => ("conv-wgrad", images(&case.shapes[0], extent(1, 0)?)?),
+        _ => return None,
+    };
+    request["op"] = json!(op);
+    request["precision"] = json!(precision);
+    request["seconds"] = json!(0.02);
+    Some(request)
+}
+
 /// Programs of the other library that a step is compared with.
-const PEER_MODES: [&str; 2] = ["eager", "compiled"];
+const PEER_MODES: [&str; 3] = ["eager", "graph", "compile"];
 
 /// Every model in every precision: training at two batches, answering at three.
 fn steps(device: Device, threads: usize, args: &Args, mut peer: Option<&mut Peer>, run: &mut KernelRun) -> anyhow::Result<()> {
@@ -328,11 +400,11 @@ fn steps(device: Device, threads: usize, args: &Args, mut peer: Option<&mut Peer
                 }
                 for mode in modes {
                     let request = json!({
-                        "kind": "step", "model": model.name, "phase": phase.name(), "precision": precision.name(),
-                        "batch_size": batch_size, "mode": mode,
+                        "step": model.name, "phase": phase.name(), "precision": precision.name(), "batch_size": batch_size,
+                        "mode": mode, "seconds": 0.05,
                     });
                     let peer = peer.as_mut().expect("there are modes only with a peer");
-                    let mut theirs = || peer.ask(&request, "step_s");
+                    let mut theirs = || peer.ask(&request);
                     // The first answer holds their preparation.
                     let timed = theirs().and_then(|_| in_turns(args.rounds, &mut ours, Some(&mut theirs)));
                     match timed {
@@ -380,8 +452,10 @@ impl Peer {
         let mut child = spawned.with_context(|| format!("cannot start `{command}`"))?;
         let (stdin, stdout) = (child.stdin.take().expect("piped"), BufReader::new(child.stdout.take().expect("piped")));
         let mut peer = Peer { child, stdin, stdout, name: String::new() };
-        let answer = peer.exchange(&json!({ "kind": "hello" })).map_err(|e| anyhow::anyhow!("`{command}`: {e}"))?;
-        peer.name = answer["name"].as_str().unwrap_or("the other").to_string();
+        let first = json!({ "op": "copy", "elements": 1024, "precision": "fp32", "seconds": 0.01 });
+        let answer = peer.exchange(&first).map_err(|e| anyhow::anyhow!("`{command}`: {e}"))?;
+        let word = |key: &str| answer[key].as_str().unwrap_or("unknown").to_string();
+        peer.name = format!("{} {}", word("peer"), word("version"));
         Ok(peer)
     }
 
@@ -399,10 +473,11 @@ impl Peer {
         }
     }
 
-    /// Seconds under `key` of the answer.
-    fn ask(&mut self, request: &Value, key: &str) -> Result<f64, String> {
+    /// Median seconds of one call or step.
+    fn ask(&mut self, request: &Value) -> Result<f64, String> {
         let answer = self.exchange(request)?;
-        answer[key].as_f64().filter(|s| s.is_finite() && *s > 0.0).ok_or_else(|| format!("its answer has no `{key}`"))
+        let seconds = answer["seconds_median"].as_f64().filter(|s| s.is_finite() && *s > 0.0);
+        seconds.ok_or_else(|| "its answer has no `seconds_median`".to_string())
     }
 }
 
@@ -411,5 +486,46 @@ impl Drop for Peer {
         // It would wait for another line for ever.
         self.child.kill().ok();
         self.child.wait().ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_other_library_is_asked_for_the_same_work() {
+        let asked: Vec<Value> = kernel_cases(Device::Cuda(0)).iter().filter_map(peer_request).collect();
+        let has = |wanted: Value| {
+            let is = |request: &Value| wanted.as_object().unwrap().iter().all(|(key, value)| request[key] == *value);
+            assert!(asked.iter().any(is), "{wanted}");
+        };
+        has(json!({ "op": "gemm", "m": 64, "k": 3136, "n": 128, "layout": "nn", "precision": "bf16" }));
+        has(json!({ "op": "gemm", "m": 4096, "k": 4096, "n": 4096, "layout": "tn" }));
+        has(json!({ "op": "softmax", "rows": 65536, "columns": 1024, "precision": "fp16" }));
+        has(json!({ "op": "conv", "batch_size": 512, "height": 14, "channels": 32, "filters": 64 }));
+        has(json!({ "op": "conv-dgrad", "channels": 32, "filters": 64 }));
+        has(json!({ "op": "conv-wgrad", "channels": 1, "filters": 32 }));
+        has(json!({ "op": "embedding", "rows": 32_000, "columns": 512, "count": 16384 }));
+    }
+
+    #[test]
+    fn samples_are_taken_in_turns_and_a_peer_that_is_no_peer_is_an_error() {
+        let order = std::cell::RefCell::new(String::new());
+        let mut theirs = || {
+            order.borrow_mut().push('t');
+            Ok(2.0)
+        };
+        let ours = || {
+            order.borrow_mut().push('o');
+            Ok(1.0)
+        };
+        let (a, b) = in_turns(2, ours, Some(&mut theirs)).unwrap();
+        assert_eq!((a, b, order.into_inner().as_str()), (vec![1.0; 4], vec![2.0; 4], "ottootto"));
+        assert!(Peer::start("echo nonsense").is_err() && Peer::start("true").is_err());
+        let answer = r#"while read line; do echo '{"seconds_median": 0.5, "peer": "p", "version": "1"}'; done"#;
+        let mut peer = Peer::start(answer).unwrap();
+        assert_eq!(peer.ask(&json!({})), Ok(0.5));
+        assert_eq!(peer.name, "p 1");
     }
 }

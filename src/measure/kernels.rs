@@ -58,7 +58,7 @@ pub fn kernel_cases(device: Device) -> Vec<KernelCase> {
         let rows = many / columns;
         add("rows", Op::CrossEntropy { rows }, &[&[rows, columns], &[rows]], &[DType::F32]);
     }
-    for kind in [OptimizerKind::Sgd, OptimizerKind::Adamw] {
+    for kind in [OptimizerKind::Sgd, OptimizerKind::Adam] {
         add("update", Op::Update { optimizer: optimizer(kind), guarded: false }, &[&[many / 2]], &[DType::F32]);
     }
     let (vocabulary, width) = (32_000, 512);

@@ -4,6 +4,7 @@
 //! `machine` is what the backend needs of a device; `driver` is the real one and the only door to cudarc; the tests have `emulated`,
 //! which runs the same kernels on the CPU.
 
+mod conformance;
 #[allow(unsafe_code)]
 mod driver;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub use conformance::{Checked, Verdict, conformance};
 pub use driver::{device_count, driver_version, facts, uuid};
 pub use machine::{CudaError, Facts};
 pub use peaks::{Peaks, peaks};
