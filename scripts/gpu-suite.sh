@@ -22,11 +22,11 @@ declare -A LIMITS=([machine]=15 [ceilings]=50 [conformance]=30 [correctness]=80 
 PEER_LIMIT=25
 declare -A COMMANDS=(
     [machine]='doctor --json'
-    [ceilings]='kernels --json --part ceilings'
-    [conformance]='kernels --json --part conformance'
-    [correctness]='kernels --json --part correctness'
-    [kernels]='kernels --json --part bench'
-    [steps]='kernels --json --part steps'
+    [ceilings]='kernels --device cuda --json --part ceilings'
+    [conformance]='kernels --device cuda --json --part conformance'
+    [correctness]='kernels --device cuda --json --part correctness'
+    [kernels]='kernels --device cuda --json --part bench'
+    [steps]='kernels --device cuda --json --part steps'
     [scenarios]='run scenarios/*.toml --quick --device cuda --out OUT_DIR/reports'
 )
 
@@ -131,7 +131,7 @@ run_part() {
     kernels | steps)
         local name=bench
         [[ $part == steps ]] && name=steps
-        command=("$advisor" kernels --json --part "$name")
+        command=("$advisor" kernels --device cuda --json --part "$name")
         find_peer
         if [[ -z $peer_reason ]]; then
             command+=(--peer "$python scripts/gpu_pytorch.py")
@@ -141,7 +141,7 @@ run_part() {
         fi
         ;;
     scenarios) command=("$advisor" run scenarios/*.toml --quick --device cuda --out "$out/reports") ;;
-    *) command=("$advisor" kernels --json --part "$part") ;;
+    *) command=("$advisor" kernels --device cuda --json --part "$part") ;;
     esac
     echo "$part: ${command[*]}" >&2
     begin=$SECONDS
@@ -152,7 +152,7 @@ run_part() {
     *:0 | scenarios:1) status=done ;;
     *:124 | *:137) reason="stopped after its limit of $seconds s" ;;
     *:126 | *:127) reason="\`$advisor\` cannot be started: build it with \`cargo build --release\`, or set ADVISOR" ;;
-    *) reason="exit code $code: $(tail -n 1 "$out/$part.stderr")" ;;
+    *) reason="exit code $code: $(grep -m 1 '^error' "$out/$part.stderr" || tail -n 1 "$out/$part.stderr")" ;;
     esac
     [[ $status == done ]] || extra+=", \"reason\": $(quoted "$reason")"
     printf '{"schema": 1, "part": "%s", "status": "%s", "exit_code": %d, "seconds": %d, "limit_s": %d, "command": %s%s}\n' \

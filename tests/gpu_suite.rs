@@ -68,8 +68,10 @@ fn every_part_runs_once_and_is_done() {
     let calls = suite.calls();
     assert_eq!(calls.len(), PARTS.len(), "{calls:?}");
     assert_eq!(calls[0], "doctor --json");
-    assert_eq!(calls[2], "kernels --json --part conformance");
-    assert!(calls[4].starts_with("kernels --json --part bench --peer ") && calls[4].ends_with("scripts/gpu_pytorch.py"));
+    assert_eq!(calls[2], "kernels --device cuda --json --part conformance");
+    assert!(
+        calls[4].starts_with("kernels --device cuda --json --part bench --peer ") && calls[4].ends_with("scripts/gpu_pytorch.py")
+    );
     assert!(
         calls[6].contains("--quick --device cuda --out ") && calls[6].contains("scenarios/small-digits.toml"),
         "{}",
@@ -102,7 +104,7 @@ fn a_part_that_fails_is_recorded_and_alone_runs_again() {
 
     suite.advisor("");
     assert_eq!(suite.run(&[]).status.code(), Some(0));
-    assert_eq!(suite.calls(), ["kernels --json --part correctness"]);
+    assert_eq!(suite.calls(), ["kernels --device cuda --json --part correctness"]);
     assert_eq!(suite.part("correctness")["status"], "done");
 }
 
@@ -144,7 +146,7 @@ fn a_run_cut_off_in_a_part_goes_on_with_that_part() {
     assert_eq!(suite.calls().len(), 3);
     suite.advisor("");
     assert_eq!(suite.run(&[]).status.code(), Some(0));
-    assert_eq!(suite.calls()[0], "kernels --json --part conformance");
+    assert_eq!(suite.calls()[0], "kernels --device cuda --json --part conformance");
 }
 
 #[test]
@@ -156,7 +158,10 @@ fn without_pytorch_ours_is_measured_alone_and_the_reason_is_recorded() {
     ] {
         let suite = Suite::new("", python);
         assert_eq!(suite.run(&[]).status.code(), Some(0));
-        assert_eq!(suite.calls()[4..6], ["kernels --json --part bench", "kernels --json --part steps"]);
+        assert_eq!(
+            suite.calls()[4..6],
+            ["kernels --device cuda --json --part bench", "kernels --device cuda --json --part steps"]
+        );
         assert_eq!(suite.part("kernels")["peer"], reason);
         assert_eq!(suite.part("steps")["peer"], reason);
     }

@@ -55,7 +55,7 @@ pub fn measure_gpu(gpu: &mut Gpu, ordinal: usize) -> Result<(), String> {
 }
 
 fn device(uuid: &str) -> Option<Device<'static>> {
-    nvml()?.device_by_uuid(uuid.to_string()).ok()
+    nvml()?.device_by_uuid(uuid).ok()
 }
 
 /// NVML's view of the devices of one candidate.
