@@ -33,6 +33,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from peer_pytorch import SimpleCnn
+
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("eager", "graph", "compile")
 MIN_CALLS = 20
@@ -94,18 +96,6 @@ def capture(run):
 
 
 # ---- whole steps
-
-
-class SimpleCnn(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 32, 3, padding=1)
-        self.fc1 = nn.Linear(32 * 14 * 14, 128)
-        self.fc2 = nn.Linear(128, 10)
-
-    def forward(self, x):
-        x = F.max_pool2d(F.relu(self.conv(x)), 2)
-        return self.fc2(F.relu(self.fc1(x.flatten(1))))
 
 
 class Mlp(nn.Module):

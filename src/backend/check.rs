@@ -28,7 +28,7 @@ impl Checked {
 
 /// Storage types with the largest error over the size of a result that roundings explain: bf16 keeps 8 bits, fp16 11; some thirty roundings
 /// of half a last place each, in the longest case, add up to these.
-const STORAGE: [(DType, f64); 3] = [(DType::F32, 2e-5), (DType::Bf16, 0.1), (DType::F16, 0.0125)];
+pub(super) const STORAGE: [(DType, f64); 3] = [(DType::F32, 2e-5), (DType::Bf16, 0.1), (DType::F16, 0.0125)];
 
 /// Runs every case in every storage type on numbers made from `seed`, as it is built and fused.
 ///
@@ -97,7 +97,18 @@ fn compare(backend: &dyn Backend, graph: &Graph, seed: u64, name: String, tolera
     let mut session = backend.load(lower(graph), None)?;
     upload(&mut *session, &data)?;
     session.execute()?;
-    let mut checked = Checked { name, error: 0.0, tolerance, worst: "none".into() };
+    let (error, worst) = worst_error(&mut *session, graph, &expected, seed)?;
+    Ok(Checked { name, error, tolerance, worst })
+}
+
+/// The largest error of an output's element over the size of its output, and where it lies.
+pub(super) fn worst_error(
+    session: &mut dyn Session,
+    graph: &Graph,
+    expected: &[Vec<f64>],
+    seed: u64,
+) -> Result<(f64, String), BackendError> {
+    let (mut largest, mut worst) = (0.0, "none".to_string());
     for (output, id) in &graph.outputs {
         let mut got = vec![f32::NAN; graph.value(*id).elements()];
         session.download_f32(*id, &mut got)?;
@@ -105,16 +116,15 @@ fn compare(backend: &dyn Backend, graph: &Graph, seed: u64, name: String, tolera
         let size = expected[id.0].iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-3);
         for (k, (got, want)) in got.iter().zip(&expected[id.0]).enumerate() {
             let error = (f64::from(*got) - want).abs() / size;
-            if error > checked.error || error.is_nan() {
-                checked.error = error;
-                checked.worst = format!("{output}[{k}] is {got}, not {want} (seed {seed})");
+            if error > largest || error.is_nan() {
+                (largest, worst) = (error, format!("{output}[{k}] is {got}, not {want} (seed {seed})"));
             }
             if error.is_nan() {
-                return Ok(checked);
+                return Ok((largest, worst));
             }
         }
     }
-    Ok(checked)
+    Ok((largest, worst))
 }
 
 /// Uploads what a graph starts from. Values that are not floats hold whole numbers.

@@ -81,19 +81,7 @@ fn answer(line: &str, set: &Arc<DataSet>, ready: &mut HashMap<String, (Ready, f6
 
 fn prepare(candidate: &Candidate, set: &Arc<DataSet>) -> Result<Ready, TrainError> {
     let model = models::find("simple-cnn").expect("it stands in the table");
-    let config = TrainConfig {
-        epochs: 1,
-        optimizer: OptimizerConfig::new(OptimizerKind::Sgd, 0.01),
-        schedule: Schedule::Constant,
-        init: InitKind::He,
-        l1: 0.0,
-        l2: 0.0,
-        augment: Vec::new(),
-        seeds: 1,
-        first_seed: 1,
-        batch_size: candidate.batch_size,
-        target: None,
-    };
+    let config = timing_config(candidate.batch_size);
     Ok(match candidate.phase {
         Phase::Train => Ready::Train(Box::new(Trainer::new(model, set.clone(), candidate, &config, 1)?)),
         Phase::Infer => {
@@ -105,4 +93,21 @@ fn prepare(candidate: &Candidate, set: &Arc<DataSet>) -> Result<Ready, TrainErro
             Ready::Infer(Box::new(Predictor::new(model, set, &weights, candidate)?))
         }
     })
+}
+
+/// How models are trained whose steps are only timed.
+pub(super) fn timing_config(batch_size: usize) -> TrainConfig {
+    TrainConfig {
+        epochs: 1,
+        optimizer: OptimizerConfig::new(OptimizerKind::Sgd, 0.01),
+        schedule: Schedule::Constant,
+        init: InitKind::He,
+        l1: 0.0,
+        l2: 0.0,
+        augment: Vec::new(),
+        seeds: 1,
+        first_seed: 1,
+        batch_size,
+        target: None,
+    }
 }

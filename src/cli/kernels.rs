@@ -1,16 +1,15 @@
 //! `advisor kernels`: our kernels on one device, against what the device can do and against another library.
 
-use super::Exit;
+use super::{Exit, bench_step::timing_config};
 use crate::{
     backend::{self, Backend, check, cuda},
     graph::Op,
     measure::{KernelBench, KernelCase, environment, gpus, kernel_cases, measure_gpu},
-    models::{self, Size},
-    record::{CheckRow, KernelRow, KernelRun, OptimizerConfig, SCHEMA_VERSION, StepRow, TrainConfig},
+    models::{self, Model, Size},
+    record::{CheckRow, KernelRow, KernelRun, SCHEMA_VERSION, StepRow},
     report::{kernels_csv, kernels_document, kernels_markdown, kernels_plot, put},
-    stats::Generator,
-    train::{StepBench, initial_weights},
-    vocab::{DType, Device, InitKind, OptimizerKind, Phase, Precision, Schedule, Vocabulary},
+    train::StepBench,
+    vocab::{DType, Device, OptimizerKind, Phase, Precision, Vocabulary},
 };
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -18,7 +17,6 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::SystemTime,
 };
 
 /// Check and time our kernels on a device
@@ -116,7 +114,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let mut run = KernelRun {
         schema_version: SCHEMA_VERSION,
         device: device.to_string(),
-        started_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        started_unix_s: super::unix_seconds(),
         command: command(args),
         environment,
         gpu,
@@ -142,7 +140,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         }
     }
     if args.part.includes(Part::Steps) {
-        steps(device, threads, args, peer.as_mut(), &mut run)?;
+        run.steps = steps(&*backend, args, peer.as_mut())?;
     }
     if let Some(folder) = &args.out {
         let mut text = serde_json::to_vec_pretty(&run)?;
@@ -210,7 +208,7 @@ fn document(path: &Path) -> anyhow::Result<Exit> {
 
 fn checks(backend: &dyn Backend, filter: &str) -> anyhow::Result<Vec<CheckRow>> {
     // Fresh numbers each time; the seed stands in what a failed check says.
-    let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(1, |d| d.as_secs());
+    let seed = super::unix_seconds();
     let mut all = check::check(backend, seed)?;
     all.extend(check::check_products(backend, seed)?);
     let row = |checked: check::Checked| CheckRow {
@@ -236,22 +234,59 @@ fn conformity(checked: cuda::Checked) -> CheckRow {
     CheckRow { name, error: None, tolerance: 0.0, passes, detail }
 }
 
-/// Ours, theirs, theirs, ours: a drift falls on both alike.
+/// Ours, theirs one after the other and back again, ours: a drift falls on all alike. `theirs` takes a sample of the other of a number.
 fn in_turns(
     rounds: usize,
+    others: usize,
     mut ours: impl FnMut() -> Result<f64, String>,
-    mut theirs: Option<&mut dyn FnMut() -> Result<f64, String>>,
-) -> Result<(Vec<f64>, Vec<f64>), String> {
-    let (mut a, mut b) = (Vec::new(), Vec::new());
+    mut theirs: impl FnMut(usize) -> Result<f64, String>,
+) -> Result<(Vec<f64>, Vec<Vec<f64>>), String> {
+    let (mut a, mut b) = (Vec::new(), vec![Vec::new(); others]);
     for _ in 0..rounds {
         a.push(ours()?);
-        if let Some(theirs) = theirs.as_mut() {
-            b.push(theirs()?);
-            b.push(theirs()?);
+        for other in (0..others).chain((0..others).rev()) {
+            b[other].push(theirs(other)?);
         }
         a.push(ours()?);
     }
     Ok((a, b))
+}
+
+/// Samples of ours and, by the names of their requests, of the other's, all taken in turns.
+#[derive(Default)]
+struct Timed {
+    ours: Vec<f64>,
+    theirs: Vec<(String, Vec<f64>)>,
+    /// What has no times, and why.
+    reason: Option<String>,
+}
+
+/// Times ours beside what `peer` is asked for. What it does not know is left out; with nothing left ours are taken alone.
+fn beside(
+    rounds: usize,
+    ours: impl FnMut() -> Result<f64, String>,
+    mut peer: Option<&mut Peer>,
+    requests: &[(String, Value)],
+) -> Timed {
+    let mut timed = Timed::default();
+    let mut known = Vec::new();
+    for (name, request) in requests {
+        // The first answer holds their preparation.
+        match peer.as_deref_mut().map(|peer| peer.ask(request)) {
+            Some(Ok(_)) => known.push((name, request)),
+            Some(Err(reason)) => timed.reason = Some(format!("no time of {name}: {reason}")),
+            None => {}
+        }
+    }
+    let theirs = |other: usize| peer.as_deref_mut().expect("it answered before").ask(known[other].1);
+    match in_turns(rounds, known.len(), ours, theirs) {
+        Ok((ours, theirs)) => {
+            timed.ours = ours;
+            timed.theirs = known.iter().map(|(name, _)| name.to_string()).zip(theirs).collect();
+        }
+        Err(reason) => timed.reason = Some(reason),
+    }
+    timed
 }
 
 fn kernel(backend: &dyn Backend, case: &KernelCase, rounds: usize, peer: Option<&mut Peer>) -> KernelRow {
@@ -276,29 +311,14 @@ fn kernel(backend: &dyn Backend, case: &KernelCase, rounds: usize, peer: Option<
         }
     };
     row.cold = bench.cold;
-    // The other library may not know the op: then it has no times, and ours are taken alone.
-    let request = peer_request(case);
-    let asked = peer.map(|peer| match &request {
-        Some(request) => peer.ask(request).map(|_| peer),
-        None => Err("it is not asked for this op".into()),
-    });
-    let mut peer = match asked {
-        Some(Ok(peer)) => Some(peer),
-        Some(Err(reason)) => {
-            row.reason = Some(format!("no time of the other: {reason}"));
-            None
-        }
-        None => None,
-    };
-    let mut theirs = peer.as_mut().zip(request.as_ref()).map(|(peer, request)| || peer.ask(request));
-    let theirs = theirs.as_mut().map(|theirs| theirs as &mut dyn FnMut() -> Result<f64, String>);
-    match in_turns(rounds, || bench.sample().map_err(|e| e.to_string()), theirs) {
-        Ok((ours, theirs)) => {
-            row.call_s = ours;
-            row.peer_call_s = (!theirs.is_empty()).then_some(theirs);
-        }
-        Err(reason) => row.reason = Some(reason),
+    let requests: Vec<(String, Value)> = peer_request(case).map(|request| ("the other".into(), request)).into_iter().collect();
+    if peer.is_some() && requests.is_empty() {
+        row.reason = Some("no time of the other: it is not asked for this op".into());
     }
+    let timed = beside(rounds, || bench.sample().map_err(|e| e.to_string()), peer, &requests);
+    row.call_s = timed.ours;
+    row.peer_call_s = timed.theirs.into_iter().next().map(|(_, times)| times);
+    row.reason = timed.reason.or(row.reason);
     row
 }
 
@@ -354,88 +374,63 @@ fn peer_request(case: &KernelCase) -> Option<Value> {
 const PEER_MODES: [&str; 3] = ["eager", "graph", "compile"];
 
 /// Every model in every precision: training at two batches, answering at three.
-fn steps(device: Device, threads: usize, args: &Args, mut peer: Option<&mut Peer>, run: &mut KernelRun) -> anyhow::Result<()> {
-    let mut generator = Generator::new(1);
+fn steps(backend: &dyn Backend, args: &Args, mut peer: Option<&mut Peer>) -> anyhow::Result<Vec<StepRow>> {
+    const PHASES: [(Phase, usize); 5] =
+        [(Phase::Train, 64), (Phase::Train, 256), (Phase::Infer, 1), (Phase::Infer, 64), (Phase::Infer, 256)];
+    let mut rows = Vec::new();
     for model in models::MODELS {
-        for (phase, batch_size) in
-            [(Phase::Train, 64), (Phase::Train, 256), (Phase::Infer, 1), (Phase::Infer, 64), (Phase::Infer, 256)]
-        {
+        for (phase, batch_size) in PHASES {
             for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
                 let line = format!("{} {} {} batch {batch_size}", model.name, phase.name(), precision.name());
-                if !line.contains(&args.filter) {
-                    continue;
+                if line.contains(&args.filter) {
+                    eprintln!("timing {line}");
+                    rows.push(step(backend, model, phase, precision, batch_size, args.rounds, peer.as_deref_mut())?);
                 }
-                eprintln!("timing {line}");
-                let size = Size { batch: batch_size, image: [28, 28, 1], classes: 10 };
-                let forward = (model.build)(&size)?;
-                let config = config(batch_size);
-                let weights = initial_weights(&forward, config.init, 1);
-                let mut row = StepRow {
-                    model: model.name.to_string(),
-                    phase: phase.name().to_string(),
-                    precision: precision.name().to_string(),
-                    batch_size,
-                    step_s: Vec::new(),
-                    peers: Vec::new(),
-                    reason: None,
-                };
-                let images: Vec<f32> = (0..batch_size * 28 * 28).map(|_| generator.unit() as f32).collect();
-                let labels: Vec<i32> = (0..batch_size).map(|_| generator.below(10) as i32).collect();
-                let made = StepBench::new(device, threads, &forward, &weights, phase, precision, &config, &images, &labels);
-                let mut bench = match made {
-                    Ok(bench) => bench,
-                    Err(error) => {
-                        row.reason = Some(error.to_string());
-                        run.steps.push(row);
-                        continue;
-                    }
-                };
-                let modes = if peer.is_some() { &PEER_MODES[..] } else { &[] };
-                let mut ours = || bench.sample().map_err(|e| e.to_string());
-                if modes.is_empty() {
-                    match in_turns(args.rounds, &mut ours, None) {
-                        Ok((times, _)) => row.step_s = times,
-                        Err(reason) => row.reason = Some(reason),
-                    }
-                }
-                for mode in modes {
-                    let request = json!({
-                        "step": model.name, "phase": phase.name(), "precision": precision.name(), "batch_size": batch_size,
-                        "mode": mode, "seconds": 0.05,
-                    });
-                    let peer = peer.as_mut().expect("there are modes only with a peer");
-                    let mut theirs = || peer.ask(&request);
-                    // The first answer holds their preparation.
-                    let timed = theirs().and_then(|_| in_turns(args.rounds, &mut ours, Some(&mut theirs)));
-                    match timed {
-                        Ok((times, theirs)) => {
-                            row.step_s = times;
-                            row.peers.push((format!("{} {mode}", peer.name), theirs));
-                        }
-                        Err(reason) => row.reason = Some(reason),
-                    }
-                }
-                run.steps.push(row);
             }
         }
     }
-    Ok(())
+    Ok(rows)
 }
 
-fn config(batch_size: usize) -> TrainConfig {
-    TrainConfig {
-        epochs: 1,
-        optimizer: OptimizerConfig::new(OptimizerKind::Sgd, 0.01),
-        schedule: Schedule::Constant,
-        init: InitKind::He,
-        l1: 0.0,
-        l2: 0.0,
-        augment: Vec::new(),
-        seeds: 1,
-        first_seed: 1,
+fn step(
+    backend: &dyn Backend,
+    model: &Model,
+    phase: Phase,
+    precision: Precision,
+    batch_size: usize,
+    rounds: usize,
+    peer: Option<&mut Peer>,
+) -> anyhow::Result<StepRow> {
+    let mut row = StepRow {
+        model: model.name.to_string(),
+        phase: phase.name().to_string(),
+        precision: precision.name().to_string(),
         batch_size,
-        target: None,
-    }
+        step_s: Vec::new(),
+        peers: Vec::new(),
+        reason: None,
+    };
+    let forward = (model.build)(&Size { batch: batch_size, image: [28, 28, 1], classes: 10 })?;
+    let mut bench = match StepBench::new(backend, &forward, phase, precision, &timing_config(batch_size)) {
+        Ok(bench) => bench,
+        Err(error) => {
+            row.reason = Some(error.to_string());
+            return Ok(row);
+        }
+    };
+    let name = peer.as_ref().map(|peer| peer.name.clone()).unwrap_or_default();
+    let requests = PEER_MODES.map(|mode| {
+        let request = json!({
+            "step": model.name, "phase": phase.name(), "precision": precision.name(), "batch_size": batch_size, "mode": mode,
+            "seconds": 0.05,
+        });
+        (format!("{name} {mode}"), request)
+    });
+    let timed = beside(rounds, || bench.sample().map_err(|e| e.to_string()), peer, &requests);
+    row.step_s = timed.ours;
+    row.peers = timed.theirs;
+    row.reason = timed.reason;
+    Ok(row)
 }
 
 /// Another library's process: one request a line, one answer a line.
@@ -512,16 +507,20 @@ mod tests {
     #[test]
     fn samples_are_taken_in_turns_and_a_peer_that_is_no_peer_is_an_error() {
         let order = std::cell::RefCell::new(String::new());
-        let mut theirs = || {
-            order.borrow_mut().push('t');
-            Ok(2.0)
+        let turns = |others: usize| {
+            let ours = || {
+                order.borrow_mut().push('o');
+                Ok(1.0)
+            };
+            let theirs = |other: usize| {
+                order.borrow_mut().push(['t', 'u'][other]);
+                Ok(2.0)
+            };
+            let (a, b) = in_turns(2, others, ours, theirs).unwrap();
+            (a, b, order.take())
         };
-        let ours = || {
-            order.borrow_mut().push('o');
-            Ok(1.0)
-        };
-        let (a, b) = in_turns(2, ours, Some(&mut theirs)).unwrap();
-        assert_eq!((a, b, order.into_inner().as_str()), (vec![1.0; 4], vec![2.0; 4], "ottootto"));
+        assert_eq!(turns(1), (vec![1.0; 4], vec![vec![2.0; 4]], "ottootto".into()));
+        assert_eq!(turns(2), (vec![1.0; 4], vec![vec![2.0; 4]; 2], "otuutootuuto".into()));
         assert!(Peer::start("echo nonsense").is_err() && Peer::start("true").is_err());
         let answer = r#"while read line; do echo '{"seconds_median": 0.5, "peer": "p", "version": "1"}'; done"#;
         let mut peer = Peer::start(answer).unwrap();

@@ -122,6 +122,11 @@ fn device(text: &str) -> Result<Device, String> {
     text.parse().map_err(|error: UnknownWord| format!("{error}: expected one of {}", error.expected.join(", ")))
 }
 
+/// Seconds since 1970-01-01 UTC.
+fn unix_seconds() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
 /// Places beside or above which shipped data may lie: a scenario's folder, the current one, the program's, the sources'.
 fn places(scenario_folder: Option<&std::path::Path>) -> Vec<std::path::PathBuf> {
     let absolute = |folder: &std::path::Path| std::path::absolute(folder).ok();

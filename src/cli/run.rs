@@ -17,7 +17,7 @@ use anyhow::Context;
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 /// Measure scenarios on this machine and recommend
@@ -272,7 +272,7 @@ fn plan(
         scenario_text: scenario.text.clone(),
         config_hash: scenario.config_hash(args.quick, machine, &around),
         command: command(&alone),
-        started_unix_s: SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        started_unix_s: super::unix_seconds(),
         environment: environment.clone(),
         quick: args.quick,
         phases: scenario.phases.clone(),

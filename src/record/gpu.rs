@@ -1,6 +1,6 @@
 //! A GPU as a record knows it.
 
-use crate::units::Bytes;
+use crate::{units::Bytes, vocab::DType};
 use serde::{Deserialize, Serialize};
 
 /// What a figure taken on a GPU depends on. Of one model, devices differ by several per cent (arXiv 2208.11035), so the device itself is named.
@@ -27,4 +27,13 @@ pub struct Gpu {
     pub fp32_flops_per_s: Option<f64>,
     /// Measured rate of a large bf16 matrix product with fp32 sums, FLOP/s.
     pub bf16_flops_per_s: Option<f64>,
+}
+
+impl Gpu {
+    /// Measured rates on a storage type: FLOP/s and bytes/s.
+    pub fn rates(&self, storage: DType) -> Option<(f64, f64)> {
+        // Both 16-bit types run at one rate on all devices of compute capability 8.0 and later.
+        let flops = if storage == DType::F32 { self.fp32_flops_per_s } else { self.bf16_flops_per_s };
+        flops.zip(self.copy_bytes_per_s)
+    }
 }

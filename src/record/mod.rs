@@ -22,7 +22,7 @@ pub use setup::{OptimizerConfig, TrainConfig};
 
 use crate::{
     units::{Bytes, Flops, Seconds},
-    vocab::{Device, Precision},
+    vocab::Device,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -163,20 +163,17 @@ impl Environment {
         match candidate.device {
             Device::Cuda(first) => {
                 let gpus = self.gpus.get(first..first + candidate.layout.ranks())?;
-                let flops = |gpu: &Gpu| match candidate.precision {
-                    Precision::Fp32 => gpu.fp32_flops_per_s,
-                    // Both 16-bit types run at one rate on all devices of compute capability 8.0 and later.
-                    Precision::Bf16 | Precision::Fp16 => gpu.bf16_flops_per_s,
-                };
-                let flops = gpus.iter().map(flops).sum::<Option<f64>>()?;
-                Some((flops, gpus.iter().map(|gpu| gpu.copy_bytes_per_s).sum::<Option<f64>>()?))
+                let each = gpus.iter().map(|gpu| gpu.rates(candidate.precision.storage()));
+                each.reduce(|all, one| all.zip(one).map(|((a, b), (c, d))| (a + c, b + d)))?
             }
-            Device::Auto | Device::Cpu => {
-                let (threads, physical) = (candidate.threads, self.physical_cores);
-                let cores = if physical == 0 { threads } else { threads.min(physical) };
-                Some((self.peak_flops_per_core? * cores as f64, self.copy_bytes_per_s?))
-            }
+            Device::Auto | Device::Cpu => self.processor_rates(candidate.threads),
         }
+    }
+
+    /// The same of so many threads of the processor, in fp32.
+    pub fn processor_rates(&self, threads: usize) -> Option<(f64, f64)> {
+        let cores = if self.physical_cores == 0 { threads } else { threads.min(self.physical_cores) };
+        Some((self.peak_flops_per_core? * cores as f64, self.copy_bytes_per_s?))
     }
 }
 

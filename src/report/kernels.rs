@@ -15,18 +15,17 @@ const NOT_YET: &str = "not yet measured";
 /// Resamples behind the interval of a ratio.
 const RESAMPLES: usize = 2_000;
 
+/// FLOP/s and bytes/s that the device of a run reached.
+fn device_rates(run: &KernelRun, storage: DType) -> Option<(f64, f64)> {
+    match &run.gpu {
+        Some(gpu) => gpu.rates(storage),
+        None => run.environment.processor_rates(run.environment.physical_cores.max(1)),
+    }
+}
+
 /// How fast a kernel could be on its device: the larger of its arithmetic and its memory traffic at measured rates, seconds.
 pub fn floor_s(run: &KernelRun, row: &KernelRow) -> Option<f64> {
-    let (flops, bytes) = match &run.gpu {
-        Some(gpu) => {
-            let of_type = if row.dtype == DType::F32 { gpu.fp32_flops_per_s? } else { gpu.bf16_flops_per_s? };
-            (of_type, gpu.copy_bytes_per_s?)
-        }
-        None => {
-            let cores = run.environment.physical_cores.max(1) as f64;
-            (run.environment.peak_flops_per_core? * cores, run.environment.copy_bytes_per_s?)
-        }
-    };
+    let (flops, bytes) = device_rates(run, row.dtype)?;
     Some((row.flops as f64 / flops).max(row.bytes as f64 / bytes))
 }
 
@@ -139,7 +138,11 @@ fn step_row(step: &StepRow, peers: &[&str]) -> String {
         step.phase,
         step.precision,
         step.batch_size,
-        step.reason.clone().unwrap_or_else(|| microseconds(&step.step_s))
+        match &step.reason {
+            Some(reason) if step.step_s.is_empty() => reason.clone(),
+            Some(reason) => format!("{} ({reason})", microseconds(&step.step_s)),
+            None => microseconds(&step.step_s),
+        }
     );
     for peer in peers {
         let theirs = step.peers.iter().find(|(name, _)| name == peer).map(|(_, times)| times.as_slice());
@@ -185,14 +188,7 @@ pub fn kernels_plot(run: &KernelRun) -> Result<Option<plots::Plot>, ReportError>
             (row.flops > 0).then(|| (row.family.clone(), intensity, row.flops as f64 / seconds))
         })
         .collect();
-    let roof = match &run.gpu {
-        Some(gpu) => gpu.copy_bytes_per_s.zip(gpu.bf16_flops_per_s),
-        None => {
-            let cores = run.environment.physical_cores.max(1) as f64;
-            run.environment.copy_bytes_per_s.zip(run.environment.peak_flops_per_core.map(|flops| flops * cores))
-        }
-    };
-    plots::roofline(&points, roof)
+    plots::roofline(&points, device_rates(run, DType::Bf16))
 }
 
 #[cfg(test)]
@@ -259,6 +255,15 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("| mlp | train | fp32 | 64 | 10.0 us | 4.00x (4.00 to 4.00) |"), "{text}");
+    }
+
+    #[test]
+    fn a_step_keeps_its_time_where_another_has_none() {
+        let mut run = run();
+        run.steps[0].reason = Some("no time of compiled: it ended".into());
+        assert!(kernels_markdown(&run).contains("| 10.0 us (no time of compiled: it ended) | 4.00x"));
+        run.steps[0].step_s.clear();
+        assert!(kernels_markdown(&run).contains("| 64 | no time of compiled: it ended | not yet measured |"));
     }
 
     #[test]

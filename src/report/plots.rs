@@ -97,6 +97,21 @@ fn draw(
     Ok(adapt(svg, label))
 }
 
+/// The names of the drawn series, without a frame.
+fn draw_legend<'a, X: Ranged<ValueType = f64>, Y: Ranged<ValueType = f64>>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+    position: SeriesLabelPosition,
+) -> Result<(), Box<dyn std::error::Error>> {
+    chart
+        .configure_series_labels()
+        .label_font(font(13))
+        .border_style(FAINT.mix(0.0))
+        .background_style(FAINT.mix(0.0))
+        .position(position)
+        .draw()?;
+    Ok(())
+}
+
 fn font(size: i32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&INK)
 }
@@ -213,14 +228,7 @@ where
         let named = of.iter().filter(|p| p.1.on_front || p.1.recommended || points.len() <= 12);
         chart.draw_series(named.map(|p| Text::new(format!("{}", p.0), (p.3, p.4), font(13).pos(above_right()))))?;
     }
-    chart
-        .configure_series_labels()
-        .label_font(font(13))
-        .border_style(FAINT.mix(0.0))
-        .background_style(FAINT.mix(0.0))
-        .position(SeriesLabelPosition::LowerRight)
-        .draw()?;
-    Ok(())
+    draw_legend(&mut chart, SeriesLabelPosition::LowerRight)
 }
 
 fn above_right() -> plotters::style::text_anchor::Pos {
@@ -466,14 +474,7 @@ where
                 .label(name.clone())
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(width + 1)));
         }
-        chart
-            .configure_series_labels()
-            .label_font(font(13))
-            .border_style(FAINT.mix(0.0))
-            .background_style(FAINT.mix(0.0))
-            .position(legend)
-            .draw()?;
-        Ok(())
+        draw_legend(&mut chart, legend)
     })
 }
 
@@ -526,14 +527,7 @@ pub(super) fn roofline(points: &[(String, f64, f64)], roof: Option<(f64, f64)>) 
                 .label(family.to_string())
                 .legend(move |(x, y)| Circle::new((x + 8, y), 4, colour.filled()));
         }
-        chart
-            .configure_series_labels()
-            .label_font(font(13))
-            .border_style(FAINT.mix(0.0))
-            .background_style(FAINT.mix(0.0))
-            .position(SeriesLabelPosition::LowerRight)
-            .draw()?;
-        Ok(())
+        draw_legend(&mut chart, SeriesLabelPosition::LowerRight)
     })?;
     Ok(Some(Plot { stem: "kernels".into(), caption, svg }))
 }

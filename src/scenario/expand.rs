@@ -101,7 +101,8 @@ impl Scenario {
     }
 
     /// The fp32, uncompressed, single candidate of `phase` that the others are compared with, always one of `expand`. Its batch is that of
-    /// the training where the grid has it, else the largest; its device the first of the grid that the machine has; its threads are the most that the grid has and the machine can give.
+    /// the training where the grid has it, else the largest; its device the first of the grid that the machine has; its threads are the most
+    /// that the grid has and the machine can give, one on a CUDA device.
     pub fn baseline(&self, phase: Phase, machine: &Machine) -> Candidate {
         let cores = machine.cores.max(1);
         let largest = self.grid.batch_sizes.iter().copied().max().unwrap_or(self.train.batch_size);
@@ -192,7 +193,7 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
         let of = if cores == 1 { "1 core".to_string() } else { format!("{cores} cores") };
         return Some(format!("{threads} threads on {of} would share cores, so its times say nothing"));
     }
-    if ranks > threads && !candidate.device.is_cuda() {
+    if ranks > threads {
         return Some(format!("{layout} needs at least {ranks} threads, this candidate has {threads}"));
     }
     if batch_size < ranks {

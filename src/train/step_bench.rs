@@ -1,12 +1,13 @@
 //! One step of a model on rows that already lie on its device, for comparing kernels: no data is fetched and nothing is read back.
 
-use super::{TrainError, inference_program, load_weights, training_program};
+use super::{TrainError, inference_program, initial_weights, load_weights, training_program};
 use crate::{
-    backend::{Session, open},
-    graph::Graph,
+    backend::{Backend, Session},
+    graph::{Graph, ValueId},
     record::TrainConfig,
-    strategy::{Calibration, Weights},
-    vocab::{Compression, Device, Phase, Precision},
+    stats::Generator,
+    strategy::Calibration,
+    vocab::{Compression, Phase, Precision},
 };
 use std::time::Instant;
 
@@ -21,27 +22,29 @@ pub struct StepBench {
 }
 
 impl StepBench {
-    /// Loads the step of `forward` in `phase` with `images` `[B, H, W, C]` and `labels` `[B]`, and runs it until its kernels are loaded.
-    #[allow(clippy::too_many_arguments)]
+    /// Loads the step of `forward` in `phase` with random rows and weights, and runs it until its kernels are loaded.
     pub fn new(
-        device: Device,
-        threads: usize,
+        backend: &dyn Backend,
         forward: &Graph,
-        weights: &Weights,
         phase: Phase,
         precision: Precision,
         config: &TrainConfig,
-        images: &[f32],
-        labels: &[i32],
     ) -> Result<StepBench, TrainError> {
-        let backend = open(device, threads)?;
+        let weights = initial_weights(forward, config.init, config.first_seed);
+        let mut generator = Generator::new(config.first_seed);
+        let mut upload_rows = |session: &mut dyn Session, x: ValueId| {
+            let count = session.program().value(x).elements();
+            session.upload_f32(x, &(0..count).map(|_| generator.unit() as f32).collect::<Vec<_>>())
+        };
         let session = match phase {
             Phase::Train => {
                 let training = training_program(forward, precision, config, 1)?;
                 let mut session = backend.load(training.program.clone(), None)?;
-                load_weights(&mut *session, weights)?;
-                session.upload_f32(training.x, images)?;
-                session.upload_i32(training.labels, labels)?;
+                load_weights(&mut *session, &weights)?;
+                upload_rows(&mut *session, training.x)?;
+                let logits = forward.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
+                let [rows, classes] = [0, 1].map(|axis| forward.shape(logits)[axis]);
+                session.upload_i32(training.labels, &(0..rows).map(|row| (row % classes) as i32).collect::<Vec<_>>())?;
                 if let Some((factor, _)) = training.guard {
                     session.upload_f32(factor, &[1024.0])?;
                 }
@@ -49,10 +52,10 @@ impl StepBench {
             }
             Phase::Infer => {
                 let no_ranges = |_: &Graph| Ok(Calibration::default());
-                let inference = inference_program(forward, weights, precision, Compression::None, no_ranges)?;
+                let inference = inference_program(forward, &weights, precision, Compression::None, no_ranges)?;
                 let mut session = backend.load(inference.program.clone(), None)?;
                 load_weights(&mut *session, &inference.weights)?;
-                session.upload_f32(inference.x, images)?;
+                upload_rows(&mut *session, inference.x)?;
                 session
             }
         };
