@@ -65,7 +65,8 @@ fn kernels() {
             let path = folder.join("built").join(image["file"].as_str().expect("a file name"));
             writeln!(
                 table,
-                "    Image {{ file: {stem:?}, architecture: {architecture:?}, packed: include_bytes!({path:?}), entries: &{names:?} }},"
+                "    Image {{ file: {stem:?}, source_sha256: {found:?}, architecture: {architecture:?}, packed: include_bytes!({path:?}), \
+                 entries: &{names:?} }},"
             )
             .expect("writing to a string");
         }

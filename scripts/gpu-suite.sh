@@ -17,14 +17,15 @@ shopt -s nullglob
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Together with the look for PyTorch and a second of grace each, below ten minutes.
-PARTS=(machine ceilings conformance correctness kernels steps scenarios)
-declare -A LIMITS=([machine]=15 [ceilings]=50 [conformance]=30 [correctness]=80 [kernels]=150 [steps]=110 [scenarios]=110)
+PARTS=(machine ceilings conformance correctness tune kernels steps scenarios)
+declare -A LIMITS=([machine]=15 [ceilings]=50 [conformance]=30 [correctness]=80 [tune]=60 [kernels]=120 [steps]=100 [scenarios]=90)
 PEER_LIMIT=25
 declare -A COMMANDS=(
     [machine]='doctor --json'
     [ceilings]='kernels --device cuda --json --part ceilings'
     [conformance]='kernels --device cuda --json --part conformance'
     [correctness]='kernels --device cuda --json --part correctness'
+    [tune]='kernels --device cuda --json --tune'
     [kernels]='kernels --device cuda --json --part bench'
     [steps]='kernels --device cuda --json --part steps'
     [scenarios]='run scenarios/*.toml --quick --device cuda --out OUT_DIR/reports'
@@ -66,6 +67,8 @@ advisor=${ADVISOR-}
 # A relative path is meant from where the caller stands, a bare name is looked up.
 [[ $advisor == */* && $advisor != /* ]] && advisor=$PWD/$advisor
 cd "$root" || exit 2
+# The tiles that part `tune` finds are those of the parts after it, and of nobody else.
+export ADVISOR_TUNING=$out/tuning.json
 
 # A JSON string. Only what is printable in ASCII is kept: reasons are other programs' words.
 quoted() {
@@ -140,6 +143,7 @@ run_part() {
             extra=", \"peer\": $(quoted "$peer_reason")"
         fi
         ;;
+    tune) command=("$advisor" kernels --device cuda --json --tune) ;;
     scenarios) command=("$advisor" run scenarios/*.toml --quick --device cuda --out "$out/reports") ;;
     *) command=("$advisor" kernels --device cuda --json --part "$part") ;;
     esac

@@ -22,7 +22,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("cost", &["units", "input", "vocab", "record", "stats"]),
     // The left wing: it runs.
     ("strategy", &["units", "vocab", "data", "graph"]),
-    ("backend", &["units", "vocab", "graph"]),
+    ("backend", &["units", "stats", "vocab", "graph"]),
     ("comm", &["units", "backend"]),
     ("measure", &["units", "vocab", "record", "stats", "graph", "backend"]),
     ("models", &["units", "vocab", "graph"]),

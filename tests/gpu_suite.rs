@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output},
 };
 
-const PARTS: [&str; 7] = ["machine", "ceilings", "conformance", "correctness", "kernels", "steps", "scenarios"];
+const PARTS: [&str; 8] = ["machine", "ceilings", "conformance", "correctness", "tune", "kernels", "steps", "scenarios"];
 
 struct Suite {
     dir: tempfile::TempDir,
@@ -68,14 +68,15 @@ fn every_part_runs_once_and_is_done() {
     let calls = suite.calls();
     assert_eq!(calls.len(), PARTS.len(), "{calls:?}");
     assert_eq!(calls[0], "doctor --json");
+    assert_eq!(calls[4], "kernels --device cuda --json --tune");
     assert_eq!(calls[2], "kernels --device cuda --json --part conformance");
     assert!(
-        calls[4].starts_with("kernels --device cuda --json --part bench --peer ") && calls[4].ends_with("scripts/gpu_pytorch.py")
+        calls[5].starts_with("kernels --device cuda --json --part bench --peer ") && calls[5].ends_with("scripts/gpu_pytorch.py")
     );
     assert!(
-        calls[6].contains("--quick --device cuda --out ") && calls[6].contains("scenarios/small-digits.toml"),
+        calls[7].contains("--quick --device cuda --out ") && calls[7].contains("scenarios/small-digits.toml"),
         "{}",
-        calls[6]
+        calls[7]
     );
     for part in PARTS {
         assert_eq!((suite.part(part)["status"].as_str(), suite.part(part)["part"].as_str()), (Some("done"), Some(part)));
@@ -159,7 +160,7 @@ fn without_pytorch_ours_is_measured_alone_and_the_reason_is_recorded() {
         let suite = Suite::new("", python);
         assert_eq!(suite.run(&[]).status.code(), Some(0));
         assert_eq!(
-            suite.calls()[4..6],
+            suite.calls()[5..7],
             ["kernels --device cuda --json --part bench", "kernels --device cuda --json --part steps"]
         );
         assert_eq!(suite.part("kernels")["peer"], reason);

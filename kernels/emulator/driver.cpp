@@ -217,7 +217,7 @@ int read_cubin(const u8* image, std::map<std::string, Entry>& entries) {
         const u8* at = image + sections[k].sh_offset;
         const u8* end = at + sections[k].sh_size;
         while (at + 4 <= end) {
-            constexpr u8 SIZED = 4, MAX_THREADS = 0x05, PARAMETER_BYTES = 0x19;
+            constexpr u8 SIZED = 4, MAX_THREADS = 0x05, PARAMETER = 0x17;
             u16 value;
             memcpy(&value, at + 2, 2);
             if (at[0] == SIZED && at[1] == MAX_THREADS) {
@@ -225,7 +225,13 @@ int read_cubin(const u8* image, std::map<std::string, Entry>& entries) {
                 memcpy(threads, at + 4, sizeof threads);
                 found->second.most_threads = threads[0] * threads[1] * threads[2];
             }
-            if (at[1] == PARAMETER_BYTES) found->second.parameter_bytes = value;
+            // The one parameter: number, place, and its size above 18 bits of other facts. The size of them all (0x19) would hold what
+            // lies before a parameter that is aligned to more than the bank's start.
+            if (at[0] == SIZED && at[1] == PARAMETER) {
+                u32 words[3];
+                memcpy(words, at + 4, sizeof words);
+                found->second.parameter_bytes = words[2] >> 18;
+            }
             at += 4 + (at[0] == SIZED ? value : 0);
         }
     }

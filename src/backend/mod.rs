@@ -80,6 +80,10 @@ pub trait Session: Send {
     fn synchronize(&mut self) -> Result<(), BackendError> {
         Ok(())
     }
+    /// Which kernels were chosen among several for each step, and why; empty where there was no choice.
+    fn reasons(&self) -> Vec<Vec<String>> {
+        vec![Vec::new(); self.program().steps.len()]
+    }
     /// Device memory of the session.
     fn memory(&self) -> Bytes;
 }

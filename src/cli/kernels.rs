@@ -23,7 +23,9 @@ use std::{
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advisor kernels --device cpu --filter softmax\n  advisor kernels --part bench --peer \"python3 scripts/gpu_pytorch.py\" --out /tmp/kernels\n  \
-                        advisor kernels --from reports/gpu > docs/performance-gpu.md\n\n\
+                        advisor kernels --from reports/gpu > docs/performance-gpu.md\n  advisor kernels --tune\n\n\
+                        What `--tune` finds is kept in advisor/tuning.json in your folder for caches and used by every later run on the same GPU; \
+                        ADVISOR_TUNING names another file, or `off`: tiles are then chosen by a model alone.\n\n\
                         Exit codes: 0 done; 1 a check failed; 2 wrong input; 4 there is no such device."
 )]
 pub struct Args {
@@ -45,6 +47,9 @@ pub struct Args {
     /// Rounds of two samples each, in turns with the other library's
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Measure the tiles that could make each product of the sweep and of our models on a GPU, and keep the fastest for later runs
+    #[arg(long, conflicts_with_all = ["part", "peer", "out", "from"])]
+    tune: bool,
     /// Folder for kernels.json, kernels.csv and kernels.svg
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -81,6 +86,9 @@ impl Part {
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if let Some(path) = &args.from {
         return document(path);
+    }
+    if args.tune {
+        return super::tune::run(args.device, &args.filter, args.json);
     }
     let mut environment = environment();
     let mut gpus = gpus();
@@ -302,6 +310,7 @@ fn kernel(backend: &dyn Backend, case: &KernelCase, rounds: usize, peer: Option<
         call_s: Vec::new(),
         peer_call_s: None,
         reason: None,
+        choice: None,
     };
     let mut bench = match KernelBench::new(backend, case) {
         Ok(bench) => bench,
@@ -310,7 +319,7 @@ fn kernel(backend: &dyn Backend, case: &KernelCase, rounds: usize, peer: Option<
             return row;
         }
     };
-    row.cold = bench.cold;
+    (row.cold, row.choice) = (bench.cold, bench.choice());
     let requests: Vec<(String, Value)> = peer_request(case).map(|request| ("the other".into(), request)).into_iter().collect();
     if peer.is_some() && requests.is_empty() {
         row.reason = Some("no time of the other: it is not asked for this op".into());

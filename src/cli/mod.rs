@@ -13,6 +13,7 @@ mod progress;
 mod report;
 mod run;
 mod schema;
+mod tune;
 mod worker;
 
 use crate::vocab::{Device, UnknownWord};

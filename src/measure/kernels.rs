@@ -6,7 +6,7 @@
 
 use crate::{
     backend::{Backend, BackendError, Session},
-    graph::{Activation, Graph, Op, OptimizerStep, Unary, ValueId, Window, Work, lower},
+    graph::{Activation, Graph, Op, OptimizerStep, Program, Unary, ValueId, Window, Work, lower},
     stats::Generator,
     vocab::{DType, Device, OptimizerKind},
 };
@@ -130,6 +130,11 @@ impl KernelCase {
         Ok(graph)
     }
 
+    /// One call.
+    pub fn program(&self) -> Program {
+        lower(&self.graph(1).expect("the cases fit their ops: tested"))
+    }
+
     /// FLOPs and bytes of one call.
     pub fn work(&self) -> Work {
         self.graph(1).expect("the cases fit their ops: tested").work()
@@ -189,6 +194,11 @@ impl KernelBench {
         let call = bench.sample()?;
         bench.runs = (SAMPLE_S / (call * calls as f64).max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
         Ok(bench)
+    }
+
+    /// Which kernel a call runs where there are several, and why.
+    pub fn choice(&self) -> Option<String> {
+        self.session.reasons().into_iter().flatten().next()
     }
 
     /// Mean seconds of a call over one sample.

@@ -25,6 +25,9 @@ pub struct KernelRow {
     pub peer_call_s: Option<Vec<f64>>,
     /// Why there is no time of ours or of the other library.
     pub reason: Option<String>,
+    /// Which kernel ran where there are several, and why.
+    #[serde(default)]
+    pub choice: Option<String>,
 }
 
 /// One step of a model.

@@ -111,6 +111,15 @@ pub fn kernels_markdown(run: &KernelRun) -> String {
             ));
         }
     }
+    let chosen: Vec<_> = run.kernels.iter().filter_map(|row| Some((row, row.choice.as_ref()?))).collect();
+    if !chosen.is_empty() {
+        put(String::new());
+        put("Why each product runs as it does:".into());
+        put(String::new());
+        for (row, choice) in chosen {
+            put(format!("- {} {}, {}: {choice}", row.op, row.shape, row.dtype.name()));
+        }
+    }
     if !run.steps.is_empty() {
         let mut peers: Vec<&str> = run.steps.iter().flat_map(|step| step.peers.iter().map(|(name, _)| name.as_str())).collect();
         peers.sort_unstable();
@@ -208,6 +217,7 @@ mod tests {
             call_s: vec![2e-6, 2e-6, 2e-6],
             peer_call_s: Some(vec![1e-6, 1e-6, 1e-6]),
             reason: None,
+            choice: Some("gemm_bf16_nn_64: 1 tile".into()),
         };
         let without = KernelRow { call_s: vec![], peer_call_s: None, reason: Some("out of memory".into()), ..row.clone() };
         let gpu = Gpu {
@@ -254,6 +264,7 @@ mod tests {
             text.contains("| not yet measured | not yet measured | not yet measured | not yet measured | out of memory |"),
             "{text}"
         );
+        assert!(text.contains("- matmul [64, 64] x [64, 64], bf16: gemm_bf16_nn_64: 1 tile\n"), "{text}");
         assert!(text.contains("| mlp | train | fp32 | 64 | 10.0 us | 4.00x (4.00 to 4.00) |"), "{text}");
     }
 

@@ -5,8 +5,9 @@
 
 use super::{
     image,
-    machine::{Address, CudaError, Facts, Launch, Machine, Recording},
+    machine::{Address, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording},
 };
+use crate::vocab::DType;
 use cudarc::driver::{
     DriverError,
     result::{self, device, event, graph, stream},
@@ -272,6 +273,40 @@ impl Machine for Driver {
         self.synchronize()
     }
 
+    fn tensor_map(&self, map: &MatrixMap) -> Result<EncodedMap, CudaError> {
+        self.enter()?;
+        let mut out = sys::CUtensorMap { opaque: [0; 16] };
+        let dtype = match map.dtype {
+            DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        // Dimension 0 is the innermost, which has no stride.
+        let (extents, strides) = ([map.columns as u64, map.rows as u64], [2 * map.columns as u64]);
+        let (tile, steps) = ([map.tile[1], map.tile[0]], [1u32; 2]);
+        fenced(|| {
+            // SAFETY: all arrays have an entry for each of the two dimensions (strides: for the second alone); the address is
+            // not read here.
+            let answer = unsafe {
+                sys::cuTensorMapEncodeTiled(
+                    &mut out,
+                    dtype,
+                    2,
+                    map.base as *mut c_void,
+                    extents.as_ptr(),
+                    strides.as_ptr(),
+                    tile.as_ptr(),
+                    steps.as_ptr(),
+                    sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                    sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                    sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                    sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+                )
+            };
+            called("cuTensorMapEncodeTiled", answer.result())
+        })?;
+        Ok(bytemuck::cast(out.opaque))
+    }
+
     fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
         self.enter()?;
         self.start(launch)
@@ -333,21 +368,32 @@ impl Machine for Driver {
     }
 
     fn time(&self, pieces: &[&[Launch]]) -> Result<Vec<f64>, CudaError> {
+        self.between_events(pieces.len(), |k| pieces[k].iter().try_for_each(|launch| self.start(launch)))
+    }
+
+    fn time_replay(&self, recording: &Recording) -> Result<f64, CudaError> {
+        self.between_events(1, |_| self.replay(recording)).map(|seconds| seconds[0])
+    }
+}
+
+impl Driver {
+    /// Seconds that the device took for each of `count` pieces of work.
+    fn between_events(&self, count: usize, start: impl Fn(usize) -> Result<(), CudaError>) -> Result<Vec<f64>, CudaError> {
         self.enter()?;
         let make = || called("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DEFAULT));
-        let events = (0..=pieces.len()).map(|_| make()).collect::<Result<Vec<_>, _>>()?;
+        let events = (0..=count).map(|_| make()).collect::<Result<Vec<_>, _>>()?;
         // SAFETY: events and stream are of this context.
         let mark = |k: usize| called("cuEventRecord", unsafe { event::record(events[k], self.stream) });
         let run = || {
             mark(0)?;
-            for (k, piece) in pieces.iter().enumerate() {
-                piece.iter().try_for_each(|launch| self.start(launch))?;
+            for k in 0..count {
+                start(k)?;
                 mark(k + 1)?;
             }
             self.synchronize()?;
             // SAFETY: both events were recorded and waited for.
             let between = |k: usize| called("cuEventElapsedTime", unsafe { event::elapsed(events[k], events[k + 1]) });
-            (0..pieces.len()).map(|k| between(k).map(|milliseconds| f64::from(milliseconds) / 1e3)).collect()
+            (0..count).map(|k| between(k).map(|milliseconds| f64::from(milliseconds) / 1e3)).collect()
         };
         let seconds = run();
         for event in events {
@@ -402,7 +448,7 @@ mod tests {
     /// `relu_f32` on `count` numbers.
     fn relu(x: Address, y: Address, count: u64, block: u32) -> Launch {
         let arguments = [x, y, count].iter().flat_map(|word| word.to_le_bytes()).collect();
-        Launch { kernel: "relu_f32".into(), grid: [1, 1, 1], block, shared_bytes: 0, arguments }
+        Launch { kernel: "relu_f32".into(), grid: [1, 1, 1], block, shared_bytes: 0, arguments, maps: Vec::new() }
     }
 
     /// Only with the stand-in, in the process that `cuda::tests` starts: a real device would not survive the fault.
@@ -425,6 +471,7 @@ mod tests {
         assert!(matches!(driver.record(&[&good, &wide]), Err(CudaError::Launch { .. })));
         let recording = driver.record(&[&good, &good]).unwrap().unwrap();
         driver.replay(&recording).unwrap();
+        assert!(driver.time_replay(&recording).unwrap() >= 0.0);
         driver.forget(&recording);
         driver.download(y, &mut [0; 1024]).unwrap();
         // A kernel that reads beside its memory breaks the context, and the device until it is opened again.

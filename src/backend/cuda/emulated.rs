@@ -4,7 +4,7 @@
 #[path = "../../../tests/support/emulator.rs"]
 mod build;
 
-use super::machine::{Address, CudaError, Facts, Launch, Machine, Recording};
+use super::machine::{Address, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording};
 pub use build::emulator;
 use libloading::Library;
 use std::{
@@ -123,6 +123,18 @@ impl Machine for Emulated {
         Ok(())
     }
 
+    /// `emulated::HostMap` of kernels/emulator/hopper.h.
+    fn tensor_map(&self, map: &MatrixMap) -> Result<EncodedMap, CudaError> {
+        let MatrixMap { base, rows, columns, tile: [tile_rows, tile_columns], .. } = *map;
+        let (rows, columns) = (rows as u64, columns as u64);
+        let words: [u64; 11] = [0x7061_6d20_7473_6f68, base, columns, rows, 1, 1, 1, 2 * columns, 0, 0, 0];
+        let ends: [u32; 10] = [tile_columns, tile_rows, 1, 1, 1, 2, 2, 3, 0, 0];
+        let mut out = [0; 128];
+        out[..88].copy_from_slice(bytemuck::cast_slice(&words));
+        out[88..].copy_from_slice(bytemuck::cast_slice(&ends));
+        Ok(out)
+    }
+
     fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
         let failed = |reason: String| CudaError::Launch { launch: launch.to_string(), shapes: String::new(), reason };
         let expected = Self::argument_bytes(&launch.kernel).ok_or_else(|| failed("there is no such kernel".into()))?;
@@ -180,5 +192,10 @@ impl Machine for Emulated {
             piece.iter().try_for_each(|launch| self.launch(launch)).map(|()| start.elapsed().as_secs_f64())
         };
         pieces.iter().map(timed).collect()
+    }
+
+    fn time_replay(&self, recording: &Recording) -> Result<f64, CudaError> {
+        let start = std::time::Instant::now();
+        self.replay(recording).map(|()| start.elapsed().as_secs_f64())
     }
 }

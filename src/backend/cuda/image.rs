@@ -8,6 +8,8 @@ use std::io::Read;
 pub(super) struct Image {
     /// `elementwise` of `kernels/elementwise.cu`.
     pub file: &'static str,
+    /// Of the file and its headers.
+    pub source_sha256: &'static str,
     /// `sm_80`, `sm_90a`, or `compute_80` for PTX.
     pub architecture: &'static str,
     /// Gzip.

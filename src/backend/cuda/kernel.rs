@@ -3,7 +3,7 @@
 //! A signature is a tuple whose elements stand in the order of the struct's fields in `kernels/*.cu`; a test compares both. Fields lie
 //! at their natural alignment, as C++ has them.
 
-use super::machine::{Address, Launch};
+use super::machine::{Address, EncodedMap, Launch, MatrixMap};
 use crate::vocab::DType;
 use half::{bf16, f16};
 use std::marker::PhantomData;
@@ -54,8 +54,6 @@ impl<T> In<T> {
 }
 
 impl<T> Out<T> {
-    pub const NULL: Out<T> = Out(0, PhantomData);
-
     pub fn at(address: Address) -> Out<T> {
         Out(address, PhantomData)
     }
@@ -66,6 +64,21 @@ pub(super) trait Field {
     /// Bytes of one number, which lies at a multiple of them.
     const SIZE: usize;
     fn bytes(&self) -> Vec<u8>;
+    /// For a tensor map, which is encoded later.
+    fn map(&self) -> Option<MatrixMap> {
+        None
+    }
+}
+
+impl Field for MatrixMap {
+    // Its alignment; it is as large as two of these.
+    const SIZE: usize = 64;
+    fn bytes(&self) -> Vec<u8> {
+        vec![0; size_of::<EncodedMap>()]
+    }
+    fn map(&self) -> Option<MatrixMap> {
+        Some(*self)
+    }
 }
 
 macro_rules! fields {
@@ -102,26 +115,35 @@ impl<T> Field for Out<T> {
     }
 }
 
-/// The fields of an argument struct, in order.
-pub(super) trait Signature {
-    /// The struct as C++ lays it out.
-    fn bytes(&self) -> Vec<u8>;
+/// A struct as C++ lays it out.
+#[derive(Default)]
+pub(super) struct Arguments {
+    pub bytes: Vec<u8>,
+    pub maps: Vec<(usize, MatrixMap)>,
 }
 
-fn put<F: Field>(out: &mut Vec<u8>, field: &F) {
-    out.resize(out.len().next_multiple_of(F::SIZE), 0);
-    out.extend(field.bytes());
+impl Arguments {
+    fn put<F: Field>(&mut self, field: &F) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(F::SIZE), 0);
+        self.maps.extend(field.map().map(|map| (self.bytes.len(), map)));
+        self.bytes.extend(field.bytes());
+    }
+}
+
+/// The fields of an argument struct, in order.
+pub(super) trait Signature {
+    fn arguments(&self) -> Arguments;
 }
 
 macro_rules! signatures {
     ($($($name:ident)+;)*) => {$(
         impl<$($name: Field),+> Signature for ($($name,)+) {
             #[allow(non_snake_case)]
-            fn bytes(&self) -> Vec<u8> {
+            fn arguments(&self) -> Arguments {
                 let ($($name,)+) = self;
-                let mut out = Vec::new();
-                $(put(&mut out, $name);)+
-                out.resize(out.len().next_multiple_of(8), 0);
+                let mut out = Arguments::default();
+                $(out.put($name);)+
+                out.bytes.resize(out.bytes.len().next_multiple_of(8), 0);
                 out
             }
         }
@@ -155,7 +177,8 @@ impl<S: Signature> Kernel<S> {
     }
 
     pub fn launch(&self, grid: [u32; 3], shared_bytes: u32, arguments: S) -> Launch {
-        Launch { kernel: self.name.clone(), grid, block: self.block, shared_bytes, arguments: arguments.bytes() }
+        let Arguments { bytes, maps } = arguments.arguments();
+        Launch { kernel: self.name.clone(), grid, block: self.block, shared_bytes, arguments: bytes, maps }
     }
 }
 
@@ -166,10 +189,13 @@ mod tests {
     #[test]
     fn a_struct_is_laid_out_as_in_c() {
         let arguments = (In::<f32>::at(1), 2u32, Out::<f16>::at(3), 4.0f32);
-        let bytes = arguments.bytes();
+        let bytes = arguments.arguments().bytes;
         assert_eq!(bytes.len(), 32);
         assert_eq!((bytes[0], bytes[8], bytes[16]), (1, 2, 3));
         assert_eq!(bytes[24..28], 4.0f32.to_le_bytes());
-        assert_eq!((In::<f32>::at(1), [2u32; 3], 5u64).bytes().len(), 32, "a row of numbers lies as its numbers do");
+        assert_eq!((In::<f32>::at(1), [2u32; 3], 5u64).arguments().bytes.len(), 32, "a row of numbers lies as its numbers do");
+        let map = MatrixMap { base: 256, dtype: DType::Bf16, rows: 3, columns: 8, tile: [64, 64] };
+        let arguments = (1u32, map, 2u32).arguments();
+        assert_eq!((arguments.bytes.len(), arguments.maps), (200, vec![(64, map)]), "a map lies at a multiple of 64");
     }
 }

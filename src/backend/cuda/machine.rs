@@ -1,6 +1,8 @@
 //! What the CUDA backend needs of a device: memory, launches, a recording of launches that is replayed as one. The driver is one
 //! such machine; the tests have another that runs the same kernels on the CPU.
 
+use crate::vocab::DType;
+
 /// An address in a machine's memory.
 pub(super) type Address = u64;
 
@@ -16,6 +18,23 @@ pub struct Facts {
     pub memory_bytes: u64,
 }
 
+/// What a tensor map says of a matrix of 16-bit numbers: where it lies and which boxes the tensor memory engine takes of it. Boxes land
+/// in shared memory with the 128-byte swizzle; what of a box lies outside the matrix is zero.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct MatrixMap {
+    /// A multiple of 16.
+    pub base: Address,
+    pub dtype: DType,
+    pub rows: usize,
+    /// Next to each other in memory; a multiple of 8.
+    pub columns: usize,
+    /// Rows and columns of a box: at most 256 and 64.
+    pub tile: [u32; 2],
+}
+
+/// A tensor map as the device reads it.
+pub(super) type EncodedMap = [u8; 128];
+
 /// One kernel with its grid and its argument struct.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Launch {
@@ -26,6 +45,8 @@ pub(super) struct Launch {
     pub shared_bytes: u32,
     /// The struct that the kernel takes, as its bytes.
     pub arguments: Vec<u8>,
+    /// Tensor maps of the struct that only the device's driver can encode, by the byte at which each stands.
+    pub maps: Vec<(usize, MatrixMap)>,
 }
 
 impl std::fmt::Display for Launch {
@@ -74,6 +95,9 @@ pub(super) trait Machine: Send + Sync {
     fn upload(&self, to: Address, data: &[u8]) -> Result<(), CudaError>;
     /// Waits for all that was queued, then copies.
     fn download(&self, from: Address, data: &mut [u8]) -> Result<(), CudaError>;
+    /// Encodes a tensor map; `cuTensorMapEncodeTiled`.
+    fn tensor_map(&self, map: &MatrixMap) -> Result<EncodedMap, CudaError>;
+    /// Every tensor map of the launch is encoded.
     fn launch(&self, launch: &Launch) -> Result<(), CudaError>;
     /// Makes one replayable piece of these launches; `None` where the machine has no such thing.
     fn record(&self, launches: &[&Launch]) -> Result<Option<Recording>, CudaError>;
@@ -82,6 +106,18 @@ pub(super) trait Machine: Send + Sync {
     fn synchronize(&self) -> Result<(), CudaError>;
     /// Seconds that the device took for each of the pieces, by events around them.
     fn time(&self, pieces: &[&[Launch]]) -> Result<Vec<f64>, CudaError>;
+    /// Seconds that the device took to replay this once, by events around it.
+    fn time_replay(&self, recording: &Recording) -> Result<f64, CudaError>;
+}
+
+/// Writes the tensor maps of launches into their structs.
+pub(super) fn encode_maps<'a>(machine: &dyn Machine, launches: impl Iterator<Item = &'a mut Launch>) -> Result<(), CudaError> {
+    for launch in launches {
+        for (at, map) in std::mem::take(&mut launch.maps) {
+            launch.arguments[at..at + size_of::<EncodedMap>()].copy_from_slice(&machine.tensor_map(&map)?);
+        }
+    }
+    Ok(())
 }
 
 /// Handle of a recorded piece.

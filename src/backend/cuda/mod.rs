@@ -17,18 +17,22 @@ mod peaks;
 // A kernel's type spells out its argument struct.
 #[allow(clippy::type_complexity)]
 mod plan;
+mod product;
 mod session;
 #[cfg(test)]
 mod tests;
+mod tune;
 
 pub use conformance::{Checked, Verdict, conformance};
 pub use driver::{device_count, driver_version, facts, uuid};
 pub use machine::{CudaError, Facts};
 pub use peaks::{Peaks, peaks};
+pub use tune::{TUNING, TuneError, Tuned, tune, tuning_file};
 
 use super::{Backend, BackendError, Collective, Session};
 use crate::graph::Program;
 use machine::Machine;
+use product::Choices;
 use std::sync::Arc;
 
 /// Architecture of the kernel images that a device of this compute capability takes; `None` where none runs on it.
@@ -54,28 +58,35 @@ pub(super) const THROUGH_THE_DRIVER: &str = "ADVISOR_TEST_THROUGH_THE_DRIVER";
 /// A CUDA device.
 pub struct Cuda {
     machine: Arc<dyn Machine>,
+    choices: Arc<Choices>,
 }
 
 impl Cuda {
     /// # Errors
     /// Where there is no driver, no such device, or it cannot be opened.
     pub fn open(ordinal: usize) -> Result<Cuda, CudaError> {
-        Ok(Cuda { machine: Arc::new(driver::Driver::open(ordinal)?) })
+        let machine = driver::Driver::open(ordinal)?;
+        let choices = tune::load(tune::tuning_file().as_deref(), machine.facts());
+        Ok(Cuda { machine: Arc::new(machine), choices: Arc::new(choices) })
     }
 
     /// The kernels on the CPU; `None` where there is no C++ compiler.
     #[cfg(test)]
     pub fn emulated(schedule: u32) -> Option<Cuda> {
-        Some(Cuda { machine: Arc::new(emulated::Emulated::open(schedule)?) })
+        Some(Cuda { machine: Arc::new(emulated::Emulated::open(schedule)?), choices: Arc::default() })
     }
 }
 
 impl Backend for Cuda {
     fn describe(&self) -> String {
-        format!("cuda, {}", one_line(self.machine.facts()))
+        let measured = match self.choices.0.len() {
+            0 => String::new(),
+            count => format!(", {count} measured choices of tiles"),
+        };
+        format!("cuda, {}{measured}", one_line(self.machine.facts()))
     }
 
     fn load(&self, program: Program, collective: Option<Arc<dyn Collective>>) -> Result<Box<dyn Session>, BackendError> {
-        Ok(Box::new(session::CudaSession::load(program, self.machine.clone(), collective)?))
+        Ok(Box::new(session::CudaSession::load(program, self.machine.clone(), self.choices.clone(), collective)?))
     }
 }

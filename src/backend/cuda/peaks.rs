@@ -4,6 +4,7 @@ use super::{Cuda, CudaError};
 use crate::{
     backend::{Backend, BackendError},
     graph::{Graph, Op, Unary, lower},
+    stats::Generator,
     units::Seconds,
     vocab::DType,
 };
@@ -75,12 +76,9 @@ fn best(device: &Cuda, op: Op, shapes: &[&[usize]], dtype: DType) -> Result<f64,
     graph.mark_output("y", y);
     let mut session = device.load(lower(&graph), None)?;
     for (id, shape) in inputs.iter().zip(shapes) {
-        // A multiplicative generator: products of zeros or equal numbers would run at higher clocks than those of anybody's data.
-        let mut state = 0x9E37_79B9u32 + id.0 as u32;
-        let numbers = (0..shape.iter().product()).map(|_| {
-            state = state.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        });
+        // Products of zeros or equal numbers would run at higher clocks than those of anybody's data.
+        let mut generator = Generator::new(id.0 as u64);
+        let numbers = (0..shape.iter().product()).map(|_| 2.0 * generator.unit() as f32 - 1.0);
         session.upload_f32(*id, &numbers.collect::<Vec<f32>>())?;
     }
     let mut times = Vec::new();

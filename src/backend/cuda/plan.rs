@@ -4,6 +4,7 @@
 use super::{
     kernel::{Element, In, Kernel, Out},
     machine::{Address, Facts, Launch},
+    product::{self, Choices, Config, Operands, Shape},
 };
 use crate::{
     backend::BackendError,
@@ -48,6 +49,8 @@ impl Control {
 pub(super) struct Plan {
     /// Launches of each step of the program.
     pub steps: Vec<Vec<Launch>>,
+    /// Products of each step.
+    pub products: Vec<Vec<Shape>>,
     pub scratch_bytes: usize,
     /// Uploaded once: tables of tensors and chunks.
     pub constants: Vec<u8>,
@@ -73,10 +76,10 @@ const LARGE_MODEL: usize = 1 << 20;
 ///
 /// # Errors
 /// `Unsupported` for a combination of op, shape and type that no kernel runs.
-pub(super) fn plan(program: &Program, facts: &Facts, places: &Places) -> Result<Plan, BackendError> {
-    let mut planner =
-        Planner { program, facts, places, launches: Vec::new(), scratch_now: 0, scratch_most: 0, constants: Vec::new() };
-    let mut steps = Vec::with_capacity(program.steps.len());
+pub(super) fn plan(program: &Program, facts: &Facts, choices: &Choices, places: &Places) -> Result<Plan, BackendError> {
+    let (launches, products, constants) = (Vec::new(), Vec::new(), Vec::new());
+    let mut planner = Planner { program, facts, choices, places, launches, products, scratch_now: 0, scratch_most: 0, constants };
+    let (mut steps, mut products) = (Vec::with_capacity(program.steps.len()), Vec::with_capacity(program.steps.len()));
     let mut at = 0;
     while at < program.steps.len() {
         // Neighbouring updates of one kind are one launch.
@@ -88,7 +91,9 @@ pub(super) fn plan(program: &Program, facts: &Facts, places: &Places) -> Result<
             planner.step(&program.steps[at])?;
         }
         steps.push(std::mem::take(&mut planner.launches));
+        products.push(std::mem::take(&mut planner.products));
         steps.extend((1..together).map(|_| Vec::new()));
+        products.extend((1..together).map(|_| Vec::new()));
         at += together.max(1);
     }
     let counts_updates = program.steps.iter().any(|step| matches!(step.op, Op::Update { .. } | Op::LinearUpdate { .. }));
@@ -97,7 +102,7 @@ pub(super) fn plan(program: &Program, facts: &Facts, places: &Places) -> Result<
         last.push(kernel.launch([1, 1, 1], 0, (Out::at(places.control), In::NULL)));
     }
     let Planner { scratch_most, constants, .. } = planner;
-    Ok(Plan { steps, scratch_bytes: scratch_most, constants, counts_updates })
+    Ok(Plan { steps, products, scratch_bytes: scratch_most, constants, counts_updates })
 }
 
 /// How many steps from `at` on are updates of one rule, guard and copy type: they run as one.
@@ -136,21 +141,18 @@ fn activation_code(activation: Activation) -> u32 {
     }
 }
 
-/// One product `C = op(A) op(B)`, row-major.
+/// A product with its epilogue. The types in `shape` are set where they are known.
 struct Product {
-    m: usize,
-    n: usize,
-    k: usize,
-    batch: usize,
-    transpose_a: bool,
-    transpose_b: bool,
+    shape: Shape,
     /// Null for none.
     bias: Address,
     activation: Activation,
 }
 
-/// `struct GemmArguments` of kernels/gemm_f32.cu and kernels/gemm_mma.cu.
-type Gemm<T, C> = Kernel<(In<T>, In<T>, In<f32>, Out<C>, Out<f32>, In<f32>, In<f32>, u64, u64, u64, [u32; 8])>;
+fn product_of([m, k, n]: [usize; 3], [transpose_a, transpose_b]: [bool; 2]) -> Product {
+    let shape = Shape { m, n, k, batch: 1, transpose_a, transpose_b, input: DType::F32, output: DType::F32 };
+    Product { shape, bias: 0, activation: Activation::None }
+}
 
 /// `struct UpdateArguments` of kernels/optimizer.cu.
 type UpdateKernel = Kernel<(In<u8>, In<u8>, In<u8>, In<f32>, In<f32>, [u32; 2], [f32; 11], u32)>;
@@ -167,8 +169,10 @@ struct Updated {
 struct Planner<'a> {
     program: &'a Program,
     facts: &'a Facts,
+    choices: &'a Choices,
     places: &'a Places,
     launches: Vec<Launch>,
+    products: Vec<Shape>,
     scratch_now: usize,
     scratch_most: usize,
     constants: Vec<u8>,
@@ -303,31 +307,15 @@ impl Planner<'_> {
                 let ((m, k), (_, n)) = (pair(&a, *transpose_a), pair(&b, *transpose_b));
                 let leading: usize = a[..a.len() - 2].iter().product();
                 let (batch, m) = if b.len() == 2 { (1, leading * m) } else { (leading, m) };
-                let product = Product {
-                    m,
-                    n,
-                    k,
-                    batch,
-                    transpose_a: *transpose_a,
-                    transpose_b: *transpose_b,
-                    bias: 0,
-                    activation: Activation::None,
-                };
+                let mut product = product_of([m, k, n], [*transpose_a, *transpose_b]);
+                product.shape.batch = batch;
                 self.product_into::<T>(&product, at(0), at(1), step.outputs[0]);
             }
             Op::Linear { activation } | Op::LinearTwoFour { activation } => {
                 let (k, n) = (self.shape(inputs[1])[0], self.shape(inputs[1])[1]);
                 let bias = inputs.get(2).map_or(0, |id| self.address(*id));
-                let product = Product {
-                    m: self.len(inputs[0]) / k,
-                    n,
-                    k,
-                    batch: 1,
-                    transpose_a: false,
-                    transpose_b: false,
-                    bias,
-                    activation: *activation,
-                };
+                let m = self.len(inputs[0]) / k;
+                let product = Product { bias, activation: *activation, ..product_of([m, k, n], [false; 2]) };
                 self.product_into::<T>(&product, at(0), at(1), step.outputs[0]);
             }
             Op::LinearUpdate { optimizer } => self.linear_update::<T>(step, optimizer),
@@ -502,31 +490,12 @@ impl Planner<'_> {
         let m = self.len(x) / k;
         let quantised = self.quantise(x, input_scale);
         let scale = self.constant(&(input_scale as f32).to_le_bytes());
-        let tile = self.tile(m, n, 1);
+        let shape = Shape { input: DType::I8, ..product_of([m, k, n], [false, true]).shape };
+        let config = self.pick(&shape);
         let [w, scales, bias] = [w, scales, bias].map(|id| self.address(id));
-        let kernel: Gemm<i8, f32> = Kernel::new(format!("gemm_i8_nt_{tile}"), 128);
-        let [m32, n32, k32] = [m, n, k].map(|extent| extent as u32);
-        let to = Out::at(self.address(step.outputs[0]));
-        let arguments = (
-            In::at(quantised),
-            In::at(w),
-            In::at(bias),
-            to,
-            Out::NULL,
-            In::at(scale),
-            In::at(scales),
-            0,
-            0,
-            0,
-            [m32, n32, k32, k32, k32, n32, 1, activation_code(activation)],
-        );
-        self.push(kernel.launch([ceil(m, tile) * ceil(n, tile), 1, 1], 0, arguments));
-    }
-
-    /// Edge of a block's tile: the larger one where its blocks still fill the device.
-    fn tile(&self, m: usize, n: usize, batch: usize) -> usize {
-        let large = m.div_ceil(128) * n.div_ceil(128) * batch;
-        if large >= self.facts.multiprocessors as usize { 128 } else { 64 }
+        let c = self.address(step.outputs[0]);
+        let operands = Operands { a: quantised, b: w, bias, c, workspace: 0, activation: activation_code(activation) };
+        self.launches.extend(product::int8_launches(&shape, &config, &operands, [scale, scales]));
     }
 
     fn product_into<T: Element>(&mut self, product: &Product, a: Address, b: Address, to: ValueId) {
@@ -539,59 +508,31 @@ impl Planner<'_> {
     }
 
     fn product<T: Element, C: Element>(&mut self, product: &Product, a: Address, b: Address, c: Address) {
-        let Product { m, n, k, batch, bias, activation, .. } = *product;
-        let (mut a, mut transpose_a) = (a, product.transpose_a);
-        let is_f32 = T::DTYPE == DType::F32;
-        if transpose_a && product.transpose_b && !is_f32 {
+        let Product { mut shape, bias, activation } = *product;
+        (shape.input, shape.output) = (T::DTYPE, C::DTYPE);
+        let mut a = a;
+        if shape.letters() == "tt" && T::DTYPE != DType::F32 {
             // No kernel reads both turned: A is turned once.
-            let turned = self.scratch(batch * m * k * size_of::<T>());
-            let shape = [batch, k, m];
-            let launch = permute::<T>(&shape, &[0, 2, 1], a, turned, |pieces| self.blocks(pieces));
+            let turned = self.scratch(shape.batch * shape.m * shape.k * size_of::<T>());
+            let extents = [shape.batch, shape.k, shape.m];
+            let launch = permute::<T>(&extents, &[0, 2, 1], a, turned, |pieces| self.blocks(pieces));
             self.push(launch.expect("three axes"));
-            (a, transpose_a) = (turned, false);
+            (a, shape.transpose_a) = (turned, false);
         }
-        let letters = match (transpose_a, product.transpose_b) {
-            (false, false) => "nn",
-            (false, true) => "nt",
-            (true, false) => "tn",
-            (true, true) => "tt",
+        let config = self.pick(&shape);
+        let workspace = match config.workspace_bytes(&shape) {
+            0 => 0,
+            bytes => self.scratch(bytes),
         };
-        let lda = if transpose_a { m } else { k };
-        let ldb = if product.transpose_b { k } else { n };
-        let multiprocessors = self.facts.multiprocessors as usize;
-        // Few rows: a kernel that reads B once. Else tiles; where they do not fill the device, parts of K do.
-        let is_skinny = is_f32 && m <= 8 && !transpose_a;
-        let tile = self.tile(m, n, batch);
-        let (name, grid, block) = if is_skinny {
-            let columns = if product.transpose_b { 32 } else { 128 };
-            (format!("gemv_f32_{letters}"), ceil(n, columns), 256)
-        } else if is_f32 {
-            (format!("gemm_f32_{letters}_{tile}"), ceil(m, tile) * ceil(n, tile), 256)
-        } else {
-            let end = if C::DTYPE == DType::F32 { "_f32out" } else { "" };
-            (format!("gemm_{}_{letters}_{tile}{end}", T::SUFFIX), ceil(m, tile) * ceil(n, tile), 128)
-        };
-        let blocks = grid as usize * batch;
-        let splits = if blocks >= multiprocessors { 1 } else { (2 * multiprocessors / blocks).clamp(1, k.div_ceil(256)) };
-        let workspace = if splits > 1 { self.scratch(4 * splits * batch * m * n) } else { 0 };
-        let [m32, n32, k32, lda, ldb] = [m, n, k, lda, ldb].map(|extent| extent as u32);
-        let strides = if batch > 1 { [m * k, k * n, m * n] } else { [0; 3] }.map(|stride| stride as u64);
-        let sizes = [m32, n32, k32, lda, ldb, n32, splits as u32, activation_code(activation)];
-        let kernel: Gemm<T, C> = Kernel::new(name, block);
-        let (a, b, bias, c, workspace) = (In::at(a), In::at(b), In::at(bias), Out::at(c), Out::at(workspace));
-        let arguments = (a, b, bias, c, workspace, In::NULL, In::NULL, strides[0], strides[1], strides[2], sizes);
-        let launch = kernel.launch([grid, splits as u32, batch as u32], 0, arguments);
-        let reduction = Launch {
-            kernel: format!("gemm_reduce_{}", C::SUFFIX),
-            grid: [ceil(m * n, 1024), 1, batch as u32],
-            block: THREADS,
-            shared_bytes: 0,
-            arguments: launch.arguments.clone(),
-        };
-        self.push(launch);
-        if splits > 1 {
-            self.push(reduction);
-        }
+        let operands = Operands { a, b, bias, c, workspace, activation: activation_code(activation) };
+        let launches = product::launches::<T, C>(&shape, &config, self.facts, &operands);
+        self.launches.extend(launches);
+    }
+
+    /// The configuration for a product, which the plan notes.
+    fn pick(&mut self, shape: &Shape) -> Config {
+        self.products.push(*shape);
+        self.choices.pick(shape, self.facts)
     }
 
     /// `dW = x^T dy` into scratch, then the update; `dx = dy W^T` before it, from the old weights.
@@ -599,23 +540,14 @@ impl Planner<'_> {
         let [w, x, dy] = [step.inputs[0], step.inputs[1], step.inputs[2]];
         let (k, n) = (self.shape(w)[0], self.shape(w)[1]);
         let rows = self.len(x) / k;
-        let plain = Product {
-            m: rows,
-            n: k,
-            k: n,
-            batch: 1,
-            transpose_a: false,
-            transpose_b: true,
-            bias: 0,
-            activation: Activation::None,
-        };
+        let plain = product_of([rows, n, k], [false, true]);
         let copy = copy_of(self.program, step);
         let read = self.address(copy.unwrap_or(w));
         if let Some(dx) = step.outputs.first() {
             self.product_into::<T>(&plain, self.address(dy), read, *dx);
         }
         let gradient = self.scratch(4 * k * n);
-        let turned = Product { m: k, n, k: rows, transpose_a: true, transpose_b: false, ..plain };
+        let turned = product_of([k, rows, n], [true, false]);
         self.product::<T, f32>(&turned, self.address(x), self.address(dy), gradient);
         let states = self.states(&step.inputs[3..3 + optimizer.state_arrays()]);
         let copy_address = copy.map_or(0, |id| self.address(id));
@@ -855,11 +787,10 @@ impl Planner<'_> {
         let fields = [outer as u32, extent as u32, inner as u32, parts as u32];
         let arguments = (In::at(x), Out::at(self.address(y)), Out::at(workspace), fields, factor, 0);
         let launch = kernel.launch([columns, outer.min(65535) as u32, parts as u32], 0, arguments);
-        let arguments = launch.arguments.clone();
-        self.push(launch);
+        self.push(launch.clone());
         if parts > 1 {
             let kernel = format!("sum_parts_{}", Y::SUFFIX);
-            self.push(Launch { kernel, grid: self.blocks(outer * inner), block: THREADS, shared_bytes: 0, arguments });
+            self.push(Launch { kernel, grid: self.blocks(outer * inner), ..launch });
         }
     }
 

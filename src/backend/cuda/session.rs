@@ -1,8 +1,9 @@
 //! One program on a machine: its memory, its planned launches, and the recording that replays them.
 
 use super::{
-    machine::{Address, Launch, Machine, Recording},
+    machine::{Address, Launch, Machine, Recording, encode_maps},
     plan::{self, Control, Places, Plan},
+    product::Choices,
 };
 use crate::{
     backend::{BackendError, Collective, Session},
@@ -31,6 +32,7 @@ pub(super) struct CudaSession {
     places: Places,
     bytes: u64,
     plan: Plan,
+    choices: Arc<Choices>,
     pieces: Vec<Piece>,
     /// Runs so far; the first goes launch by launch, so that a launch that fails is named, the second records.
     runs: u64,
@@ -46,11 +48,12 @@ impl CudaSession {
     pub fn load(
         program: Program,
         machine: Arc<dyn Machine>,
+        choices: Arc<Choices>,
         collective: Option<Arc<dyn Collective>>,
     ) -> Result<CudaSession, BackendError> {
         // Sizes do not depend on addresses: the first plan says how much is needed, the second is the one that runs.
         let nowhere = Places::nowhere(&program);
-        let sizes = plan::plan(&program, machine.facts(), &nowhere)?;
+        let sizes = plan::plan(&program, machine.facts(), &choices, &nowhere)?;
         let mut memory = Vec::new();
         let mut bytes = 0;
         let mut allocate = |size: usize| -> Result<Address, BackendError> {
@@ -66,7 +69,8 @@ impl CudaSession {
             constants: allocate(sizes.constants.len())?,
             control: allocate(Control::BYTES)?,
         };
-        let plan = plan::plan(&program, machine.facts(), &places)?;
+        let mut plan = plan::plan(&program, machine.facts(), &choices, &places)?;
+        encode_maps(&*machine, plan.steps.iter_mut().flatten())?;
         if !plan.constants.is_empty() {
             machine.upload(places.constants, &plan.constants)?;
         }
@@ -88,6 +92,7 @@ impl CudaSession {
             places,
             bytes,
             plan,
+            choices,
             pieces,
             runs: 0,
             collective,
@@ -259,6 +264,11 @@ impl Session for CudaSession {
         }
         self.finish_run();
         Ok(())
+    }
+
+    fn reasons(&self) -> Vec<Vec<String>> {
+        let of = |products: &Vec<_>| products.iter().map(|shape| self.choices.explain(shape, self.machine.facts())).collect();
+        self.plan.products.iter().map(of).collect()
     }
 
     fn set_update_count(&mut self, updates: u64) {

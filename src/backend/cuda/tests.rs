@@ -2,15 +2,17 @@
 
 use super::{
     Cuda, THROUGH_THE_DRIVER,
+    driver::Driver,
     emulated::{Counts, Emulated, emulator},
-    machine::{Launch, Machine},
+    machine::{Facts, Machine, encode_maps},
+    product::{self, Config, Operands, Shape, ranked},
 };
 use crate::{
     backend::{Backend, Collective, CollectiveError},
     graph::{Activation, Graph, Op, Unary, cases::CASES, lower},
     vocab::DType,
 };
-use half::bf16;
+use half::{bf16, f16};
 use std::{collections::BTreeMap, process::Command, sync::Arc};
 
 /// Numbers in [-1, 1] without a pattern that a kernel's strides could meet.
@@ -25,7 +27,7 @@ fn counted(op: Op, shapes: &[&[usize]], dtype: DType) -> Option<Vec<(String, Cou
     let inputs: Vec<_> = shapes.iter().enumerate().map(|(k, shape)| graph.input(&format!("x{k}"), shape, dtype)).collect();
     let y = graph.apply(op, &inputs).unwrap();
     graph.mark_output("y", y);
-    let mut session = Cuda { machine: machine.clone() }.load(lower(&graph), None).unwrap();
+    let mut session = Cuda { machine: machine.clone(), choices: Arc::default() }.load(lower(&graph), None).unwrap();
     for (id, shape) in inputs.iter().zip(shapes) {
         session.upload_f32(*id, &numbers(shape.iter().product(), id.0)).unwrap();
     }
@@ -60,16 +62,6 @@ fn kernels_touch_no_more_sectors_and_banks_than_their_budgets() {
     }
 }
 
-/// `emulated::HostMap` of kernels/emulator/hopper.h: a matrix of 16-bit numbers, `columns` next to each other, boxes with the 128-byte
-/// swizzle.
-fn tensor_map(base: u64, [rows, columns]: [u64; 2], [box_rows, box_columns]: [u32; 2]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let words = [0x7061_6d20_7473_6f68, base, columns, rows, 1, 1, 1, 2 * columns, 0, 0, 0];
-    words.iter().for_each(|word: &u64| out.extend(word.to_le_bytes()));
-    [box_columns, box_rows, 1, 1, 1, 2, 2, 3, 0, 0].iter().for_each(|word: &u32| out.extend(word.to_le_bytes()));
-    out
-}
-
 /// Two ranks of which the other has the same numbers.
 struct Twin;
 
@@ -97,7 +89,8 @@ fn one_value_alone_is_summed_over_ranks_between_launches() {
     graph.apply_all(Op::AllReduce, &[y]).unwrap();
     let z = graph.apply(Op::Unary(Unary::Relu), &[y]).unwrap();
     graph.mark_output("z", z);
-    let mut session = Cuda { machine: Arc::new(machine) }.load(lower(&graph), Some(Arc::new(Twin))).unwrap();
+    let mut session =
+        Cuda { machine: Arc::new(machine), choices: Arc::default() }.load(lower(&graph), Some(Arc::new(Twin))).unwrap();
     session.upload_f32(x, &[1.0, -1.0, 2.0, 0.5, 0.0]).unwrap();
     // As single launches, recorded, replayed, and with a clock around each step.
     for run in 0..4 {
@@ -115,55 +108,121 @@ fn one_value_alone_is_summed_over_ranks_between_launches() {
 #[test]
 fn a_device_is_measured_with_kernels_of_its_own() {
     let Some(machine) = Emulated::open(0) else { return };
-    let peaks = super::peaks::peaks_of(&Cuda { machine: Arc::new(machine) }).unwrap();
+    let peaks = super::peaks::peaks_of(&Cuda { machine: Arc::new(machine), choices: Arc::default() }).unwrap();
     let rates = [peaks.copy_bytes_per_s, peaks.fp32_flops_per_s, peaks.bf16_flops_per_s];
     assert!(rates.iter().all(|rate| rate.is_finite() && *rate > 0.0), "{peaks:?}");
 }
 
-#[test]
-fn the_hopper_product_is_right_on_ragged_shapes_in_every_layout() {
-    let Some(machine) = Emulated::open(7) else { return };
-    let (m, n, k) = (136usize, 200usize, 104usize);
-    let low = |x: Vec<f32>| -> Vec<bf16> { x.into_iter().map(bf16::from_f32).collect() };
-    let (a, b) = (low(numbers(m * k, 7)), low(numbers(k * n, 99)));
-    let turned = |x: &[bf16], rows: usize, columns: usize| -> Vec<bf16> {
-        (0..columns * rows).map(|at| x[at % rows * columns + at / rows]).collect()
+/// Numbers as a type of device memory holds them: their bytes, and what they are worth.
+fn stored(numbers: &[f32], dtype: DType) -> (Vec<u8>, Vec<f64>) {
+    let low = |bits: u16| bits.to_le_bytes().to_vec();
+    let one = |x: &f32| match dtype {
+        DType::Bf16 => (low(bf16::from_f32(*x).to_bits()), bf16::from_f32(*x).to_f64()),
+        DType::F16 => (low(f16::from_f32(*x).to_bits()), f16::from_f32(*x).to_f64()),
+        _ => (x.to_le_bytes().to_vec(), f64::from(*x)),
     };
-    for layout in ["nn", "nt", "tn"] {
-        for width in [128u32, 256] {
-            let a_stored = if layout == "tn" { turned(&a, m, k) } else { a.clone() };
-            let b_stored = if layout == "nt" { turned(&b, k, n) } else { b.clone() };
-            let put = |data: &[bf16]| {
-                let address = machine.allocate(2 * data.len()).unwrap();
-                machine.upload(address, bytemuck::cast_slice(data)).unwrap();
-                address
-            };
-            let (a_at, b_at, c_at) = (put(&a_stored), put(&b_stored), machine.allocate(4 * m * n).unwrap());
-            let [m64, n64, k64] = [m, n, k].map(|extent| extent as u64);
-            let mut arguments = match layout {
-                "tn" => tensor_map(a_at, [k64, m64], [64, 64]),
-                _ => tensor_map(a_at, [m64, k64], [128, 64]),
-            };
-            arguments.extend(match layout {
-                "nt" => tensor_map(b_at, [n64, k64], [width, 64]),
-                _ => tensor_map(b_at, [k64, n64], [64, 64]),
-            });
-            arguments.extend(c_at.to_le_bytes());
-            arguments.extend(0u64.to_le_bytes());
-            for field in [m as u32, n as u32, k as u32, 1, 2, 0, 1, 0, 0, 0, 0, 0] {
-                arguments.extend(field.to_le_bytes());
-            }
-            let kernel = format!("gemm_wgmma_bf16_{layout}_{width}");
-            machine.launch(&Launch { kernel, grid: [2, 1, 1], block: 384, shared_bytes: 196_736, arguments }).unwrap();
-            let mut c = vec![0.0f32; m * n];
-            machine.download(c_at, bytemuck::cast_slice_mut(&mut c)).unwrap();
-            for (at, got) in c.iter().enumerate() {
-                let (i, j) = (at / n, at % n);
-                let want: f64 = (0..k).map(|l| f64::from(a[i * k + l].to_f32()) * f64::from(b[l * n + j].to_f32())).sum();
-                assert!((f64::from(*got) - want).abs() < 1e-4, "{layout} {width}: ({i}, {j}) is {got}, not {want}");
-            }
-            [a_at, b_at, c_at].into_iter().for_each(|address| machine.release(address));
+    let (bytes, values): (Vec<_>, Vec<_>) = numbers.iter().map(one).unzip();
+    (bytes.concat(), values)
+}
+
+fn read(bytes: &[u8], dtype: DType) -> Vec<f64> {
+    match dtype {
+        DType::Bf16 => bytemuck::cast_slice::<u8, bf16>(bytes).iter().map(|x| x.to_f64()).collect(),
+        DType::F16 => bytemuck::cast_slice::<u8, f16>(bytes).iter().map(|x| x.to_f64()).collect(),
+        _ => bytemuck::cast_slice::<u8, f32>(bytes).iter().map(|x| f64::from(*x)).collect(),
+    }
+}
+
+/// Runs one product by one configuration, with a bias and ReLU, and gives its largest error over the largest sum of absolute values.
+fn product_error(machine: &dyn Machine, shape: &Shape, config: &Config, facts: &Facts) -> f64 {
+    let Shape { m, n, k, batch, .. } = *shape;
+    let (a, a_values) = stored(&numbers(batch * m * k, 7), shape.input);
+    let (b, b_values) = stored(&numbers(batch * k * n, 99), shape.input);
+    let bias = numbers(n, 3);
+    let put = |bytes: &[u8]| {
+        let address = machine.allocate(bytes.len()).unwrap();
+        machine.upload(address, bytes).unwrap();
+        address
+    };
+    let mut c = vec![0u8; batch * m * n * shape.output.size()];
+    let (a, b, bias_at) = (put(&a), put(&b), put(bytemuck::cast_slice(&bias)));
+    // What was there before must not matter.
+    let (c_at, workspace) = (put(&vec![0xff; c.len()]), put(&vec![0xff; config.workspace_bytes(shape)]));
+    let operands = Operands { a, b, bias: bias_at, c: c_at, workspace, activation: 1 };
+    let mut launches = match (shape.input, shape.output) {
+        (DType::F32, _) => product::launches::<f32, f32>(shape, config, facts, &operands),
+        (DType::Bf16, DType::F32) => product::launches::<bf16, f32>(shape, config, facts, &operands),
+        (DType::Bf16, _) => product::launches::<bf16, bf16>(shape, config, facts, &operands),
+        (_, DType::F32) => product::launches::<f16, f32>(shape, config, facts, &operands),
+        _ => product::launches::<f16, f16>(shape, config, facts, &operands),
+    };
+    encode_maps(machine, launches.iter_mut()).unwrap();
+    launches.iter().for_each(|launch| machine.launch(launch).unwrap_or_else(|error| panic!("{shape:?}: {error}")));
+    machine.download(c_at, &mut c).unwrap();
+    [a, b, bias_at, c_at, workspace].into_iter().for_each(|address| machine.release(address));
+    let (mut worst, mut largest) = (0.0f64, 0.0f64);
+    for (at, got) in read(&c, shape.output).into_iter().enumerate() {
+        let (of, i, j) = (at / (m * n), at / n % m, at % n);
+        let mut sum = f64::from(bias[j]);
+        let mut size = sum.abs();
+        for l in 0..k {
+            let x = a_values[of * m * k + if shape.transpose_a { l * m + i } else { i * k + l }];
+            let y = b_values[of * k * n + if shape.transpose_b { j * k + l } else { l * n + j }];
+            sum += x * y;
+            size += (x * y).abs();
         }
+        let error = (got - sum.max(0.0)).abs();
+        worst = if error.is_nan() { f64::INFINITY } else { worst.max(error) };
+        largest = largest.max(size);
+    }
+    worst / largest
+}
+
+#[test]
+fn every_configuration_of_a_product_is_right_on_ragged_shapes_in_every_layout() {
+    let machine: Box<dyn Machine> = match std::env::var_os(THROUGH_THE_DRIVER) {
+        Some(_) => Box::new(Driver::open(0).unwrap()),
+        None => {
+            let Some(machine) = Emulated::open(7) else { return };
+            Box::new(machine)
+        }
+    };
+    // More multiprocessors than the machine has, that K is split as well.
+    let facts = Facts { multiprocessors: 16, ..machine.facts().clone() };
+    let mut seen = std::collections::BTreeSet::new();
+    // The second has rows that the tensor memory engine cannot take, the third a batch, the fourth few rows and a long K.
+    let extents = [[1, 136, 200, 104], [1, 65, 131, 70], [2, 72, 48, 40], [1, 8, 136, 536]];
+    let (f32, low) = ([(DType::F32, DType::F32)], [DType::Bf16, DType::F16]);
+    let types = low.into_iter().flat_map(|low| [(low, low), (low, DType::F32)]).chain(f32);
+    // Through the driver it is the maps that are new.
+    let through_the_driver = std::env::var_os(THROUGH_THE_DRIVER).is_some();
+    for [batch, m, n, k] in extents.into_iter().take(if through_the_driver { 1 } else { 4 }) {
+        for (input, output) in types.clone().filter(|(input, output)| !through_the_driver || input == output) {
+            for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
+                let shape = Shape { m, n, k, batch, transpose_a, transpose_b, input, output };
+                for (config, cycles) in ranked(&shape, &facts) {
+                    assert!(cycles.is_finite() && cycles > 0.0);
+                    let error = product_error(&*machine, &shape, &config, &facts);
+                    let tolerance = match output {
+                        DType::F32 => 1e-6,
+                        DType::Bf16 => 1.0 / 256.0,
+                        _ => 1.0 / 2048.0,
+                    };
+                    assert!(error <= tolerance, "{shape:?} by {config:?}: {error:e}");
+                    seen.insert((config.kernel(&shape), config.splits > 1));
+                }
+            }
+        }
+    }
+    if through_the_driver {
+        return;
+    }
+    // 8 + 2 entries in fp32; of the others, 3 layouts of 2 tiles of 2 outputs by warps, and of 2 widths by warpgroups.
+    let whole = seen.iter().filter(|(_, is_split)| !is_split).count();
+    assert_eq!(whole, 8 + 2 + 2 * (3 * 2 * 2 + 3 * 2), "{seen:?}");
+    let split = |start: &str| seen.iter().any(|(kernel, is_split)| *is_split && kernel.starts_with(start));
+    for start in ["gemm_f32_", "gemv_f32_", "gemm_bf16_", "gemm_f16_", "gemm_wgmma_bf16_", "gemm_wgmma_f16_"] {
+        assert!(split(start), "{start} was never split");
     }
 }
 
@@ -196,6 +255,7 @@ fn through_the_driver(tests: &[&str], capability: &str) -> Option<BTreeMap<Strin
         .env("ADVISOR_STANDIN_LOG", &log)
         .env("ADVISOR_STANDIN_CAPABILITY", capability)
         .env(THROUGH_THE_DRIVER, "1")
+        .env(super::TUNING, "off")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&run.stdout);
@@ -224,6 +284,13 @@ fn every_test_of_the_backends_passes_through_the_driver_and_leaves_nothing_behin
     // Each was recorded in the second run of a session, replayed at once and again in the third.
     assert!(count("graphs_launched") > count("graphs_captured"), "{counts:?}");
     assert!(count("cubins_loaded") > 0 && count("ptx_loaded") == 0, "{counts:?}");
+    assert_eq!(left(&counts), Vec::<String>::new());
+}
+
+#[test]
+fn products_by_warpgroups_have_their_tensor_maps_from_the_driver() {
+    let Some(counts) = through_the_driver(&["every_configuration_of_a_product"], "9.0") else { return };
+    assert!(counts["tensor_maps"] == 2 * 2 * 3 * 2, "{counts:?}");
     assert_eq!(left(&counts), Vec::<String>::new());
 }
 
