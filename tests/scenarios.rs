@@ -5,14 +5,19 @@
 
 use advisor::{
     input::{Diagnostic, Source, render},
-    scenario::{Known, Machine, Scenario, schema, template},
+    scenario::{Known, KnownModel, Machine, Scenario, schema, template},
+    vocab::RowKind,
 };
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-const MODELS: &[&str] = &["simple-cnn", "mlp"];
+const MODELS: &[KnownModel] = &[
+    KnownModel { name: "simple-cnn", reads: RowKind::Image },
+    KnownModel { name: "mlp", reads: RowKind::Image },
+    KnownModel { name: "transformer", reads: RowKind::Text },
+];
 const INSTANCES: &[&str] = &["aws/c7a.large", "aws/c7g.xlarge", "hetzner/cx22"];
 
 /// The repository.
@@ -109,7 +114,7 @@ fn every_shipped_scenario_loads_and_contains_its_baselines() {
 
 #[test]
 fn the_committed_schema_is_the_one_of_the_program() {
-    let found = serde_json::to_string_pretty(&schema(MODELS)).unwrap() + "\n";
+    let found = serde_json::to_string_pretty(&schema(&MODELS.iter().map(|model| model.name).collect::<Vec<_>>())).unwrap() + "\n";
     let wrong = held(&root().join("docs/scenario.schema.json"), &found);
     assert!(wrong.is_none(), "{}", wrong.unwrap_or_default());
 }
@@ -118,10 +123,11 @@ fn the_committed_schema_is_the_one_of_the_program() {
 fn the_template_loads_for_every_model() {
     known(|known| {
         for model in MODELS {
-            let text = template("my-question", model, "mnist");
+            let data = if model.reads == RowKind::Text { "sentiment-snippets" } else { "mnist" };
+            let text = template("my-question", model.name, data);
             let scenario = Scenario::read(Source::new("my-question.toml", &text), known)
                 .unwrap_or_else(|found| panic!("{}", render(&found)));
-            assert_eq!((scenario.name.as_str(), scenario.model.as_str()), ("my-question", *model));
+            assert_eq!((scenario.name.as_str(), scenario.model.as_str()), ("my-question", model.name));
         }
     });
 }

@@ -1,7 +1,7 @@
 //! Training against PyTorch's recorded curves, layouts against the single device, and accuracy on real data.
 
 use advisor::{
-    data::{DataSet, DataSource, gather},
+    data::{DataSet, DataSource, Inputs, Part, gather},
     models::{Size, find},
     record::{Candidate, OptimizerConfig, TrainConfig},
     strategy::{Tensor, Weights},
@@ -80,19 +80,21 @@ fn loss_curves_agree_with_pytorch_for_every_optimizer() {
         config.l1 = case["regularisation"]["l1"].as_f64().unwrap_or(0.0);
         config.l2 = case["regularisation"]["l2"].as_f64().or(o["weight_decay"].as_f64()).unwrap_or(0.0);
         let model = find(case["model"].as_str().unwrap()).unwrap();
-        let forward = (model.build)(&Size { batch, image: set.shape, classes: 10 }).unwrap();
+        let forward = (model.build)(&Size { batch, row: set.row, classes: 10 }).unwrap();
         let weights = reference_weights(&forward, reference["seed"].as_u64().unwrap());
         for (given, ours) in reference["init"][model.name].as_array().unwrap().iter().zip(&weights.tensors) {
             assert_eq!(given["name"].as_str().unwrap(), ours.name);
             assert!((given["first"][0].as_f64().unwrap() as f32 - ours.data[0]).abs() < 1e-7);
         }
-        let training = training_program(&forward, Precision::Fp32, &config, 1).unwrap();
-        let mut team = Team::new(Device::Cpu, &training.program, 1, 2, &weights).unwrap();
+        let training = training_program(&forward, Precision::Fp32, &config, Layout::SINGLE).unwrap();
+        let mut team = Team::new(Device::Cpu, &[(&training.program, weights.clone())], Layout::SINGLE, 2).unwrap();
         let mut worst = 0.0f64;
         for (step, want) in case["loss_f32"].as_array().unwrap().iter().enumerate() {
             let rows: Vec<u32> = (0..batch).map(|k| ((step * batch + k) % set.train.rows()) as u32).collect();
-            let (mut images, mut labels) = (vec![0.0; batch * set.row_elements()], vec![0; batch]);
-            gather(&set.train, set.row_elements(), &rows, None, &mut images, &mut labels);
+            let Inputs::Images(all) = &set.train.inputs else { panic!("images") };
+            let mut images = vec![0.0; batch * set.row.elements()];
+            gather(all, set.row.elements(), &rows, None, &mut images);
+            let labels: Vec<i32> = rows.iter().map(|row| set.train.labels[*row as usize] as i32).collect();
             let session = team.first();
             session.upload_f32(training.x, &images).unwrap();
             session.upload_i32(training.labels, &labels).unwrap();
@@ -121,10 +123,10 @@ fn data_parallel_training_has_the_losses_and_weights_of_one_device() {
                 trainer.steps(20).unwrap();
                 (trainer.take_losses(), trainer.weights().unwrap())
             };
-            let (losses, weights) = run(Layout::Single);
+            let (losses, weights) = run(Layout::SINGLE);
             assert!(losses[19] < losses[0], "{losses:?}");
             for ranks in [2, 3] {
-                let (split_losses, split_weights) = run(Layout::Data(ranks));
+                let (split_losses, split_weights) = run(Layout::data(ranks));
                 for (a, b) in losses.iter().zip(&split_losses) {
                     assert!((a - b).abs() <= tolerance * a, "{precision:?} {kind:?} dp={ranks}: loss {b} is not {a}");
                 }
@@ -142,12 +144,133 @@ fn data_parallel_training_has_the_losses_and_weights_of_one_device() {
     }
 }
 
+/// A few texts, so that the vocabulary and with it the model is small.
+fn texts() -> Arc<DataSet> {
+    let words = ["good", "bad", "film", "plot", "the", "a", "dull", "fine", "very", "not"];
+    let mut rows = "text,label\n".to_string();
+    for row in 0..240usize {
+        let text: Vec<&str> = (0..5 + row % 4).map(|k| words[(row * 7 + k * k * 3 + row / 10) % words.len()]).collect();
+        rows += &format!("{},{}\n", text.join(" "), row * 7 % 10 % 2);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("texts.csv");
+    std::fs::write(&path, rows).unwrap();
+    let (text, label) = ("text".to_string(), "label".to_string());
+    let source = DataSource::Text { path, text, label, split: None, test_share: 0.2, length: 8, vocabulary: 100 };
+    Arc::new(DataSet::load(&source, &[]).unwrap())
+}
+
+/// Losses and weights after some steps of a layout with as many threads as ranks.
+fn trained(
+    model: &str,
+    set: &Arc<DataSet>,
+    precision: Precision,
+    layout: &str,
+    config: &TrainConfig,
+    steps: usize,
+) -> (Vec<f64>, Weights) {
+    let layout: Layout = layout.parse().unwrap();
+    let candidate = Candidate { threads: layout.ranks(), ..candidate(Phase::Train, precision, layout, config.batch_size) };
+    let mut trainer = Trainer::new(find(model).unwrap(), set.clone(), &candidate, config, 5).unwrap();
+    trainer.steps(steps).unwrap();
+    (trainer.take_losses(), trainer.weights().unwrap())
+}
+
+/// Norm of the difference of two tensors.
+fn distance(a: &Tensor, b: &Tensor) -> f64 {
+    a.data.iter().zip(&b.data).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+}
+
+#[test]
+fn every_layout_has_the_loss_and_gradients_of_one_rank_on_every_model() {
+    let (images, texts) = (mnist(), texts());
+    // Uneven parts among them: 32 channels, 256 and 128 columns and 4 heads over 3 ranks.
+    let layouts = ["dp=2", "dp=3", "dp=4", "zero=2", "zero=3", "zero=4", "tp=2", "tp=3", "tp=4", "dp=2,tp=2", "zero=2,tp=2"];
+    for model in ["simple-cnn", "mlp", "transformer"] {
+        let set = if model == "transformer" { &texts } else { &images };
+        // One step of plain gradient descent at a large rate: what changes is the gradient.
+        let mut config = config(OptimizerKind::Sgd, 8.0, 24);
+        (config.optimizer.momentum, config.schedule) = (0.0, Schedule::Constant);
+        let (_, before) = trained(model, set, Precision::Fp32, "single", &config, 0);
+        let (loss, weights) = trained(model, set, Precision::Fp32, "single", &config, 1);
+        for layout in layouts {
+            let (split_loss, split) = trained(model, set, Precision::Fp32, layout, &config, 1);
+            let error = (loss[0] - split_loss[0]).abs() / loss[0];
+            assert!(error <= 1e-5, "{model} {layout}: the loss differs by {error:e}");
+            let changes = before.tensors.iter().zip(&weights.tensors).map(|(before, after)| distance(before, after));
+            let changes: Vec<f64> = changes.collect();
+            let largest = changes.iter().copied().fold(0.0, f64::max);
+            for ((change, a), b) in changes.iter().zip(&weights.tensors).zip(&split.tensors) {
+                // A key's bias shifts all scores of a query alike: its gradient is zero but for roundings.
+                let error = distance(a, b) / change.max(1e-3 * largest);
+                assert!(error <= 1e-5, "{model} {layout}: the gradient of {} differs by {error:e}", a.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn layouts_train_alike_in_every_precision_and_with_every_state() {
+    let set = mnist();
+    for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
+        for kind in [OptimizerKind::Sgd, OptimizerKind::Adam] {
+            let config = config(kind, 0.002, 60);
+            let (losses, _) = trained("simple-cnn", &set, precision, "single", &config, 20);
+            assert!(losses[19] < losses[0], "{losses:?}");
+            for layout in ["zero=2", "tp=2", "zero=3,tp=2"] {
+                let parts_are_rounded = precision != Precision::Fp32 && layout.contains("tp");
+                // Parts of a product are rounded before they are summed; Adam's first steps go by the signs of such sums.
+                let tolerance = match (parts_are_rounded, kind) {
+                    (false, _) => 1e-3,
+                    (true, OptimizerKind::Sgd) => 0.01,
+                    (true, _) => 0.1,
+                };
+                let (split, _) = trained("simple-cnn", &set, precision, layout, &config, 20);
+                for (step, (a, b)) in losses.iter().zip(&split).enumerate() {
+                    assert!((a - b).abs() <= tolerance * a, "{precision:?} {kind:?} {layout}, step {step}: {b} is not {a}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_with_parts_of_the_weights_answer_as_one_rank() {
+    let (images, texts) = (mnist(), texts());
+    for model in ["simple-cnn", "mlp", "transformer"] {
+        let set = if model == "transformer" { &texts } else { &images };
+        let rows = set.test.rows().min(100);
+        let Part { inputs, labels } = &set.test;
+        let inputs = match inputs {
+            Inputs::Images(all) => Inputs::Images(all[..rows * set.row.elements()].to_vec()),
+            Inputs::Tokens(all) => Inputs::Tokens(all[..rows * set.row.elements()].to_vec()),
+        };
+        let part = Part { inputs, labels: labels[..rows].to_vec() };
+        let (_, weights) = trained(model, set, Precision::Fp32, "single", &config(OptimizerKind::Sgd, 0.02, 24), 5);
+        let scores = |layout: &str, compression: Compression| {
+            let layout: Layout = layout.parse().unwrap();
+            let threads = layout.ranks();
+            let candidate = Candidate { threads, compression, ..candidate(Phase::Infer, Precision::Fp32, layout, 8) };
+            Predictor::new(find(model).unwrap(), set, &weights, &candidate).unwrap().scores(&part).unwrap()
+        };
+        for compression in [Compression::None, Compression::Channel(0.5)] {
+            let one = scores("single", compression);
+            for layout in ["tp=2", "tp=3", "dp=2,tp=2"] {
+                let split = scores(layout, compression);
+                let largest = one.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+                let worst = one.iter().zip(&split).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()));
+                assert!(worst <= 1e-5 * largest, "{model} {layout} {compression:?}: {worst} of {largest}");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_same_seed_gives_the_same_bits_and_another_gives_others() {
     let set = mnist();
     let config = config(OptimizerKind::Sgd, 0.05, 64);
     let run = |seed: u64| {
-        let candidate = candidate(Phase::Train, Precision::Fp32, Layout::Data(2), 64);
+        let candidate = candidate(Phase::Train, Precision::Fp32, Layout::data(2), 64);
         let mut trainer = Trainer::new(find("mlp").unwrap(), set.clone(), &candidate, &config, seed).unwrap();
         trainer.steps(10).unwrap();
         trainer.weights().unwrap()
@@ -164,7 +287,7 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
     let augment = vec![Augmentation::Rotate, Augmentation::Scale];
     let config = TrainConfig { epochs: 5, augment, ..config(OptimizerKind::Sgd, 0.05, 32) };
     let mut trainer =
-        Trainer::new(model, set.clone(), &candidate(Phase::Train, Precision::Fp32, Layout::Single, 32), &config, 1).unwrap();
+        Trainer::new(model, set.clone(), &candidate(Phase::Train, Precision::Fp32, Layout::SINGLE, 32), &config, 1).unwrap();
     let (run, quality, weights) = trainer.run(Metric::Accuracy).unwrap();
     let fp32 = quality.metrics[&Metric::Accuracy];
     assert!(fp32 >= 0.97 && run.epochs.len() == 5 && run.failure.is_none(), "{fp32}: {:?}", run.epochs);
@@ -174,11 +297,11 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
         let mut predictor = Predictor::new(model, &set, &weights, &candidate).unwrap();
         predictor.judge(&set).unwrap().metrics[&Metric::Accuracy]
     };
-    assert_eq!(judge(Precision::Fp32, Compression::None, Layout::Single, 64), fp32);
+    assert_eq!(judge(Precision::Fp32, Compression::None, Layout::SINGLE, 64), fp32);
     for (precision, compression) in
         [(Precision::Bf16, Compression::None), (Precision::Fp16, Compression::None), (Precision::Fp32, Compression::Int8)]
     {
-        for (layout, batch_size) in [(Layout::Single, 1), (Layout::Single, 64), (Layout::Data(2), 64)] {
+        for (layout, batch_size) in [(Layout::SINGLE, 1), (Layout::SINGLE, 64), (Layout::data(2), 64)] {
             let value = judge(precision, compression, layout, batch_size);
             assert!((value - fp32).abs() <= 0.005, "{precision:?} {compression} {layout} b{batch_size}: {value} against {fp32}");
         }
@@ -186,14 +309,34 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
     // Pruned answers do not depend on the batch or on which kernel skips the zeros.
     for compression in [Compression::TwoFour, Compression::Magnitude(0.8), Compression::Channel(0.5)] {
         let (one, many) =
-            (judge(Precision::Fp32, compression, Layout::Single, 1), judge(Precision::Fp32, compression, Layout::Single, 64));
+            (judge(Precision::Fp32, compression, Layout::SINGLE, 1), judge(Precision::Fp32, compression, Layout::SINGLE, 64));
         assert!((one - many).abs() <= 0.001 && one > 0.5, "{compression}: {one} and {many}");
         println!("{compression}: {many:.4} against {fp32:.4}");
     }
     for precision in [Precision::Bf16, Precision::Fp16] {
-        let candidate = candidate(Phase::Train, precision, Layout::Single, 32);
+        let candidate = candidate(Phase::Train, precision, Layout::SINGLE, 32);
         let (run, quality, _) = Trainer::new(model, set.clone(), &candidate, &config, 1).unwrap().run(Metric::Accuracy).unwrap();
         let value = quality.metrics[&Metric::Accuracy];
         assert!(value >= fp32 - 0.005 && run.failure.is_none(), "trained in {precision:?}: {value} against {fp32}");
+    }
+}
+
+#[test]
+fn the_sentiment_of_texts_is_learnt_to_076_and_no_precision_or_int8_costs_two_points() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let set = Arc::new(DataSet::load(&DataSource::Shipped("sentiment-snippets".into()), &[root]).unwrap());
+    let model = find("transformer").unwrap();
+    let config = TrainConfig { epochs: 2, init: InitKind::Xavier, ..config(OptimizerKind::Adamw, 0.001, 64) };
+    let candidate = |phase, precision| Candidate { ..candidate(phase, precision, Layout::SINGLE, 64) };
+    let mut trainer = Trainer::new(model, set.clone(), &candidate(Phase::Train, Precision::Fp32), &config, 1).unwrap();
+    let (run, _, weights) = trainer.run(Metric::Accuracy).unwrap();
+    assert!(run.metric >= 0.76, "{}", run.metric);
+    for (precision, compression) in
+        [(Precision::Bf16, Compression::None), (Precision::Fp16, Compression::None), (Precision::Fp32, Compression::Int8)]
+    {
+        let candidate = Candidate { compression, ..candidate(Phase::Infer, precision) };
+        let judged = Predictor::new(model, &set, &weights, &candidate).unwrap().judge(&set).unwrap();
+        let accuracy = judged.metrics[&Metric::Accuracy];
+        assert!(accuracy >= run.metric - 0.02, "{precision:?} {compression:?}: {accuracy} after {}", run.metric);
     }
 }

@@ -108,8 +108,10 @@ fn narrow(field: &Field<'_>, row: usize) -> Option<String> {
 
 fn ranks(field: &Field<'_>, row: usize) -> Option<String> {
     let candidate = &field.judged[row].record.candidate;
-    let Layout::Data(_) = candidate.layout else { return None };
-    let ratio = against_twin(field, row, Candidate { layout: Layout::Single, ..candidate.clone() })?;
+    if candidate.layout == Layout::SINGLE {
+        return None;
+    }
+    let ratio = against_twin(field, row, Candidate { layout: Layout::SINGLE, ..candidate.clone() })?;
     let claim = match gain(ratio) {
         Gain::None => "gains nothing",
         Gain::NotShown => "is not shown to gain anything",

@@ -18,7 +18,7 @@ pub(super) fn baseline(records: &[&RunRecord], train_batch: usize) -> Option<usi
         record.status == Status::Ok
             && candidate.precision == Precision::Fp32
             && candidate.compression == Compression::None
-            && candidate.layout == Layout::Single
+            && candidate.layout == Layout::SINGLE
     };
     let rank = |record: &RunRecord| {
         let candidate = &record.candidate;

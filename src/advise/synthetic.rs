@@ -17,7 +17,7 @@ pub(crate) fn candidate(phase: Phase, compression: Compression, batch_size: usiz
         device: Device::Cpu,
         precision: Precision::Fp32,
         compression,
-        layout: Layout::Single,
+        layout: Layout::SINGLE,
         batch_size,
         threads: 2,
     }

@@ -448,7 +448,7 @@ fn remarks_compare_a_row_with_its_twin_and_not_with_another_batch_size() {
         record.candidate = candidate;
         record
     };
-    let dp = Candidate { layout: Layout::Data(2), ..candidate(Phase::Infer, Compression::None, 256) };
+    let dp = Candidate { layout: Layout::data(2), ..candidate(Phase::Infer, Compression::None, 256) };
     let records = vec![
         infer(Compression::None, 64, 10_000.0, 20, 0.002, 1),
         infer(Compression::None, 256, 20_000.0, 20, 0.002, 2),

@@ -5,6 +5,7 @@
 pub mod check;
 pub mod cpu;
 pub mod cuda;
+mod exchange;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +47,19 @@ pub trait Collective: Send + Sync {
     fn ranks(&self) -> usize;
     /// Every rank ends with the sum over all ranks, the same bits on each.
     fn all_reduce_sum(&self, data: &mut [f32]) -> Result<(), CollectiveError>;
+    /// `part` is this rank's part of the sum: the elements from `rank * part.len()` on, zeros behind the last.
+    fn reduce_scatter_sum(&self, data: &[f32], part: &mut [f32]) -> Result<(), CollectiveError>;
+    /// `data` from the parts of all ranks, one behind the other.
+    fn all_gather(&self, part: &[f32], data: &mut [f32]) -> Result<(), CollectiveError>;
+}
+
+/// The groups that a rank belongs to.
+#[derive(Clone)]
+pub struct Links {
+    /// Ranks with the same weights and other rows.
+    pub data: Arc<dyn Collective>,
+    /// Ranks with the same rows and other weights.
+    pub tensor: Arc<dyn Collective>,
 }
 
 /// A device with its compute threads.
@@ -53,7 +67,7 @@ pub trait Backend: Send + Sync {
     /// One line for records: "cpu, 2 threads, avx512".
     fn describe(&self) -> String;
     /// Allocates all memory of `program`, zeroed. Nothing is allocated by later runs.
-    fn load(&self, program: Program, collective: Option<Arc<dyn Collective>>) -> Result<Box<dyn Session>, BackendError>;
+    fn load(&self, program: Program, links: Option<Links>) -> Result<Box<dyn Session>, BackendError>;
 }
 
 /// A program with its memory.

@@ -46,7 +46,7 @@ fn answer(line: &str, set: &Arc<DataSet>, ready: &mut HashMap<String, (Ready, f6
         device: Device::Cpu,
         precision: request.precision,
         compression: Compression::None,
-        layout: Layout::Single,
+        layout: Layout::SINGLE,
         batch_size: request.batch_size,
         threads: request.threads,
     };

@@ -1,7 +1,7 @@
 //! `advisor init`: a scenario file to start from.
 
 use super::{Exit, model_names};
-use crate::{data::SHIPPED, input::nearest, scenario};
+use crate::{data::SHIPPED, input::nearest, models, scenario};
 use std::{fs::OpenOptions, io::Write, path::PathBuf};
 
 /// Write a commented scenario file to start from
@@ -41,6 +41,20 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             }
             return Ok(Exit::WrongInput);
         }
+    }
+    let shipped = SHIPPED.iter().find(|data| data.name == args.data).expect("checked above");
+    let model = models::find(&args.model).expect("checked above");
+    if model.reads != shipped.rows() {
+        let fitting = models::MODELS.iter().filter(|model| model.reads == shipped.rows()).map(|model| model.name);
+        eprintln!(
+            "error: model `{}` reads {}, but `{}` holds {}\n  expected one of {}",
+            model.name,
+            model.reads.plural(),
+            shipped.name,
+            shipped.rows().plural(),
+            fitting.collect::<Vec<_>>().join(", ")
+        );
+        return Ok(Exit::WrongInput);
     }
     let path = args.output.clone().unwrap_or_else(|| PathBuf::from("scenarios").join(format!("{}.toml", args.name)));
     if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {

@@ -5,7 +5,7 @@ use crate::{
     backend::{self, Backend, check, cuda},
     graph::Op,
     measure::{KernelBench, KernelCase, environment, gpus, kernel_cases, measure_gpu},
-    models::{self, Model, Size},
+    models::{self, Model},
     record::{CheckRow, KernelRow, KernelRun, SCHEMA_VERSION, StepRow},
     report::{kernels_csv, kernels_document, kernels_markdown, kernels_plot, put},
     train::StepBench,
@@ -419,7 +419,7 @@ fn step(
         peers: Vec::new(),
         reason: None,
     };
-    let forward = (model.build)(&Size { batch: batch_size, image: [28, 28, 1], classes: 10 })?;
+    let forward = (model.build)(&model.usual_size(batch_size))?;
     let mut bench = match StepBench::new(backend, &forward, phase, precision, &timing_config(batch_size)) {
         Ok(bench) => bench,
         Err(error) => {

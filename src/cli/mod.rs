@@ -16,7 +16,10 @@ mod schema;
 mod tune;
 mod worker;
 
-use crate::vocab::{Device, UnknownWord};
+use crate::{
+    scenario::KnownModel,
+    vocab::{Device, UnknownWord},
+};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -116,6 +119,11 @@ pub fn main() -> ExitCode {
 /// Names of all models, as scenarios and their schema know them.
 fn model_names() -> Vec<&'static str> {
     crate::models::MODELS.iter().map(|model| model.name).collect()
+}
+
+/// Models as a scenario names them.
+fn known_models() -> Vec<KnownModel<'static>> {
+    crate::models::MODELS.iter().map(|model| KnownModel { name: model.name, reads: model.reads }).collect()
 }
 
 /// A device word; a mistake names those that there are.

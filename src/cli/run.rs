@@ -175,7 +175,7 @@ const INTERRUPTED: i32 = 130;
 
 /// All scenarios, or nothing after every mistake of every file was told.
 fn load(paths: &[PathBuf], book: &PriceBook) -> Option<Vec<Scenario>> {
-    let models = super::model_names();
+    let models = super::known_models();
     let instances = book.names();
     let known = Known { models: &models, instances: &instances };
     let mut scenarios: Vec<Scenario> = Vec::new();

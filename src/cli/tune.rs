@@ -5,11 +5,11 @@ use crate::{
     backend::cuda::{self, TuneError, Tuned},
     graph::{Graph, Program},
     measure::kernel_cases,
-    models::{self, Size},
+    models,
     strategy::Calibration,
     train::{inference_program, initial_weights, training_program},
     units::three_figures,
-    vocab::{Compression, Device, Precision, Vocabulary},
+    vocab::{Compression, Device, Layout, Precision, Vocabulary},
 };
 use serde_json::json;
 
@@ -83,12 +83,12 @@ fn programs(filter: &str) -> anyhow::Result<Vec<Program>> {
     let mut out: Vec<Program> = cases.map(|case| case.program()).collect();
     for model in models::MODELS.iter().filter(|model| model.name.contains(filter)) {
         for batch in BATCHES {
-            let forward = (model.build)(&Size { batch, image: [28, 28, 1], classes: 10 })?;
+            let forward = (model.build)(&model.usual_size(batch))?;
             let config = super::bench_step::timing_config(batch);
             let weights = initial_weights(&forward, config.init, config.first_seed);
             for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
                 let no_ranges = |_: &Graph| Ok(Calibration::default());
-                out.push(training_program(&forward, precision, &config, 1)?.program);
+                out.push(training_program(&forward, precision, &config, Layout::SINGLE)?.program);
                 out.push(inference_program(&forward, &weights, precision, Compression::None, no_ranges)?.program);
             }
         }

@@ -103,6 +103,51 @@ impl ThreadMember {
     }
 }
 
+/// Where rank `rank`'s share of `length` elements lies, `share` of them a rank and what is left for the last.
+fn share_of(rank: usize, length: usize, share: usize) -> std::ops::Range<usize> {
+    (rank * share).min(length)..((rank + 1) * share).min(length)
+}
+
+impl ThreadMember {
+    /// Lays out what this rank contributes.
+    fn give(&self, data: &[f32]) {
+        let mut given = self.group.given[self.rank].write().unwrap_or_else(PoisonError::into_inner);
+        given.clear();
+        given.extend_from_slice(data);
+    }
+
+    /// Sums this rank's share of what all have given, in the order of ranks.
+    fn sum_share(&self, length: usize, share: usize) -> Result<(), CollectiveError> {
+        let range = share_of(self.rank, length, share);
+        let mut sum = self.group.summed[self.rank].write().unwrap_or_else(PoisonError::into_inner);
+        sum.clear();
+        sum.resize(range.len(), 0.0);
+        for given in &self.group.given {
+            let given = given.read().unwrap_or_else(PoisonError::into_inner);
+            if given.len() != length {
+                return Err(CollectiveError::Length { expected: length, got: given.len() });
+            }
+            for (sum, given) in sum.iter_mut().zip(&given[range.clone()]) {
+                *sum += given;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the shares of all ranks.
+    fn take_shares(&self, data: &mut [f32], share: usize) -> Result<(), CollectiveError> {
+        for rank in 0..self.group.ranks {
+            let sum = self.group.summed[rank].read().unwrap_or_else(PoisonError::into_inner);
+            let range = share_of(rank, data.len(), share);
+            if sum.len() != range.len() {
+                return Err(CollectiveError::Length { expected: range.len(), got: sum.len() });
+            }
+            data[range].copy_from_slice(&sum);
+        }
+        Ok(())
+    }
+}
+
 impl Collective for ThreadMember {
     fn rank(&self) -> usize {
         self.rank
@@ -115,36 +160,41 @@ impl Collective for ThreadMember {
     /// Reduce-scatter, then all-gather: rank r sums the r-th share.
     fn all_reduce_sum(&self, data: &mut [f32]) -> Result<(), CollectiveError> {
         let group = &*self.group;
+        if group.ranks == 1 {
+            return Ok(());
+        }
         let length = data.len();
         let share = length.div_ceil(group.ranks);
-        let range = |rank: usize| (rank * share).min(length)..((rank + 1) * share).min(length);
-        {
-            let mut given = group.given[self.rank].write().unwrap_or_else(PoisonError::into_inner);
-            given.clear();
-            given.extend_from_slice(data);
-        }
+        self.give(data);
         group.gate.pass()?;
-        {
-            let mut sum = group.summed[self.rank].write().unwrap_or_else(PoisonError::into_inner);
-            sum.clear();
-            sum.resize(range(self.rank).len(), 0.0);
-            for given in &group.given {
-                let given = given.read().unwrap_or_else(PoisonError::into_inner);
-                if given.len() != length {
-                    return Err(CollectiveError::Length { expected: length, got: given.len() });
-                }
-                for (sum, given) in sum.iter_mut().zip(&given[range(self.rank)]) {
-                    *sum += given;
-                }
-            }
-        }
+        self.sum_share(length, share)?;
         group.gate.pass()?;
-        for rank in 0..group.ranks {
-            let sum = group.summed[rank].read().unwrap_or_else(PoisonError::into_inner);
-            let range = range(rank);
-            data[range].copy_from_slice(&sum);
-        }
+        self.take_shares(data, share)?;
         // Nobody may start the next sum before all have read this one.
+        group.gate.pass()
+    }
+
+    fn reduce_scatter_sum(&self, data: &[f32], part: &mut [f32]) -> Result<(), CollectiveError> {
+        let group = &*self.group;
+        self.give(data);
+        group.gate.pass()?;
+        self.sum_share(data.len(), part.len())?;
+        let sum = group.summed[self.rank].read().unwrap_or_else(PoisonError::into_inner);
+        part[..sum.len()].copy_from_slice(&sum);
+        part[sum.len()..].fill(0.0);
+        drop(sum);
+        group.gate.pass()
+    }
+
+    fn all_gather(&self, part: &[f32], data: &mut [f32]) -> Result<(), CollectiveError> {
+        let group = &*self.group;
+        {
+            let mut own = group.summed[self.rank].write().unwrap_or_else(PoisonError::into_inner);
+            own.clear();
+            own.extend_from_slice(&part[..share_of(self.rank, data.len(), part.len()).len()]);
+        }
+        group.gate.pass()?;
+        self.take_shares(data, part.len())?;
         group.gate.pass()
     }
 }
@@ -171,6 +221,33 @@ mod tests {
                             member.all_reduce_sum(&mut data).unwrap();
                             let others: usize = (0..ranks).sum();
                             assert!(data.iter().enumerate().all(|(k, v)| *v == (k * ranks + others) as f32));
+                        }
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn parts_of_a_sum_go_to_their_ranks_and_come_together_again() {
+        for ranks in [1, 2, 3, 5] {
+            let members = thread_group(ranks);
+            std::thread::scope(|scope| {
+                for member in &members {
+                    scope.spawn(move || {
+                        for length in [1usize, 2, 7, 64, 1001] {
+                            let data: Vec<f32> = (0..length).map(|k| (k + member.rank()) as f32).collect();
+                            let mut part = vec![9.0; length.div_ceil(ranks)];
+                            member.reduce_scatter_sum(&data, &mut part).unwrap();
+                            let others: usize = (0..ranks).sum();
+                            for (k, got) in part.iter().enumerate() {
+                                let at = member.rank() * part.len() + k;
+                                let want = if at < length { (at * ranks + others) as f32 } else { 0.0 };
+                                assert_eq!(*got, want, "{ranks} ranks, {length}, rank {}, {at}", member.rank());
+                            }
+                            let mut whole = vec![9.0; length];
+                            member.all_gather(&part, &mut whole).unwrap();
+                            assert!(whole.iter().enumerate().all(|(k, v)| *v == (k * ranks + others) as f32));
                         }
                     });
                 }

@@ -1,6 +1,6 @@
 //! The order of training rows, and their way into a batch.
 
-use super::{Augmenter, Part};
+use super::Augmenter;
 use crate::stats::Generator;
 
 /// Batches of one data set, in an order of its own for every epoch. Rows that do not fill a batch wait for another epoch.
@@ -44,23 +44,22 @@ impl Batches {
     }
 }
 
-/// Copies rows into a batch: images `[rows, H, W, C]` and labels `[rows]`. With an augmenter each image is changed on the way, as
+/// Copies images into a batch `[rows, H, W, C]`. With an augmenter each image is changed on the way, as
 /// its seed and epoch say.
-pub fn gather(
-    part: &Part,
-    row_elements: usize,
-    rows: &[u32],
-    augment: Option<(&Augmenter, u64, u64)>,
-    images: &mut [f32],
-    labels: &mut [i32],
-) {
-    for ((row, image), label) in rows.iter().zip(images.chunks_exact_mut(row_elements)).zip(labels) {
-        let from = &part.images[*row as usize * row_elements..][..row_elements];
+pub fn gather(all: &[f32], elements: usize, rows: &[u32], augment: Option<(&Augmenter, u64, u64)>, images: &mut [f32]) {
+    for (row, image) in rows.iter().zip(images.chunks_exact_mut(elements)) {
+        let from = &all[*row as usize * elements..][..elements];
         match augment {
             Some((augmenter, seed, epoch)) => augmenter.apply(from, seed, epoch, *row, image),
             None => image.copy_from_slice(from),
         }
-        *label = part.labels[*row as usize] as i32;
+    }
+}
+
+/// Copies texts into a batch `[rows, length]`.
+pub fn gather_tokens(all: &[i32], length: usize, rows: &[u32], tokens: &mut [i32]) {
+    for (row, text) in rows.iter().zip(tokens.chunks_exact_mut(length)) {
+        text.copy_from_slice(&all[*row as usize * length..][..length]);
     }
 }
 
@@ -104,10 +103,11 @@ mod tests {
 
     #[test]
     fn gathered_rows_are_the_asked_ones() {
-        let part = Part { images: (0..12).map(|v| v as f32).collect(), labels: vec![5, 6, 7] };
-        let (mut images, mut labels) = (vec![0.0; 8], vec![0; 2]);
-        gather(&part, 4, &[2, 0], None, &mut images, &mut labels);
-        assert_eq!((images, labels), (vec![8.0, 9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 3.0], vec![7, 5]));
+        let (mut images, mut tokens) = (vec![0.0; 8], vec![0; 8]);
+        gather(&(0..12).map(|v| v as f32).collect::<Vec<_>>(), 4, &[2, 0], None, &mut images);
+        gather_tokens(&(0..12).collect::<Vec<_>>(), 4, &[2, 0], &mut tokens);
+        assert_eq!(images, [8.0, 9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(tokens, [8, 9, 10, 11, 0, 1, 2, 3]);
     }
 
     #[test]

@@ -1,11 +1,17 @@
 //! From a source to a data set in memory.
 
 use super::{
-    DataError, DataSet, DataSource, Part, csv, idx,
+    DataError, DataSet, DataSource, Inputs, Part, csv, idx,
     source::{SHIPPED, Shipped, ShippedFormat},
+    text,
 };
+use crate::vocab::RowShape;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
+
+/// Words of a shipped text that are read (all of 97 in 100 texts), and most different words.
+const LENGTH: usize = 48;
+const VOCABULARY: usize = 8000;
 
 /// The folder that holds the shipped data: the environment variable `ADVISOR_DATA`, else `data` beside or above any of `from`.
 ///
@@ -49,9 +55,13 @@ impl DataSet {
             }
             DataSource::Idx { folder } => (folder.clone(), load_idx(folder)?),
             DataSource::Csv { path, label, shape, maximum, split, test_share } => {
-                let layout =
-                    csv::Layout { label, shape: *shape, maximum: *maximum, split: split.as_deref(), test_share: *test_share };
-                (path.clone(), load_csv(path, &layout)?)
+                let columns = csv::Columns { label, split: split.as_deref(), test_share: *test_share };
+                (path.clone(), load_csv(path, &csv::Layout { columns, shape: *shape, maximum: *maximum })?)
+            }
+            DataSource::Text { path, text, label, split, test_share, length, vocabulary } => {
+                let columns = csv::Columns { label, split: split.as_deref(), test_share: *test_share };
+                let words = text::Words { length: *length, vocabulary: *vocabulary };
+                (path.clone(), load_text(path, &columns, text, &words)?)
             }
         };
         set.name = source.to_string();
@@ -62,12 +72,12 @@ impl DataSet {
 }
 
 fn load_shipped(shipped: &Shipped, folder: &Path) -> Result<DataSet, DataError> {
+    let table = folder.join(format!("{}.csv.gz", shipped.name));
+    let columns = csv::Columns { label: "label", split: Some("split"), test_share: 0.2 };
     let mut set = match shipped.format {
         ShippedFormat::Idx => load_idx(folder)?,
-        ShippedFormat::Csv => {
-            let layout = csv::Layout { label: "label", shape: [8, 8, 1], maximum: 16.0, split: Some("split"), test_share: 0.2 };
-            load_csv(&folder.join(format!("{}.csv.gz", shipped.name)), &layout)?
-        }
+        ShippedFormat::Csv => load_csv(&table, &csv::Layout { columns, shape: [8, 8, 1], maximum: 16.0 })?,
+        ShippedFormat::Text => load_text(&table, &columns, "text", &text::Words { length: LENGTH, vocabulary: VOCABULARY })?,
     };
     if !shipped.classes.is_empty() {
         set.classes = shipped.classes.iter().map(|c| (*c).to_string()).collect();
@@ -83,13 +93,13 @@ fn load_idx(folder: &Path) -> Result<DataSet, DataError> {
         return Err(DataError::Content { path: folder.to_path_buf(), reason });
     }
     let part = |images: &idx::Idx, labels: &[u8]| Part {
-        images: images.data.iter().map(|b| f32::from(*b) / 255.0).collect(),
+        inputs: Inputs::Images(images.data.iter().map(|b| f32::from(*b) / 255.0).collect()),
         labels: labels.iter().map(|l| u32::from(*l)).collect(),
     };
     let classes = train_labels.iter().chain(&test_labels).max().map_or(0, |most| usize::from(*most) + 1);
     Ok(DataSet {
         name: String::new(),
-        shape: [train.shape[1], train.shape[2], 1],
+        row: RowShape::Image([train.shape[1], train.shape[2], 1]),
         classes: (0..classes).map(|c| c.to_string()).collect(),
         train: part(&train, &train_labels),
         test: part(&test, &test_labels),
@@ -98,15 +108,26 @@ fn load_idx(folder: &Path) -> Result<DataSet, DataError> {
 }
 
 fn load_csv(path: &Path, layout: &csv::Layout) -> Result<DataSet, DataError> {
-    let table = csv::parse(path, &idx::read_bytes(path)?, layout)?;
+    let table = csv::images(path, &idx::read_bytes(path)?, layout)?;
+    let part = |rows: csv::Rows<Vec<f32>>| {
+        let (images, labels): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+        Part { inputs: Inputs::Images(images.concat()), labels }
+    };
     Ok(DataSet {
         name: String::new(),
-        shape: layout.shape,
+        row: RowShape::Image(layout.shape),
         classes: table.classes,
-        train: table.train,
-        test: table.test,
+        train: part(table.train),
+        test: part(table.test),
         content_hash: String::new(),
     })
+}
+
+fn load_text(path: &Path, columns: &csv::Columns, text: &str, words: &text::Words) -> Result<DataSet, DataError> {
+    let table = csv::texts(path, &idx::read_bytes(path)?, columns, text)?;
+    let (train, test, vocabulary) = text::encode(path, table.train, table.test, words)?;
+    let row = RowShape::Tokens { length: words.length, vocabulary };
+    Ok(DataSet { name: String::new(), row, classes: table.classes, train, test, content_hash: String::new() })
 }
 
 /// What every data set must have to be trained and judged on.
@@ -127,10 +148,16 @@ fn check(set: &DataSet, origin: &Path) -> Result<(), DataError> {
 
 fn hash(set: &DataSet) -> String {
     let mut hasher = Sha256::new();
-    hasher.update(format!("{:?} {:?}", set.shape, set.classes));
+    match set.row {
+        RowShape::Image(shape) => hasher.update(format!("{shape:?} {:?}", set.classes)),
+        RowShape::Tokens { .. } => hasher.update(format!("{:?} {:?}", set.row, set.classes)),
+    }
     for part in [&set.train, &set.test] {
         hasher.update((part.rows() as u64).to_le_bytes());
-        part.images.iter().for_each(|v| hasher.update(v.to_le_bytes()));
+        match &part.inputs {
+            Inputs::Images(images) => images.iter().for_each(|v| hasher.update(v.to_le_bytes())),
+            Inputs::Tokens(tokens) => tokens.iter().for_each(|v| hasher.update(v.to_le_bytes())),
+        }
         part.labels.iter().for_each(|v| hasher.update(v.to_le_bytes()));
     }
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -148,6 +175,13 @@ mod tests {
         DataSet::load(&DataSource::Shipped(name.into()), &[root]).unwrap()
     }
 
+    fn images(part: &Part) -> &[f32] {
+        match &part.inputs {
+            Inputs::Images(images) => images,
+            Inputs::Tokens(_) => panic!("images"),
+        }
+    }
+
     fn counts(part: &Part) -> Vec<usize> {
         (0..10).map(|class| part.labels.iter().filter(|l| **l == class).count()).collect()
     }
@@ -155,43 +189,52 @@ mod tests {
     #[test]
     fn shipped_sets_hold_the_rows_their_provenance_names() {
         let mnist = shipped("mnist");
-        assert_eq!((mnist.shape, mnist.train.rows(), mnist.test.rows()), ([28, 28, 1], 8004, 1996));
+        assert_eq!((mnist.row, mnist.train.rows(), mnist.test.rows()), (RowShape::Image([28, 28, 1]), 8004, 1996));
         assert_eq!(counts(&mnist.train), [801, 902, 793, 826, 784, 691, 812, 856, 756, 783]);
         assert_eq!(counts(&mnist.test), [200, 225, 198, 206, 196, 172, 202, 214, 188, 195]);
         let fashion = shipped("fashion-mnist");
-        assert_eq!((fashion.shape, fashion.train.rows(), fashion.test.rows()), ([28, 28, 1], 8000, 2000));
+        assert_eq!((fashion.row, fashion.train.rows(), fashion.test.rows()), (RowShape::Image([28, 28, 1]), 8000, 2000));
         assert_eq!((counts(&fashion.train), counts(&fashion.test)), (vec![800; 10], vec![200; 10]));
         assert_eq!(fashion.classes[9], "boot");
         let digits = shipped("digits-8x8");
-        assert_eq!((digits.shape, digits.train.rows(), digits.test.rows()), ([8, 8, 1], 1437, 360));
+        assert_eq!((digits.row, digits.train.rows(), digits.test.rows()), (RowShape::Image([8, 8, 1]), 1437, 360));
         for set in [&mnist, &fashion, &digits] {
-            assert_eq!(set.train.images.len(), set.train.rows() * set.row_elements());
-            let (low, high) = set.train.images.iter().fold((1.0f32, 0.0f32), |(l, h), v| (l.min(*v), h.max(*v)));
+            assert_eq!(images(&set.train).len(), set.train.rows() * set.row.elements());
+            let (low, high) = images(&set.train).iter().fold((1.0f32, 0.0f32), |(l, h), v| (l.min(*v), h.max(*v)));
             assert_eq!((low, high), (0.0, 1.0), "{}", set.name);
         }
         assert_ne!(mnist.content_hash, fashion.content_hash);
+        let texts = shipped("sentiment-snippets");
+        assert_eq!((texts.train.rows(), texts.test.rows()), (13_161, 3_257));
+        assert_eq!(texts.row, RowShape::Tokens { length: 48, vocabulary: 8000 });
+        assert_eq!(texts.classes, ["negative", "positive"]);
+        for part in [&texts.train, &texts.test] {
+            let Inputs::Tokens(tokens) = &part.inputs else { panic!("texts") };
+            assert_eq!(tokens.len(), part.rows() * 48);
+            assert!(tokens.iter().all(|token| (0..8000).contains(token)) && tokens.chunks(48).all(|text| text[0] != 0));
+        }
     }
 
     #[test]
     fn a_folder_of_ones_own_is_read_plain_or_packed_and_mismatches_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        let images = |rows: u8, fill: u8| -> Vec<u8> {
+        let file = |rows: u8, fill: u8| -> Vec<u8> {
             let mut bytes = vec![0, 0, 8, 3, 0, 0, 0, rows, 0, 0, 0, 2, 0, 0, 0, 2];
             bytes.extend(vec![fill; usize::from(rows) * 4]);
             bytes
         };
         let labels = |values: &[u8]| [&[0, 0, 8, 1, 0, 0, 0, values.len() as u8], values].concat();
         let write = |name: &str, bytes: Vec<u8>| std::fs::write(dir.path().join(name), bytes).unwrap();
-        write("train-images-idx3-ubyte", images(3, 255));
+        write("train-images-idx3-ubyte", file(3, 255));
         write("train-labels-idx1-ubyte", labels(&[0, 1, 2]));
-        write("t10k-images-idx3-ubyte", images(2, 0));
+        write("t10k-images-idx3-ubyte", file(2, 0));
         let source = DataSource::Idx { folder: dir.path().to_path_buf() };
         assert!(DataSet::load(&source, &[]).unwrap_err().to_string().contains("t10k-labels"));
         write("t10k-labels-idx1-ubyte", labels(&[0]));
         assert!(DataSet::load(&source, &[]).unwrap_err().to_string().contains("1 labels for the 2 images"));
         write("t10k-labels-idx1-ubyte", labels(&[0, 1]));
         let set = DataSet::load(&source, &[]).unwrap();
-        assert_eq!((set.classes.len(), set.train.images[0], set.test.images[0]), (3, 1.0, 0.0));
+        assert_eq!((set.classes.len(), images(&set.train)[0], images(&set.test)[0]), (3, 1.0, 0.0));
         write("train-labels-idx1-ubyte", labels(&[0, 0, 0]));
         write("t10k-labels-idx1-ubyte", labels(&[0, 0]));
         assert!(DataSet::load(&source, &[]).unwrap_err().to_string().contains("at least two are needed"));
@@ -253,7 +296,7 @@ mod tests {
                 std::fs::write(dir.path().join(name), disguised(&bytes, *how)).unwrap();
             }
             if let Ok(set) = DataSet::load(&DataSource::Idx { folder: dir.path().to_path_buf() }, &[]) {
-                prop_assert_eq!((set.shape, set.train.images.len(), set.test.rows()), ([3, 1, 1], 6, 2));
+                prop_assert_eq!((set.row, images(&set.train).len(), set.test.rows()), (RowShape::Image([3, 1, 1]), 6, 2));
             }
             let source = DataSource::Csv {
                 path: dir.path().join(names[0]),

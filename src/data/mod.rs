@@ -1,6 +1,6 @@
 //! Data sets: where rows come from, how they are ordered, split into batches, and changed by augmentation.
 //!
-//! Images are f32 `[H, W, C]`, row-major, 0 to 1. Everything random depends on a seed and on nothing else, so every rank, precision
+//! Images are f32 `[H, W, C]`, row-major, 0 to 1; texts are numbers of words. Everything random depends on a seed and on nothing else, so every rank, precision
 //! and machine sees the same rows.
 
 mod augment;
@@ -9,19 +9,29 @@ mod csv;
 mod idx;
 mod load;
 mod source;
+mod text;
 
 pub use augment::Augmenter;
-pub use batches::{Batches, calibration_rows, gather};
+pub use batches::{Batches, calibration_rows, gather, gather_tokens};
 pub use load::find_data_dir;
 pub use source::{DataSource, SHIPPED, Shipped};
 
+use crate::vocab::RowShape;
 use std::path::PathBuf;
 
-/// Rows with their classes.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Part {
+/// What the rows of a part hold.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Inputs {
     /// `[rows, H, W, C]`, 0 to 1.
-    pub images: Vec<f32>,
+    Images(Vec<f32>),
+    /// `[rows, length]`.
+    Tokens(Vec<i32>),
+}
+
+/// Rows with their classes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    pub inputs: Inputs,
     /// Class numbers, one a row.
     pub labels: Vec<u32>,
 }
@@ -37,21 +47,13 @@ impl Part {
 #[derive(Clone, Debug, PartialEq)]
 pub struct DataSet {
     pub name: String,
-    /// `[height, width, channels]` of an image.
-    pub shape: [usize; 3],
+    pub row: RowShape,
     /// Names of the classes by number.
     pub classes: Vec<String>,
     pub train: Part,
     pub test: Part,
     /// SHA-256 (hex) over shape, classes and all rows.
     pub content_hash: String,
-}
-
-impl DataSet {
-    /// Elements of an image.
-    pub fn row_elements(&self) -> usize {
-        self.shape.iter().product()
-    }
 }
 
 /// Data that cannot be used, with the place of the trouble.

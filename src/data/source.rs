@@ -1,5 +1,6 @@
 //! Where rows come from: a data set that ships with the program, or files of the user.
 
+use crate::vocab::RowKind;
 use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf};
 
@@ -25,6 +26,31 @@ pub enum DataSource {
         /// Share of the rows, spread evenly over the file, that are held out for the test, in (0, 1).
         test_share: f64,
     },
+    /// One file with a header line, one row a text; the other columns are nobody's.
+    Text {
+        path: PathBuf,
+        /// Column of the text.
+        text: String,
+        /// As for images, so are the next two.
+        label: String,
+        split: Option<String>,
+        test_share: f64,
+        /// Words of a text that are read.
+        length: usize,
+        /// Most different words, the frequent ones of the training rows.
+        vocabulary: usize,
+    },
+}
+
+impl DataSource {
+    /// What its rows are; `None` for a shipped set that there is not.
+    pub fn rows(&self) -> Option<RowKind> {
+        match self {
+            DataSource::Shipped(name) => SHIPPED.iter().find(|shipped| shipped.name == name).map(Shipped::rows),
+            DataSource::Idx { .. } | DataSource::Csv { .. } => Some(RowKind::Image),
+            DataSource::Text { .. } => Some(RowKind::Text),
+        }
+    }
 }
 
 impl fmt::Display for DataSource {
@@ -32,7 +58,7 @@ impl fmt::Display for DataSource {
         match self {
             DataSource::Shipped(name) => f.write_str(name),
             DataSource::Idx { folder } => write!(f, "{}", folder.display()),
-            DataSource::Csv { path, .. } => write!(f, "{}", path.display()),
+            DataSource::Csv { path, .. } | DataSource::Text { path, .. } => write!(f, "{}", path.display()),
         }
     }
 }
@@ -52,6 +78,18 @@ pub(super) enum ShippedFormat {
     Idx,
     /// `data/<name>/<name>.csv.gz`.
     Csv,
+    /// The same, with a column `text`.
+    Text,
+}
+
+impl Shipped {
+    /// What its rows are.
+    pub fn rows(&self) -> RowKind {
+        match self.format {
+            ShippedFormat::Idx | ShippedFormat::Csv => RowKind::Image,
+            ShippedFormat::Text => RowKind::Text,
+        }
+    }
 }
 
 /// Every data set that ships with the program; sources and licences in `data/PROVENANCE.md`.
@@ -69,4 +107,10 @@ pub const SHIPPED: &[Shipped] = &[
         classes: &["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"],
     },
     Shipped { name: "digits-8x8", about: "handwritten digits, 8x8 grey, 1,797 images", format: ShippedFormat::Csv, classes: &[] },
+    Shipped {
+        name: "sentiment-snippets",
+        about: "sentences of film and product reviews and tweets, negative or positive, 13,161 training and 3,257 test texts",
+        format: ShippedFormat::Text,
+        classes: &["negative", "positive"],
+    },
 ];

@@ -257,6 +257,11 @@ impl Pass<'_> {
                 let dx = self.graph.apply(Op::MeanGrad { axis: *axis, extent }, &[dy])?;
                 self.add(input(0), dx)?;
             }
+            Op::Replicate => {
+                let dx = self.graph.apply(Op::SumRanks, &[dy])?;
+                self.add(input(0), dx)?;
+            }
+            Op::SumRanks => self.add(input(0), dy)?,
             Op::Reshape { .. } => {
                 let shape = self.graph.shape(input(0)).to_vec();
                 let dx = self.graph.apply(Op::Reshape { shape }, &[dy])?;

@@ -78,7 +78,7 @@ pub fn lower(graph: &Graph) -> Program {
     update_without_gradient(&mut graph);
     let (slot_of, slots) = plan(&graph);
     // What a reshape makes lies where its operand lies: there is nothing to run.
-    let steps = graph.nodes.into_iter().filter(|node| !matches!(node.op, Op::Reshape { .. })).collect();
+    let steps = graph.nodes.into_iter().filter(|node| !node.op.is_alias()).collect();
     Program { values: graph.values, slot_of, slots, steps, outputs: graph.outputs }
 }
 
@@ -182,7 +182,7 @@ fn fusible(graph: &Graph, at: usize) -> Option<(usize, Option<usize>)> {
 
 /// The value whose memory `id` is: a reshape is another name for its operand.
 fn memory_of(graph: &Graph, mut id: ValueId) -> ValueId {
-    while let Some(made) = graph.producer(id).filter(|n| matches!(graph.nodes[*n].op, Op::Reshape { .. })) {
+    while let Some(made) = graph.producer(id).filter(|n| graph.nodes[*n].op.is_alias()) {
         id = graph.nodes[made].inputs[0];
     }
     id
@@ -205,7 +205,7 @@ fn plan(graph: &Graph) -> (Vec<Option<usize>>, Vec<Slot>) {
         v
     }
     for node in &graph.nodes {
-        if let Op::Reshape { .. } = node.op {
+        if node.op.is_alias() {
             let (from, to) = (root(&same, node.inputs[0].0), root(&same, node.outputs[0].0));
             same[to] = from;
         }

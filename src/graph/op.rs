@@ -217,8 +217,27 @@ pub enum Op {
     },
     /// One flag (f32 1.0 or 0.0): are all elements of all operands finite?
     AllFinite,
-    /// In place: the sum over all ranks of every operand.
+    /// In place: the sum over the data-parallel ranks of every operand.
     AllReduce,
+    /// x as it is on every tensor-parallel rank; its gradient is summed over them (`f` of Shoeybi et al. 2019). Costs nothing.
+    Replicate,
+    /// The sum of x over the tensor-parallel ranks; its gradient goes back as it is (`g` there).
+    SumRanks,
+    /// The sum of x, f32 `[..]` of n elements, over the data-parallel ranks, of which each keeps its part: `[ceil(n / ranks)]`, zeros
+    /// behind the last element.
+    ReduceScatter {
+        ranks: usize,
+    },
+    /// A rank's own part of x, cut as `ReduceScatter` cuts.
+    TakePart {
+        ranks: usize,
+    },
+    /// A flag that is 1 where it is 1 on every rank of either kind, else 0.
+    EveryRank,
+    /// In place: (x, part, optionally a low-precision copy): x, and the copy, from the parts of all data-parallel ranks.
+    AllGather {
+        ranks: usize,
+    },
     /// x f32 `[.., K]`, W f32 `[K, N]` of which two in every four consecutive weights along K are zero, b `[N]`: reads only the others.
     LinearTwoFour {
         activation: Activation,
@@ -244,6 +263,8 @@ pub enum GraphError {
     NoGradient { op: &'static str },
     #[error("`{name}` is not in the graph")]
     Missing { name: String },
+    #[error("the model reads {reads}, but the rows are {given}")]
+    Rows { reads: &'static str, given: &'static str },
 }
 
 fn shapes(got: &[(Vec<usize>, DType)]) -> String {
@@ -322,6 +343,12 @@ impl Op {
             Op::LinearUpdate { .. } => "linear_grad_update",
             Op::AllFinite => "all_finite",
             Op::AllReduce => "all_reduce",
+            Op::Replicate => "replicate",
+            Op::SumRanks => "sum_ranks",
+            Op::ReduceScatter { .. } => "reduce_scatter",
+            Op::TakePart { .. } => "take_part",
+            Op::EveryRank => "every_rank",
+            Op::AllGather { .. } => "all_gather",
             Op::LinearTwoFour { .. } => "linear_2_4",
             Op::LinearInt8 { .. } => "linear_int8",
             Op::Conv2dInt8 { .. } => "conv2d_int8",
@@ -330,7 +357,20 @@ impl Op {
 
     /// True for ops that write their operands and have no outputs of their own.
     pub fn is_in_place(&self) -> bool {
-        matches!(self, Op::Update { .. } | Op::LinearUpdate { .. } | Op::AllReduce)
+        matches!(self, Op::Update { .. } | Op::LinearUpdate { .. } | Op::AllReduce | Op::AllGather { .. })
+    }
+
+    /// True for ops that other ranks take part in, or that depend on the rank that runs them: a session runs them between kernels.
+    pub fn is_exchange(&self) -> bool {
+        matches!(
+            self,
+            Op::AllReduce | Op::SumRanks | Op::ReduceScatter { .. } | Op::TakePart { .. } | Op::EveryRank | Op::AllGather { .. }
+        )
+    }
+
+    /// True for ops that are another name for their operand's memory.
+    pub fn is_alias(&self) -> bool {
+        matches!(self, Op::Reshape { .. } | Op::Replicate)
     }
 
     /// Operands that an in-place op writes.
@@ -343,6 +383,7 @@ impl Op {
             }
             Op::LinearUpdate { .. } => std::iter::once(0).chain(3..inputs).collect(),
             Op::AllReduce => (0..inputs).collect(),
+            Op::AllGather { .. } => (0..inputs).filter(|k| *k != 1).collect(),
             _ => Vec::new(),
         }
     }
@@ -556,6 +597,20 @@ impl Op {
                 if fits { Ok(vec![]) } else { Err(fail("W [K, N], x [.., K], dy [.., N] and state arrays [K, N]")) }
             }
             (Op::AllReduce, [_, ..]) if operands.iter().all(|v| v.dtype == DType::F32) => Ok(vec![]),
+            (Op::EveryRank, [flag]) if flag.shape.is_empty() && flag.dtype == DType::F32 => one(&[], DType::F32),
+            (Op::Replicate | Op::SumRanks, [x]) if float(x) => one(&x.shape, x.dtype),
+            (Op::ReduceScatter { ranks } | Op::TakePart { ranks }, [x]) if x.dtype == DType::F32 && *ranks > 0 => {
+                one(&[x.elements().div_ceil(*ranks)], DType::F32)
+            }
+            (Op::AllGather { ranks }, [x, part, copy @ ..]) if x.dtype == DType::F32 && *ranks > 0 => {
+                let fits = part.shape == [x.elements().div_ceil(*ranks)] && part.dtype == DType::F32;
+                let copied = copy.len() <= 1 && copy.iter().all(|copy| copy.shape == x.shape && float(copy));
+                if fits && copied {
+                    Ok(vec![])
+                } else {
+                    Err(fail("f32 x [..], a part of it, and optionally a copy of x's shape"))
+                }
+            }
             (Op::AllFinite, [_, ..]) if operands.iter().all(|v| float(v)) => one(&[], DType::F32),
             (Op::LinearTwoFour { .. }, [x, w, b]) => {
                 let fits = w.shape.len() == 2
@@ -649,18 +704,22 @@ impl Op {
                 input * (2 * rows * products + optimizer.flops_per_weight())
             }
             Op::AllReduce => read.iter().map(|v| elements(v)).sum(),
+            Op::SumRanks | Op::ReduceScatter { .. } | Op::EveryRank => input,
             Op::AllFinite => read.iter().map(|v| elements(v)).sum(),
             Op::ConvReluUnpool { .. }
             | Op::MaxPool2dGrad { .. }
             | Op::RepeatFirst { .. }
             | Op::Reshape { .. }
+            | Op::Replicate
+            | Op::TakePart { .. }
+            | Op::AllGather { .. }
             | Op::Permute { .. }
             | Op::Embedding
             | Op::Cast { .. } => 0,
         };
         let total = |values: &[&Value]| values.iter().map(|v| v.bytes() as u64).sum::<u64>();
         let bytes = match self {
-            Op::Reshape { .. } => 0,
+            Op::Reshape { .. } | Op::Replicate => 0,
             // Half the weights, and two bits for the place of each.
             Op::LinearTwoFour { .. } => {
                 let kept = elements(read[1]) / 2;
@@ -673,7 +732,11 @@ impl Op {
                 total(read) + total(written) + again
             }
         };
-        let message_bytes = if *self == Op::AllReduce { Bytes(total(read)) } else { Bytes(0) };
+        let message_bytes = match self {
+            Op::AllReduce | Op::SumRanks | Op::ReduceScatter { .. } | Op::EveryRank => Bytes(total(read)),
+            Op::AllGather { .. } => Bytes(read[0].bytes() as u64),
+            _ => Bytes(0),
+        };
         Work { flops: Flops(flops), bytes: Bytes(bytes), message_bytes }
     }
 }

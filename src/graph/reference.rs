@@ -316,7 +316,9 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             let from = |k: usize| k / (extent * inner) * inner + k % inner;
             vec![(0..x(0).len() * extent).map(|k| x(0)[from(k)] / *extent as f64).collect()]
         }
-        Op::Reshape { .. } | Op::Cast { .. } => vec![x(0).to_vec()],
+        // Alone, a sum over ranks is what it is made of.
+        Op::Reshape { .. } | Op::Cast { .. } | Op::Replicate | Op::SumRanks | Op::EveryRank => vec![x(0).to_vec()],
+        Op::ReduceScatter { .. } | Op::TakePart { .. } => vec![x(0).to_vec()],
         Op::Permute { axes } => {
             let strides: Vec<usize> = (0..axes.len()).map(|a| shape(0)[a + 1..].iter().product()).collect();
             let to = out_shape(0);
@@ -409,7 +411,7 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             let z = z.iter().enumerate().map(|(k, z)| z * input_scale * x(2)[k % last(1)]).collect();
             vec![biased(z, node.inputs.get(3), *activation)]
         }
-        Op::Update { .. } | Op::LinearUpdate { .. } | Op::AllReduce => unreachable!("done in place"),
+        Op::Update { .. } | Op::LinearUpdate { .. } | Op::AllReduce | Op::AllGather { .. } => unreachable!("done in place"),
     }
 }
 
@@ -424,6 +426,13 @@ fn in_place(node: &Node, data: &mut [Vec<f64>], updates: u64, shape: &[usize]) -
     let id = |k: usize| node.inputs[k].0;
     let (rule, gradient, states, unscale) = match &node.op {
         Op::AllReduce => return Some(Vec::new()),
+        Op::AllGather { .. } => {
+            let part = data[id(1)].clone();
+            for k in (0..node.inputs.len()).filter(|k| *k != 1) {
+                data[id(k)] = part.clone();
+            }
+            return Some(Vec::new());
+        }
         Op::Update { optimizer, guarded } => {
             let count = node.inputs.len();
             if *guarded && data[id(count - 1)][0] == 0.0 {

@@ -27,7 +27,7 @@ mod tests {
 
     #[test]
     fn memory_that_was_given_back_is_forgotten() {
-        const BIG: u64 = 256 << 20;
+        const BIG: u64 = 1 << 30;
         drop(std::hint::black_box(vec![1u8; BIG as usize]));
         let before = peak_resident();
         forget_peak_resident();

@@ -10,7 +10,7 @@ const HIDDEN: [usize; 2] = [256, 128];
 
 /// `x` `[B, H, W, C]`, flattened.
 pub fn build(size: &Size) -> Result<Graph, GraphError> {
-    let [height, width, channels] = size.image;
+    let [height, width, channels] = size.image()?;
     let mut g = Graph::new();
     let x = g.input("x", &[size.batch, height, width, channels], DType::F32);
     let mut features = height * width * channels;

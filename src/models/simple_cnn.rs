@@ -11,7 +11,7 @@ const HIDDEN: usize = 128;
 
 /// `x` `[B, H, W, C]` (H, W at least 2), odd last rows and columns are cut off by the pool.
 pub fn build(size: &Size) -> Result<Graph, GraphError> {
-    let [height, width, channels] = size.image;
+    let [height, width, channels] = size.image()?;
     let mut g = Graph::new();
     let x = g.input("x", &[size.batch, height, width, channels], DType::F32);
     let w = g.weight("conv.weight", &[3, 3, channels, CHANNELS], 9 * channels, 9 * CHANNELS);

@@ -39,7 +39,7 @@ impl Candidate {
         if self.compression != Compression::None {
             parts.push(self.compression.to_string());
         }
-        if self.layout != Layout::Single {
+        if self.layout != Layout::SINGLE {
             parts.push(self.layout.to_string());
         }
         parts.push(format!("batch {}", self.batch_size));
@@ -63,7 +63,7 @@ mod tests {
             device: Device::Cpu,
             precision: Precision::Bf16,
             compression: Compression::None,
-            layout: Layout::Data(2),
+            layout: Layout::data(2),
             batch_size: 64,
             threads: 2,
         };

@@ -197,7 +197,7 @@ mod tests {
             device: Device::Cpu,
             precision: Precision::Fp32,
             compression: Compression::Int8,
-            layout: Layout::Single,
+            layout: Layout::SINGLE,
             batch_size,
             threads: 1,
         };

@@ -115,7 +115,7 @@ impl Scenario {
             device,
             precision: Precision::Fp32,
             compression: Compression::None,
-            layout: Layout::Single,
+            layout: Layout::SINGLE,
             batch_size: if has_training { self.train.batch_size } else { largest },
             threads: if device.is_cuda() { 1 } else { most() },
         }
@@ -196,11 +196,18 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
     if ranks > threads {
         return Some(format!("{layout} needs at least {ranks} threads, this candidate has {threads}"));
     }
-    if batch_size < ranks {
-        return Some(format!("{layout} needs a batch of at least {ranks}, this candidate has {batch_size}"));
+    let shares = layout.data_ranks();
+    if batch_size < shares {
+        return Some(format!("{layout} needs a batch of at least {shares}, this candidate has {batch_size}"));
     }
-    if !batch_size.is_multiple_of(ranks) {
-        return Some(format!("{layout} needs a batch that {ranks} ranks can share evenly, this candidate has {batch_size}"));
+    if !batch_size.is_multiple_of(shares) {
+        return Some(format!("{layout} needs a batch that {shares} ranks can share evenly, this candidate has {batch_size}"));
+    }
+    if layout.shares_state() && candidate.phase == Phase::Infer {
+        return Some(format!("{layout} shares out the optimizer's state, and answering has none"));
+    }
+    if layout.tensor_ranks() > 1 && candidate.compression == Compression::Int8 {
+        return Some(format!("{layout} splits products in floating point: int8 weights are not split"));
     }
     if candidate.compression == Compression::Int8 && candidate.precision != Precision::Fp32 {
         return Some("int8 stores weights and activations in 8 bits, so a second storage type has no meaning".into());
@@ -218,7 +225,7 @@ fn without_folder(data: &DataSource, folder: &Path) -> DataSource {
     let mut data = data.clone();
     match &mut data {
         DataSource::Shipped(_) => {}
-        DataSource::Idx { folder: path } | DataSource::Csv { path, .. } => inside(path),
+        DataSource::Idx { folder: path } | DataSource::Csv { path, .. } | DataSource::Text { path, .. } => inside(path),
     }
     data
 }
@@ -226,14 +233,21 @@ fn without_folder(data: &DataSource, folder: &Path) -> DataSource {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{input::Source, scenario::Known};
+    use crate::{
+        input::Source,
+        scenario::{Known, KnownModel},
+        vocab::RowKind,
+    };
 
     const TWO: Machine = Machine { cores: 2, cuda_devices: 0 };
 
     fn at(path: &str, more: &str) -> Scenario {
         let text = format!("name = \"x\"\n[workload]\nmodel = \"mlp\"\n{more}");
         let text = if more.contains("data =") { text } else { text.replace("model =", "data = \"mnist\"\nmodel =") };
-        let found = Scenario::read(Source::new(path, &text), &Known { models: &["mlp"], instances: &[] });
+        let found = Scenario::read(
+            Source::new(path, &text),
+            &Known { models: &[KnownModel { name: "mlp", reads: RowKind::Image }], instances: &[] },
+        );
         found.unwrap_or_else(|found| panic!("{}", crate::input::render(&found)))
     }
 

@@ -16,7 +16,7 @@ use crate::{
     data::DataSource,
     input::{Diagnostic, Source},
     record::{CostBasis, Goal, TrainConfig},
-    vocab::{Compression, Device, Layout, Metric, Phase, Precision, Task},
+    vocab::{Compression, Device, Layout, Metric, Phase, Precision, RowKind, Task},
 };
 use std::path::{Path, PathBuf};
 
@@ -58,9 +58,16 @@ pub struct Grid {
     pub threads: Vec<usize>,
 }
 
+/// A model that a scenario may name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KnownModel<'a> {
+    pub name: &'a str,
+    pub reads: RowKind,
+}
+
 /// The names that a file may use and that this module does not own. Those of data sets are `data::SHIPPED`.
 pub struct Known<'a> {
-    pub models: &'a [&'a str],
+    pub models: &'a [KnownModel<'a>],
     /// Price catalogue entries: `aws/c7a.large`.
     pub instances: &'a [String],
 }

@@ -7,7 +7,8 @@ use crate::{
     record::{Constraints, CostBasis, Goal, OptimizerConfig, Owned, Target, TrainConfig},
     units::{PerSecond, Seconds, UsdPerHour},
     vocab::{
-        Augmentation, Compression, Device, InitKind, Layout, Metric, Objective, OptimizerKind, Phase, Precision, Task, Vocabulary,
+        Augmentation, Compression, Device, InitKind, Layout, Metric, Objective, OptimizerKind, Phase, Precision, RowKind, Task,
+        Vocabulary,
     },
 };
 use std::path::{Path, PathBuf};
@@ -24,10 +25,11 @@ pub(super) fn read(source: Source, known: &Known) -> Result<Scenario, Vec<Diagno
 fn build(file: &Table, report: &mut Report, path: &Path, known: &Known) -> Scenario {
     let workload = file.table("workload");
     let workload = workload.as_ref();
-    let task = workload.and_then(|table| word(table, "task")).unwrap_or(Task::ImageClassification);
     let model = workload.map(|table| model(table, report, known)).unwrap_or_default();
     let data_from =
         |folder: &Path| workload.and_then(|table| data(table, folder)).unwrap_or_else(|| DataSource::Shipped(String::new()));
+    let rows = data_from(Path::new("")).rows();
+    let task = workload.map_or(Task::ImageClassification, |table| task(table, report, known, &model, rows));
     let phases = workload.and_then(|table| words(table, "phase")).unwrap_or_else(|| vec![Phase::Train, Phase::Infer]);
     let grid = grid(file.table("grid").as_ref());
     let size = phases.iter().fold(0, |size: usize, phase| size.saturating_add(grid.size(*phase)));
@@ -48,7 +50,7 @@ fn build(file: &Table, report: &mut Report, path: &Path, known: &Known) -> Scena
         model,
         data: data_from(path.parent().unwrap_or(Path::new(""))),
         phases,
-        train: train(file.table("train").as_ref(), report),
+        train: train(file.table("train").as_ref(), rows, report),
         grid,
         goal: Goal {
             constraints: file.table("constraints").map(|table| constraints(&table)).unwrap_or_default(),
@@ -56,17 +58,39 @@ fn build(file: &Table, report: &mut Report, path: &Path, known: &Known) -> Scena
         },
         cost: file.table("cost").and_then(|table| cost(&table, report, known)).unwrap_or(CostBasis::Auto),
         primary_metric: match task {
-            Task::ImageClassification => Metric::Accuracy,
+            Task::ImageClassification | Task::TextClassification => Metric::Accuracy,
         },
     }
 }
 
 fn model(workload: &Table, report: &mut Report, known: &Known) -> String {
     let model = workload.text("model").unwrap_or_default();
-    if !model.trim().is_empty() && !known.models.contains(&model) {
-        report.unknown(workload.span("model"), "model", model, known.models);
+    let names: Vec<&str> = known.models.iter().map(|model| model.name).collect();
+    if !model.trim().is_empty() && !names.contains(&model) {
+        report.unknown(workload.span("model"), "model", model, &names);
     }
     model.to_string()
+}
+
+/// The task that is named, or that the rows are for; model, rows and task must be of one kind.
+fn task(workload: &Table, report: &mut Report, known: &Known, model: &str, rows: Option<RowKind>) -> Task {
+    let named: Option<Task> = word(workload, "task");
+    let Some(rows) = rows else { return named.unwrap_or(Task::ImageClassification) };
+    if let Some(task) = named.filter(|task| task.rows() != rows) {
+        let text = format!("task `{}` is about {}, but the data holds {}", task.name(), task.rows().plural(), rows.plural());
+        report.add(workload.span("task"), text).hint("leave `task` out: it follows from the data");
+    }
+    if let Some(model) = known.models.iter().find(|known| known.name == model && known.reads != rows) {
+        let fitting: Vec<&str> = known.models.iter().filter(|other| other.reads == rows).map(|other| other.name).collect();
+        let text = format!("model `{}` reads {}, but the data holds {}", model.name, model.reads.plural(), rows.plural());
+        report.add(workload.span("model"), text).expected(format!(
+            "a model that reads {}: `{}`",
+            rows.plural(),
+            fitting.join("`, `")
+        ));
+    }
+    let fitting = Task::WORDS.iter().map(|word| word.value).find(|task| task.rows() == rows);
+    named.or(fitting).unwrap_or(Task::ImageClassification)
 }
 
 /// Paths of the file count from its folder.
@@ -86,11 +110,24 @@ fn data(workload: &Table, folder: &Path) -> Option<DataSource> {
             split: table.text("split").map(str::to_string),
             test_share: table.number("test_share").unwrap_or(0.2),
         }),
+        "text" => Some(DataSource::Text {
+            path,
+            text: table.text("text")?.to_string(),
+            label: table.text("label")?.to_string(),
+            split: table.text("split").map(str::to_string),
+            test_share: table.number("test_share").unwrap_or(0.2),
+            length: table.count("length").unwrap_or(48),
+            vocabulary: table.count("vocabulary").unwrap_or(8000),
+        }),
         _ => None,
     }
 }
 
-fn train(table: Option<&Table>, report: &mut Report) -> TrainConfig {
+fn train(table: Option<&Table>, rows: Option<RowKind>, report: &mut Report) -> TrainConfig {
+    let augment = table.and_then(|table| words::<Augmentation>(table, "augment")).unwrap_or_default();
+    if let Some(table) = table.filter(|_| rows == Some(RowKind::Text) && !augment.is_empty()) {
+        report.add(table.span("augment"), "`augment` changes images, but the data holds text").hint("leave it out");
+    }
     let regularisation = table.and_then(|table| table.table("regularisation"));
     let penalty = |key: &str| regularisation.as_ref().and_then(|table| table.number(key)).unwrap_or(0.0);
     let target = table.and_then(|table| table.table("target"));
@@ -102,7 +139,7 @@ fn train(table: Option<&Table>, report: &mut Report) -> TrainConfig {
         init: table.and_then(|table| word(table, "init")).unwrap_or(InitKind::He),
         l1: penalty("l1"),
         l2: penalty("l2"),
-        augment: table.and_then(|table| words::<Augmentation>(table, "augment")).unwrap_or_default(),
+        augment,
         seeds: count("seeds", 1),
         first_seed: table.and_then(|table| table.whole("first_seed")).unwrap_or(1),
         batch_size: count("batch_size", 64),
@@ -151,7 +188,7 @@ fn grid(table: Option<&Table>) -> Grid {
         compressions: table
             .and_then(|table| table.words("compression", |text| text.parse().ok()))
             .unwrap_or_else(|| vec![Compression::None]),
-        layouts: table.and_then(|table| table.words("layout", |text| text.parse().ok())).unwrap_or_else(|| vec![Layout::Single]),
+        layouts: table.and_then(|table| table.words("layout", |text| text.parse().ok())).unwrap_or_else(|| vec![Layout::SINGLE]),
         batch_sizes: table.and_then(|table| table.counts("batch_size")).unwrap_or_else(|| vec![64]),
         threads: table.and_then(|table| table.counts("threads")).unwrap_or_default(),
     }
@@ -218,13 +255,20 @@ fn words<T: Vocabulary>(table: &Table, key: &str) -> Option<Vec<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario::KnownModel;
     use crate::{input::render, vocab::Schedule};
+
+    const MODELS: &[KnownModel] = &[
+        KnownModel { name: "simple-cnn", reads: RowKind::Image },
+        KnownModel { name: "mlp", reads: RowKind::Image },
+        KnownModel { name: "transformer", reads: RowKind::Text },
+    ];
 
     const MINIMAL: &str = "name = \"x\"\n[workload]\nmodel = \"mlp\"\ndata = \"mnist\"\n";
 
     fn load(text: &str) -> Result<Scenario, String> {
         let instances = ["aws/c7a.large".to_string()];
-        let known = Known { models: &["simple-cnn", "mlp"], instances: &instances };
+        let known = Known { models: MODELS, instances: &instances };
         Scenario::read(Source::new("scenarios/x.toml", text), &known).map_err(|found| render(&found))
     }
 
@@ -255,7 +299,7 @@ mod tests {
             devices: vec![Device::Auto],
             precisions: vec![Precision::Fp32],
             compressions: vec![Compression::None],
-            layouts: vec![Layout::Single],
+            layouts: vec![Layout::SINGLE],
             batch_sizes: vec![64],
             threads: vec![],
         };
@@ -310,6 +354,30 @@ mod tests {
     }
 
     #[test]
+    fn task_model_and_data_must_be_of_one_kind_and_the_task_follows_from_the_data() {
+        let text = MINIMAL.replace("mlp", "transformer").replace("\"mnist\"", "\"sentiment-snippets\"");
+        let scenario = load(&text).unwrap_or_else(|found| panic!("{found}"));
+        assert_eq!(scenario.task, Task::TextClassification);
+        assert_eq!(load(MINIMAL).unwrap().task, Task::ImageClassification);
+        let wrong = load(&MINIMAL.replace("\"mnist\"", "\"sentiment-snippets\"")).unwrap_err();
+        assert!(
+            wrong.contains("model `mlp` reads images, but the data holds text") && wrong.contains("`transformer`"),
+            "{wrong}"
+        );
+        let wrong = load(&text.replace("model =", "task = \"image-classification\"\nmodel =")).unwrap_err();
+        assert!(wrong.contains("task `image-classification` is about images, but the data holds text"), "{wrong}");
+        let wrong = load(&format!("{text}[train]\naugment = [\"flip\"]\n")).unwrap_err();
+        assert!(wrong.contains("`augment` changes images"), "{wrong}");
+        let own = "{ format = \"text\", path = \"x.csv\", text = \"body\", label = \"class\" }";
+        match load(&text.replace("\"sentiment-snippets\"", own)).unwrap_or_else(|found| panic!("{found}")).data {
+            DataSource::Text { text, length, vocabulary, .. } => {
+                assert_eq!((text.as_str(), length, vocabulary), ("body", 48, 8000))
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
     fn paths_of_data_count_from_the_folder_of_the_file() {
         let data = |line: &str| load(&MINIMAL.replace("\"mnist\"", line)).unwrap_or_else(|found| panic!("{found}")).data;
         assert_eq!(data("{ format = \"idx\", path = \"images\" }"), DataSource::Idx { folder: "scenarios/images".into() });
@@ -349,7 +417,7 @@ mod tests {
         let grid = Grid {
             batch_sizes: vec![1; 1 << 22],
             threads: vec![1; 1 << 22],
-            layouts: vec![Layout::Single; 1 << 22],
+            layouts: vec![Layout::SINGLE; 1 << 22],
             ..with("").grid
         };
         assert_eq!(grid.size(Phase::Train), usize::MAX);

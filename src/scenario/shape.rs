@@ -59,7 +59,7 @@ pub(super) static FILE: Shape = Shape {
 
 static WORKLOAD: Shape = Shape {
     fields: &[
-        optional("task", "Kind of work; picks the metrics", "\"image-classification\"", word::<Task>()),
+        optional("task", "Kind of work; picks the metrics", "what the data set's rows are for", word::<Task>()),
         Field {
             name: "model",
             about: "The model, by name",
@@ -76,6 +76,7 @@ static WORKLOAD: Shape = Shape {
                     shapes: &[
                         ("idx", "A folder with four IDX files: images and labels of training and test", &IDX),
                         ("csv", "One CSV file with a header line, one row an image", &CSV),
+                        ("text", "One CSV file with a header line, one row a text", &TEXT),
                     ],
                 },
             ]),
@@ -127,8 +128,45 @@ static CSV: Shape = Shape {
             "255.0",
             Kind::Number(Interval::above(0.0, f64::INFINITY)),
         ),
-        optional("split", "Column that says `train` or `test`", "none, `test_share` decides", Kind::TEXT),
-        optional("test_share", "Share of the rows held out for the test", "0.2", Kind::Number(Interval::between(0.0, 1.0))),
+        SPLIT,
+        TEST_SHARE,
+    ],
+    exclusive: &[],
+};
+
+const SPLIT: Field = optional("split", "Column that says `train` or `test`", "none, `test_share` decides", Kind::TEXT);
+const TEST_SHARE: Field =
+    optional("test_share", "Share of the rows held out for the test", "0.2", Kind::Number(Interval::between(0.0, 1.0)));
+
+static TEXT: Shape = Shape {
+    fields: &[
+        Field {
+            name: "path",
+            about: "The file, from the folder of this file",
+            kind: Kind::TEXT,
+            need: Need::Required { example: "path = \"my-texts.csv\"" },
+        },
+        Field {
+            name: "text",
+            about: "Column that holds the text",
+            kind: Kind::TEXT,
+            need: Need::Required { example: "text = \"text\"" },
+        },
+        Field {
+            name: "label",
+            about: "Column that holds the class",
+            kind: Kind::TEXT,
+            need: Need::Required { example: "label = \"class\"" },
+        },
+        SPLIT,
+        TEST_SHARE,
+        optional("length", "Words of a text that are read", "48", Kind::Whole { low: 1, high: 4096 }),
+        optional(
+            "vocabulary",
+            "Most different words, the frequent ones of the training rows",
+            "8000",
+            Kind::Whole { low: 16, high: 1_000_000 },
+        ),
     ],
     exclusive: &[],
 };
@@ -393,7 +431,8 @@ mod tests {
     use super::*;
     use crate::{
         input::Source,
-        scenario::{Known, Scenario},
+        scenario::{Known, KnownModel, Scenario},
+        vocab::RowKind,
     };
 
     #[test]
@@ -412,7 +451,7 @@ mod tests {
         for (table, line) in lines {
             text += &if table.is_empty() { format!("{line}\n") } else { format!("{table}.{line}\n") };
         }
-        let known = Known { models: &["mlp"], instances: &[] };
+        let known = Known { models: &[KnownModel { name: "mlp", reads: RowKind::Image }], instances: &[] };
         let found = Scenario::read(Source::new("x.toml", &text), &known);
         Scenario { text: String::new(), ..found.unwrap_or_else(|found| panic!("{text}\n{}", crate::input::render(&found))) }
     }

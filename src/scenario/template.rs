@@ -13,12 +13,12 @@ name = "NAME"                         # also the folder of the results
 # question = "Which batch size answers fastest?"  # heads the report
 
 [workload]
-task  = "image-classification"
 model = "MODEL"
 data  = "DATA"
-# Your own images instead, paths from the folder of this file:
+# Your own images or texts instead, paths from the folder of this file:
 # data = { format = "idx", path = "my-images" }
 # data = { format = "csv", path = "my-images.csv", label = "class", shape = [28, 28, 1], maximum = 255.0 }
+# data = { format = "text", path = "my-texts.csv", text = "text", label = "class" }   # with a model that reads text
 phase = ["train", "infer"]            # measure learning, answering, or both (default: both)
 
 [train]                               # how the weights are made that every `infer` candidate starts from
@@ -35,7 +35,7 @@ seeds      = 1                        # more trainings say how much accuracy var
 [grid]                                # every list is an axis, every combination a candidate
 precision   = ["fp32", "bf16"]        # and fp16 (default: fp32)
 compression = ["none", "int8"]        # and magnitude:0.8, channel:0.5, 2:4; infer only (default: none)
-layout      = ["single"]              # and dp=2: two ranks share each batch (default: single)
+layout      = ["single"]              # and dp=2 (two ranks share each batch), zero=2, tp=2, dp=2,tp=2 (default: single)
 batch_size  = [1, 64]                 # default: 64
 # threads   = [1, 2]                  # default: all cores of the machine
 
@@ -64,12 +64,15 @@ mod tests {
     use super::*;
     use crate::{
         input::Source,
-        scenario::{Known, Scenario},
+        scenario::{Known, KnownModel, Scenario},
+        vocab::RowKind,
     };
 
     #[test]
     fn the_template_loads_with_every_comment_lifted_on_its_own() {
-        let known = Known { models: &["mlp"], instances: &[] };
+        let models =
+            [KnownModel { name: "mlp", reads: RowKind::Image }, KnownModel { name: "transformer", reads: RowKind::Text }];
+        let known = Known { models: &models, instances: &[] };
         let load = |text: &str| {
             Scenario::read(Source::new("my-question.toml", text), &known).map_err(|found| crate::input::render(&found))
         };
@@ -96,9 +99,11 @@ mod tests {
                 .filter(|other| kept(lines[*other]))
                 .map(|other| if other == at { &lines[other][2..] } else { lines[other] })
                 .collect();
-            load(&text.join("\n")).unwrap_or_else(|found| panic!("{line}\n{found}"));
+            // Texts are for a model that reads them, as the comment says.
+            let model = if line.contains("format = \"text\"") { "transformer" } else { "mlp" };
+            load(&text.join("\n").replace("\"mlp\"", &format!("\"{model}\""))).unwrap_or_else(|found| panic!("{line}\n{found}"));
             lifted += 1;
         }
-        assert_eq!(lifted, 17);
+        assert_eq!(lifted, 18);
     }
 }

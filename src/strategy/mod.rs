@@ -5,7 +5,8 @@
 //! | `precision` | storage in bf16 or fp16, fp32 accumulation and master weights |
 //! | `prune` | magnitude, 2:4 (same shapes), channels (the graph shrinks) |
 //! | `quantize` | static int8 |
-//! | `parallel` | data parallelism: gradients summed over ranks |
+//! | `parallel` | data parallelism: gradients summed over ranks, optimizer state on all of them or shared out |
+//! | `tensor` | tensor parallelism: weights split over ranks by columns and rows |
 //!
 //! All compressions here are applied to trained weights once, without training afterwards.
 
@@ -13,12 +14,14 @@ mod parallel;
 mod precision;
 mod prune;
 mod quantize;
+mod tensor;
 mod weights;
 
-pub use parallel::all_reduce_gradients;
+pub use parallel::{Trained, all_reduce_gradients, scatter_gradients, update_parts};
 pub use precision::{LowPrecision, to_storage};
 pub use prune::{prune_channels, prune_magnitude, prune_two_four, use_two_four};
 pub use quantize::{Calibration, quantize, watch_inputs};
+pub use tensor::{Shards, split_tensor};
 pub use weights::{Tensor, Weights};
 
 use crate::graph::GraphError;
@@ -32,6 +35,8 @@ pub enum StrategyError {
     MissingWeight { name: String },
     #[error("`{compression}` finds nothing to compress in this model")]
     NothingToCompress { compression: String },
+    #[error("no product of this model can be split over {ranks} ranks")]
+    NothingToSplit { ranks: usize },
     #[error("no calibration was made for the input of `{weight}`")]
     NotCalibrated { weight: String },
 }

@@ -147,7 +147,7 @@ pub fn prune_channels(graph: &Graph, weights: &Weights, share: f64) -> Result<(G
 }
 
 /// The weight of a product with a parameter as its second operand.
-fn product_weight(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Option<ValueId> {
+pub(super) fn product_weight(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Option<ValueId> {
     let w = *inputs.get(1)?;
     let is_product = matches!(op, Op::MatMul { transpose_a: false, transpose_b: false } | Op::Conv2d { .. });
     (is_product && matches!(graph.value(w).role, Role::Parameter { .. })).then_some(w)

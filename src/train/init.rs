@@ -36,11 +36,14 @@ pub fn initial_weights(graph: &Graph, kind: InitKind, seed: u64) -> Weights {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::{Size, find};
+    use crate::{
+        models::{Size, find},
+        vocab::RowShape,
+    };
 
     #[test]
     fn each_kind_has_the_spread_its_formula_says() {
-        let graph = (find("mlp").unwrap().build)(&Size { batch: 1, image: [28, 28, 1], classes: 10 }).unwrap();
+        let graph = (find("mlp").unwrap().build)(&Size { batch: 1, row: RowShape::Image([28, 28, 1]), classes: 10 }).unwrap();
         for (kind, deviation) in [
             (InitKind::Uniform, 0.05 / 3f64.sqrt()),
             (InitKind::Gaussian, 0.05),

@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
+//! | `feed` | rows of a data set into a session |
 //! | `program` | a forward graph, a precision and a compression to a runnable `Program` |
 //! | `team` | the ranks of a layout, each with its session |
 //! | `trainer` | the training loop, seed by seed or step by step |
@@ -9,6 +10,7 @@
 //! | `init`, `loss_scale`, `checkpoint` | initial weights, fp16's dynamic scale, weights on disk |
 
 mod checkpoint;
+mod feed;
 mod init;
 mod loss_scale;
 mod predictor;
@@ -21,7 +23,9 @@ pub use checkpoint::{Checkpoint, CheckpointError, Identity};
 pub use init::initial_weights;
 pub use loss_scale::LossScale;
 pub use predictor::{CALIBRATION_ROWS, Predictor, calibrate};
-pub use program::{InferenceProgram, TrainingProgram, inference_program, optimizer_step, training_program};
+pub use program::{
+    InferenceProgram, TrainingProgram, inference_program, inference_programs, optimizer_step, training_program, training_programs,
+};
 pub use step_bench::StepBench;
 pub use team::{Rank, StepTimes, Team};
 pub use trainer::{Trainer, scaled_rate};

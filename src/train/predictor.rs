@@ -1,13 +1,16 @@
 //! Answers: scores for rows, steps for the clock, activation ranges for int8.
 
-use super::{InferenceProgram, StepTimes, Team, TrainError, inference_program, load_weights, team::StepClock, trainer};
+use super::{
+    InferenceProgram, StepTimes, Team, TrainError, feed::feed, inference_programs, load_weights, team::StepClock, trainer,
+};
 use crate::{
     backend::open,
-    data::{DataSet, Part, calibration_rows, gather},
+    data::{DataSet, Part, calibration_rows},
     graph::{Graph, lower},
     models::{Model, Size},
     record::{Candidate, Quality},
-    strategy::{Calibration, Weights},
+    stats::median,
+    strategy::{Calibration, Shards, Weights},
     vocab::{Device, Layout},
 };
 use std::time::Instant;
@@ -21,16 +24,17 @@ const JUDGING_BATCH: usize = 256;
 /// What a rank keeps between steps.
 struct RankState {
     rows: Vec<u32>,
-    labels: Vec<i32>,
     scores: Vec<f32>,
 }
 
 /// One model with trained weights, ready to answer.
 pub struct Predictor {
     inference: InferenceProgram,
+    layout: Layout,
+    /// What each part of the weights is.
+    shards: Vec<Shards>,
     team: Team,
     states: Vec<RankState>,
-    row_elements: usize,
     classes: usize,
     /// Rows answered so far: the next step goes on behind them.
     answered: usize,
@@ -39,11 +43,11 @@ pub struct Predictor {
 impl Predictor {
     /// Prepares `candidate` with the weights of a checkpoint.
     pub fn new(model: &Model, set: &DataSet, weights: &Weights, candidate: &Candidate) -> Result<Self, TrainError> {
-        let (ranks, batch_size) = (candidate.layout.ranks(), candidate.batch_size);
+        let (ranks, batch_size) = (candidate.layout.data_ranks(), candidate.batch_size);
         if batch_size % ranks != 0 {
             return Err(TrainError::Split { batch_size, ranks });
         }
-        let size = Size { batch: batch_size / ranks, image: set.shape, classes: set.classes.len() };
+        let size = Size { batch: batch_size / ranks, row: set.row, classes: set.classes.len() };
         let forward = (model.build)(&size)?;
         let calibrated = (model.build)(&Size { batch: JUDGING_BATCH.min(set.train.rows()), ..size })?;
         Predictor::load(set, &forward, &calibrated, weights, candidate)
@@ -56,7 +60,7 @@ impl Predictor {
         weights: &Weights,
         candidate: &Candidate,
     ) -> Result<Self, TrainError> {
-        let candidate = Candidate { layout: Layout::Single, ..candidate.clone() };
+        let candidate = Candidate { layout: Layout::SINGLE, ..candidate.clone() };
         Predictor::load(set, forward, forward, weights, &candidate)
     }
 
@@ -67,15 +71,17 @@ impl Predictor {
         weights: &Weights,
         candidate: &Candidate,
     ) -> Result<Self, TrainError> {
-        let inference = inference_program(forward, weights, candidate.precision, candidate.compression, |_| {
-            calibrate(set, calibrated, weights, candidate.device, candidate.threads)
-        })?;
-        let ranks = candidate.layout.ranks();
-        let team = Team::new(candidate.device, &inference.program, ranks, candidate.threads, &inference.weights)?;
+        let layout = candidate.layout;
+        let ranges = |_: &Graph| calibrate(set, calibrated, weights, candidate.device, candidate.threads);
+        let mut parts = inference_programs(forward, weights, candidate.precision, candidate.compression, layout, ranges)?;
+        let loaded: Vec<_> = parts.iter().map(|(part, _)| (&part.program, part.weights.clone())).collect();
+        let team = Team::new(candidate.device, &loaded, layout, candidate.threads)?;
+        let shards = parts.iter().map(|(_, shards)| shards.clone()).collect();
+        let inference = parts.remove(0).0;
         let shape = inference.program.value(inference.logits).shape.clone();
-        let state = || RankState { rows: vec![0; shape[0]], labels: vec![0; shape[0]], scores: vec![0.0; shape[0] * shape[1]] };
-        let states = (0..ranks).map(|_| state()).collect();
-        Ok(Predictor { team, states, row_elements: set.row_elements(), classes: shape[1], answered: 0, inference })
+        let state = || RankState { rows: vec![0; shape[0]], scores: vec![0.0; shape[0] * shape[1]] };
+        let states = (0..layout.ranks()).map(|_| state()).collect();
+        Ok(Predictor { layout, shards, team, states, classes: shape[1], answered: 0, inference })
     }
 
     pub fn program(&self) -> &InferenceProgram {
@@ -88,24 +94,27 @@ impl Predictor {
 
     /// Puts other weights of the same shapes in; not for compressed programs, whose weights were made from the first ones.
     pub fn set_weights(&mut self, weights: &Weights) -> Result<(), TrainError> {
-        self.team.each(&mut self.states, |_, rank, _| load_weights(&mut *rank.session, weights))?;
+        let (layout, shards) = (self.layout, &self.shards);
+        self.team.each(&mut self.states, |number, rank, _| {
+            load_weights(&mut *rank.session, &shards[layout.place(number).1].cut(weights))
+        })?;
         Ok(())
     }
 
     /// Answers `count` batches of `part`, going round; the clock includes fetching the rows and reading the scores.
     pub fn steps(&mut self, part: &Part, count: usize) -> Result<StepTimes, TrainError> {
-        let (first, elements, rows) = (self.answered, self.row_elements, part.rows());
+        let (first, rows) = (self.answered, part.rows());
         let batch = self.states[0].rows.len();
-        let ranks = self.team.len();
-        let inference = &self.inference;
+        let (layout, inference) = (self.layout, &self.inference);
+        let ranks = layout.data_ranks();
         let times = self.team.each(&mut self.states, |number, rank, state| {
             let mut clock = StepClock::start(count, number == 0);
             for step in 0..count {
-                let from = first + step * batch * ranks + number * batch;
+                let from = first + step * batch * ranks + layout.place(number).0 * batch;
                 state.rows.iter_mut().enumerate().for_each(|(k, row)| *row = ((from + k) % rows) as u32);
-                answer(inference, &mut *rank.session, part, elements, state)?;
+                answer(inference, &mut *rank.session, part, state)?;
                 // A batch is answered when its slowest rank is done.
-                if ranks > 1 {
+                if layout.ranks() > 1 {
                     rank.member.barrier()?;
                 }
                 clock.step();
@@ -118,25 +127,26 @@ impl Predictor {
 
     /// Scores `[rows, classes]` of every row of `part`, answered in this candidate's own batches.
     pub fn scores(&mut self, part: &Part) -> Result<Vec<f32>, TrainError> {
-        let (elements, rows, classes) = (self.row_elements, part.rows(), self.classes);
+        let (rows, classes) = (part.rows(), self.classes);
         let batch = self.states[0].rows.len();
-        let ranks = self.team.len();
-        let inference = &self.inference;
+        let (layout, inference) = (self.layout, &self.inference);
+        let ranks = layout.data_ranks();
         let steps = rows.div_ceil(batch * ranks);
         let parts = self.team.each(&mut self.states, |number, rank, state| {
             let mut out = Vec::new();
             for step in 0..steps {
-                let from = (step * ranks + number) * batch;
+                let from = (step * ranks + layout.place(number).0) * batch;
                 // Places behind the last row repeat it; their answers are dropped.
                 state.rows.iter_mut().enumerate().for_each(|(k, row)| *row = (from + k).min(rows - 1) as u32);
-                answer(inference, &mut *rank.session, part, elements, state)?;
+                answer(inference, &mut *rank.session, part, state)?;
                 out.push(state.scores.clone());
             }
             Ok(out)
         })?;
         let mut all = Vec::with_capacity(steps * batch * ranks * classes);
         for step in 0..steps {
-            parts.iter().for_each(|rank| all.extend_from_slice(&rank[step]));
+            // Ranks with the same rows have the same scores.
+            parts.iter().step_by(layout.tensor_ranks()).for_each(|rank| all.extend_from_slice(&rank[step]));
         }
         all.truncate(rows * classes);
         Ok(all)
@@ -149,18 +159,16 @@ impl Predictor {
     }
 
     /// Seconds that one rank needs to fetch the rows of a step, the median of `repeats`.
-    pub fn data_seconds(&mut self, part: &Part, repeats: usize) -> f64 {
-        let state = &mut self.states[0];
-        let mut images = vec![0.0; state.rows.len() * self.row_elements];
-        let mut times: Vec<f64> = (0..repeats)
-            .map(|_| {
-                let start = Instant::now();
-                gather(part, self.row_elements, &state.rows, None, &mut images, &mut state.labels);
-                start.elapsed().as_secs_f64()
-            })
-            .collect();
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
+    pub fn data_seconds(&mut self, part: &Part, repeats: usize) -> Result<f64, TrainError> {
+        let (state, x) = (&self.states[0], self.inference.x);
+        let session = self.team.first();
+        let mut times = Vec::with_capacity(repeats);
+        for _ in 0..repeats {
+            let start = Instant::now();
+            feed(session, x, part, &state.rows, None)?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+        Ok(median(&times).unwrap_or(0.0))
     }
 }
 
@@ -168,17 +176,9 @@ fn answer(
     inference: &InferenceProgram,
     session: &mut dyn crate::backend::Session,
     part: &Part,
-    elements: usize,
     state: &mut RankState,
 ) -> Result<(), TrainError> {
-    match session.host_f32(inference.x) {
-        Some(images) => gather(part, elements, &state.rows, None, images, &mut state.labels),
-        None => {
-            let mut images = vec![0.0; state.rows.len() * elements];
-            gather(part, elements, &state.rows, None, &mut images, &mut state.labels);
-            session.upload_f32(inference.x, &images)?;
-        }
-    }
+    feed(session, inference.x, part, &state.rows, None)?;
     session.execute()?;
     session.download_f32(inference.logits, &mut state.scores)?;
     Ok(())
@@ -199,14 +199,11 @@ pub fn calibrate(
     let mut session = open(device, threads)?.load(program, None)?;
     load_weights(&mut *session, weights)?;
     let rows = calibration_rows(set.train.rows(), CALIBRATION_ROWS, 0);
-    let elements = set.row_elements();
-    let (mut images, mut labels) = (vec![0.0; batch * elements], vec![0; batch]);
     let mut calibration = Calibration::default();
     for chunk in rows.chunks(batch) {
         // The last batch is filled up with its first rows again: a maximum does not mind.
         let filled: Vec<u32> = chunk.iter().copied().cycle().take(batch).collect();
-        gather(&set.train, elements, &filled, None, &mut images, &mut labels);
-        session.upload_f32(x, &images)?;
+        feed(&mut *session, x, &set.train, &filled, None)?;
         session.execute()?;
         let watched: Vec<_> = session.program().outputs.clone();
         for (name, id) in watched {

@@ -1,16 +1,17 @@
 //! From a forward graph to programs: the order of the passes.
 //!
-//! Training: precision, fusion, loss, autodiff, all-reduce, updates, lowering. Answering: compression, precision, fusion, lowering.
+//! Training: parts of the weights, precision, fusion, loss, autodiff, sums over ranks, updates, lowering. Answering: compression, parts of
+//! the weights, precision, fusion, lowering.
 
 use super::{TrainError, weight_bytes};
 use crate::{
     graph::{Graph, Op, OptimizerStep, Program, ValueId, differentiate, fuse, lower},
     record::TrainConfig,
     strategy::{
-        Calibration, Tensor, Weights, all_reduce_gradients, prune_channels, prune_magnitude, prune_two_four, quantize,
-        to_storage, use_two_four, watch_inputs,
+        Calibration, Shards, Tensor, Trained, Weights, all_reduce_gradients, prune_channels, prune_magnitude, prune_two_four,
+        quantize, scatter_gradients, split_tensor, to_storage, update_parts, use_two_four, watch_inputs,
     },
-    vocab::{Compression, DType, Precision},
+    vocab::{Compression, DType, Layout, Precision},
 };
 
 /// A training step of one rank.
@@ -42,13 +43,36 @@ pub fn optimizer_step(config: &TrainConfig) -> OptimizerStep {
     }
 }
 
-/// Builds the step of one of `ranks` ranks from the forward graph of its share of the batch.
+/// The forward graph of each part of the weights, with what that part is.
+fn parts(forward: &Graph, layout: Layout) -> Result<Vec<(Graph, Shards)>, TrainError> {
+    match layout.tensor_ranks() {
+        1 => Ok(vec![(forward.clone(), Shards::default())]),
+        ranks => Ok(split_tensor(forward, ranks)?),
+    }
+}
+
+/// The steps of the parts of the weights, from the forward graph of a share of the batch; values have the same numbers in all.
+pub fn training_programs(
+    forward: &Graph,
+    precision: Precision,
+    config: &TrainConfig,
+    layout: Layout,
+) -> Result<Vec<(TrainingProgram, Shards)>, TrainError> {
+    let made = parts(forward, layout)?.into_iter().map(|(graph, shards)| {
+        let program = training_program(&graph, precision, config, layout)?;
+        Ok((program, shards))
+    });
+    made.collect()
+}
+
+/// Builds the step of one rank from the forward graph of its share of the batch and its part of the weights.
 pub fn training_program(
     forward: &Graph,
     precision: Precision,
     config: &TrainConfig,
-    ranks: usize,
+    layout: Layout,
 ) -> Result<TrainingProgram, TrainError> {
+    let ranks = layout.data_ranks();
     let low = to_storage(forward, precision.storage())?;
     let copies = low.copies;
     let mut graph = fuse(low.graph, true);
@@ -63,29 +87,43 @@ pub fn training_program(
     let copy_of = |id: ValueId| copies.iter().find(|(master, _)| *master == id).map(|(_, copy)| *copy);
     let read: Vec<ValueId> = parameters.iter().map(|id| copy_of(*id).unwrap_or(*id)).collect();
     let gradients = differentiate(&mut graph, loss, &read, loss_scale)?;
-    let mut by_parameter = Vec::new();
+    let mut trained = Vec::new();
     for (parameter, read) in parameters.iter().zip(&read) {
         // A parameter that the loss does not depend on stays as it is.
         let Some(mut gradient) = gradients.of(*read) else { continue };
         if graph.dtype(gradient) != DType::F32 {
             gradient = graph.apply(Op::Cast { to: DType::F32 }, &[gradient])?;
         }
-        by_parameter.push((*parameter, gradient));
+        trained.push(Trained { parameter: *parameter, gradient, copy: copy_of(*parameter) });
     }
-    let all: Vec<ValueId> = by_parameter.iter().map(|(_, gradient)| *gradient).collect();
-    if ranks > 1 {
+    let optimizer = optimizer_step(config);
+    let shared_out = layout.shares_state() && ranks > 1;
+    let parts = if shared_out { scatter_gradients(&mut graph, &trained, ranks)? } else { Vec::new() };
+    let all: Vec<ValueId> = match shared_out {
+        true => parts.iter().map(|part| part.gradient).collect(),
+        false => trained.iter().map(|one| one.gradient).collect(),
+    };
+    if ranks > 1 && !shared_out {
         all_reduce_gradients(&mut graph, &all)?;
     }
-    let finite = if guarded { Some(graph.apply(Op::AllFinite, &all)?) } else { None };
-    let optimizer = optimizer_step(config);
-    for (parameter, gradient) in by_parameter {
-        let (name, shape) = (graph.value(parameter).name.clone(), graph.shape(parameter).to_vec());
-        let mut operands = vec![parameter, gradient];
-        operands.extend((0..optimizer.state_arrays()).map(|k| graph.state(&format!("{name}.state{k}"), &shape, DType::F32)));
-        operands.extend(copy_of(parameter));
-        operands.extend(loss_scale);
-        operands.extend(finite);
-        graph.apply_all(Op::Update { optimizer, guarded }, &operands)?;
+    let mut finite = if guarded { Some(graph.apply(Op::AllFinite, &all)?) } else { None };
+    // Ranks that see other gradients must skip the same steps.
+    if let Some(flag) = finite.as_mut().filter(|_| shared_out || layout.tensor_ranks() > 1) {
+        *flag = graph.apply(Op::EveryRank, &[*flag])?;
+    }
+    if shared_out {
+        let guard = loss_scale.zip(finite).map(|(scale, finite)| [scale, finite]);
+        update_parts(&mut graph, &trained, &parts, optimizer, guard, ranks)?;
+    } else {
+        for Trained { parameter, gradient, copy } in trained {
+            let (name, shape) = (graph.value(parameter).name.clone(), graph.shape(parameter).to_vec());
+            let mut operands = vec![parameter, gradient];
+            operands.extend((0..optimizer.state_arrays()).map(|k| graph.state(&format!("{name}.state{k}"), &shape, DType::F32)));
+            operands.extend(copy);
+            operands.extend(loss_scale);
+            operands.extend(finite);
+            graph.apply_all(Op::Update { optimizer, guarded }, &operands)?;
+        }
     }
     // Logits were an output for autodiff's sake; a training step needs the loss alone.
     graph.outputs.clear();
@@ -115,8 +153,8 @@ pub struct InferenceProgram {
 /// the weights, so it wins where reading them is the work, and loses where arithmetic is.
 const TWO_FOUR_ROWS: usize = 4;
 
-/// Applies `compression`, then `precision`, to a forward graph with trained `weights`. `calibrate` is asked for activation ranges of
-/// the given watched graph where int8 needs them.
+/// Applies `compression`, then `precision`, to a forward graph with trained `weights`, on one rank. `calibrate` is asked for activation
+/// ranges of the given watched graph where int8 needs them.
 pub fn inference_program(
     forward: &Graph,
     weights: &Weights,
@@ -124,6 +162,19 @@ pub fn inference_program(
     compression: Compression,
     calibrate: impl FnOnce(&Graph) -> Result<Calibration, TrainError>,
 ) -> Result<InferenceProgram, TrainError> {
+    let mut made = inference_programs(forward, weights, precision, compression, Layout::SINGLE, calibrate)?;
+    Ok(made.remove(0).0)
+}
+
+/// The same for each part of the weights of a layout; values have the same numbers in all.
+pub fn inference_programs(
+    forward: &Graph,
+    weights: &Weights,
+    precision: Precision,
+    compression: Compression,
+    layout: Layout,
+    calibrate: impl FnOnce(&Graph) -> Result<Calibration, TrainError>,
+) -> Result<Vec<(InferenceProgram, Shards)>, TrainError> {
     let mut graph = forward.clone();
     let mut weights = weights.clone();
     let mut notes = Vec::new();
@@ -163,16 +214,21 @@ pub fn inference_program(
         Compression::TwoFour => two_four_bytes(&weights, precision),
         _ => dense,
     };
-    let low = to_storage(&graph, precision.storage())?;
-    let mut fused = fuse(low.graph, false);
-    if sparse {
-        fused = use_two_four(&fused);
-    }
-    let program = lower(&fused);
-    let model_bytes = stored(weight_bytes(&program));
-    let x = program.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
-    let logits = program.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
-    Ok(InferenceProgram { program, x, logits, weights, model_bytes, notes })
+    let lowered = |graph: &Graph| -> Result<Program, TrainError> {
+        let low = to_storage(graph, precision.storage())?;
+        let fused = fuse(low.graph, false);
+        Ok(lower(&if sparse { use_two_four(&fused) } else { fused }))
+    };
+    // Of the whole model, whoever holds its parts.
+    let model_bytes = stored(weight_bytes(&lowered(&graph)?));
+    let made = parts(&graph, layout)?.into_iter().map(|(graph, shards)| {
+        let program = lowered(&graph)?;
+        let x = program.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
+        let logits = program.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
+        let (weights, notes) = (shards.cut(&weights), notes.clone());
+        Ok((InferenceProgram { program, x, logits, weights, model_bytes, notes }, shards))
+    });
+    made.collect()
 }
 
 fn weight_count(weights: &Weights) -> usize {

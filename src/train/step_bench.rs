@@ -7,12 +7,15 @@ use crate::{
     record::TrainConfig,
     stats::Generator,
     strategy::Calibration,
-    vocab::{Compression, Phase, Precision},
+    vocab::{Compression, DType, Layout, Phase, Precision},
 };
 use std::time::Instant;
 
 /// Length of a sample.
 const SAMPLE_S: f64 = 0.05;
+
+/// Different words in random texts; every model's vocabulary has as many.
+const WORDS: usize = 1000;
 
 /// A step, ready for the clock.
 pub struct StepBench {
@@ -33,12 +36,16 @@ impl StepBench {
         let weights = initial_weights(forward, config.init, config.first_seed);
         let mut generator = Generator::new(config.first_seed);
         let mut upload_rows = |session: &mut dyn Session, x: ValueId| {
-            let count = session.program().value(x).elements();
-            session.upload_f32(x, &(0..count).map(|_| generator.unit() as f32).collect::<Vec<_>>())
+            let value = session.program().value(x);
+            let (count, is_text) = (value.elements(), value.dtype == DType::I32);
+            match is_text {
+                true => session.upload_i32(x, &(0..count).map(|_| generator.below(WORDS) as i32).collect::<Vec<_>>()),
+                false => session.upload_f32(x, &(0..count).map(|_| generator.unit() as f32).collect::<Vec<_>>()),
+            }
         };
         let session = match phase {
             Phase::Train => {
-                let training = training_program(forward, precision, config, 1)?;
+                let training = training_program(forward, precision, config, Layout::SINGLE)?;
                 let mut session = backend.load(training.program.clone(), None)?;
                 load_weights(&mut *session, &weights)?;
                 upload_rows(&mut *session, training.x)?;

@@ -2,11 +2,11 @@
 
 use super::{TrainError, load_weights};
 use crate::{
-    backend::{Collective, CollectiveError, Session, open},
+    backend::{CollectiveError, Links, Session, open},
     comm::{ThreadMember, thread_group},
-    graph::Program,
+    graph::{Program, Work},
     strategy::Weights,
-    vocab::Device,
+    vocab::{Device, Layout},
 };
 use std::{sync::Arc, time::Instant};
 
@@ -56,10 +56,13 @@ impl StepClock {
     }
 }
 
-/// One rank: its program on its device, and its link to the others.
+/// One rank: its program on its device, and its links to the others.
 pub struct Rank {
     pub session: Box<dyn Session>,
+    /// Among all ranks.
     pub member: Arc<ThreadMember>,
+    /// Among those of its kinds.
+    groups: [Arc<ThreadMember>; 2],
 }
 
 /// All ranks of a candidate.
@@ -68,31 +71,46 @@ pub struct Team {
 }
 
 /// Frees the other ranks when a rank ends early.
-struct LeaveOnDrop<'m>(Option<&'m ThreadMember>);
+struct LeaveOnDrop(Vec<Arc<ThreadMember>>);
 
-impl Drop for LeaveOnDrop<'_> {
+impl Drop for LeaveOnDrop {
     fn drop(&mut self) {
-        if let Some(member) = self.0 {
-            member.leave();
-        }
+        self.0.iter().for_each(|member| member.leave());
     }
 }
 
 impl Team {
-    /// Loads `program` on every rank; each gets its share of `threads`.
-    pub fn new(device: Device, program: &Program, ranks: usize, threads: usize, weights: &Weights) -> Result<Team, TrainError> {
+    /// Loads the program of its part of the weights on every rank; each gets its share of `threads`.
+    pub fn new(device: Device, parts: &[(&Program, Weights)], layout: Layout, threads: usize) -> Result<Team, TrainError> {
+        let ranks = layout.ranks();
         let threads = (threads / ranks).max(1);
         let shared = open(device, threads)?;
+        let group = |ranks: usize| thread_group(ranks).into_iter().map(Arc::new).collect::<Vec<_>>();
+        let all = group(ranks);
+        let data: Vec<_> = (0..layout.tensor_ranks()).map(|_| group(layout.data_ranks())).collect();
+        let tensor: Vec<_> = (0..layout.data_ranks()).map(|_| group(layout.tensor_ranks())).collect();
         let mut made = Vec::new();
-        for (rank, member) in thread_group(ranks).into_iter().enumerate() {
+        for (rank, member) in all.into_iter().enumerate() {
             let backend = if device.of_rank(rank) == device { shared.clone() } else { open(device.of_rank(rank), threads)? };
-            let member = Arc::new(member);
-            let collective: Option<Arc<dyn Collective>> = if ranks > 1 { Some(member.clone()) } else { None };
-            let mut session = backend.load(program.clone(), collective)?;
+            let (share, part) = layout.place(rank);
+            let groups = [data[part][share].clone(), tensor[share][part].clone()];
+            let links = (ranks > 1).then(|| Links { data: groups[0].clone(), tensor: groups[1].clone() });
+            let (program, weights) = &parts[part];
+            let mut session = backend.load((*program).clone(), links)?;
             load_weights(&mut *session, weights)?;
-            made.push(Rank { session, member });
+            made.push(Rank { session, member, groups });
         }
         Ok(Team { ranks: made })
+    }
+
+    /// Work of a step of all ranks.
+    pub fn work(&self) -> Work {
+        self.ranks.iter().map(|rank| rank.session.program().work()).fold(Work::default(), Work::plus)
+    }
+
+    /// The session of a rank.
+    pub fn session(&mut self, rank: usize) -> &mut dyn Session {
+        &mut *self.ranks[rank].session
     }
 
     pub fn len(&self) -> usize {
@@ -124,11 +142,10 @@ impl Team {
             return Ok(vec![work(0, rank, state)?]);
         }
         let run = |number: usize, rank: &mut Rank, state: &mut S| {
-            let member = rank.member.clone();
-            let mut guard = LeaveOnDrop(Some(&member));
+            let mut guard = LeaveOnDrop(std::iter::once(&rank.member).chain(&rank.groups).cloned().collect());
             let result = work(number, rank, state);
             if result.is_ok() {
-                guard.0 = None;
+                guard.0.clear();
             }
             result
         };

@@ -1,19 +1,22 @@
 //! The training loop: whole runs of a seed, or single steps for the clock.
 
 use super::{
-    LossScale, Predictor, StepTimes, Team, TrainError, TrainingProgram, initial_weights,
+    LossScale, Predictor, StepTimes, Team, TrainError, TrainingProgram,
+    feed::{feed, take_labels},
+    initial_weights,
     team::{Rank, StepClock},
-    training_program,
+    training_programs,
 };
 use crate::{
-    data::{Augmenter, Batches, DataSet, gather},
+    data::{Augmenter, Batches, DataSet},
     graph::Graph,
     metrics,
     models::{Model, Size},
     record::{Candidate, Epoch, Quality, SeedRun, TrainConfig},
-    strategy::{Tensor, Weights},
+    stats::median,
+    strategy::{Shards, Tensor, Weights},
     units::Seconds,
-    vocab::{Compression, Metric, OptimizerKind},
+    vocab::{Compression, Metric, OptimizerKind, RowShape},
 };
 use std::{sync::Arc, time::Instant};
 
@@ -48,6 +51,8 @@ pub struct Trainer {
     candidate: Candidate,
     forward: Graph,
     training: TrainingProgram,
+    /// What each part of the weights is.
+    shards: Vec<Shards>,
     team: Team,
     states: Vec<RankState>,
     augmenter: Augmenter,
@@ -66,7 +71,8 @@ impl Trainer {
         config: &TrainConfig,
         seed: u64,
     ) -> Result<Self, TrainError> {
-        let (ranks, batch_size) = (candidate.layout.ranks(), candidate.batch_size);
+        let (layout, batch_size) = (candidate.layout, candidate.batch_size);
+        let ranks = layout.data_ranks();
         if batch_size % ranks != 0 {
             return Err(TrainError::Split { batch_size, ranks });
         }
@@ -75,11 +81,14 @@ impl Trainer {
         }
         let mut config = config.clone();
         config.optimizer.learning_rate = scaled_rate(&config, batch_size);
-        let size = Size { batch: batch_size / ranks, image: set.shape, classes: set.classes.len() };
+        let size = Size { batch: batch_size / ranks, row: set.row, classes: set.classes.len() };
         let forward = (model.build)(&size)?;
-        let training = training_program(&forward, candidate.precision, &config, ranks)?;
+        let mut parts = training_programs(&forward, candidate.precision, &config, layout)?;
         let weights = initial_weights(&forward, config.init, seed);
-        let team = Team::new(candidate.device, &training.program, ranks, candidate.threads, &weights)?;
+        let loaded: Vec<_> = parts.iter().map(|(part, shards)| (&part.program, shards.cut(&weights))).collect();
+        let team = Team::new(candidate.device, &loaded, layout, candidate.threads)?;
+        let shards = parts.iter().map(|(_, shards)| shards.clone()).collect();
+        let training = parts.remove(0).0;
         let state = || RankState {
             batches: Batches::new(set.train.rows(), batch_size, seed),
             labels: vec![0; size.batch],
@@ -87,10 +96,13 @@ impl Trainer {
             updates: 0,
             losses: Vec::new(),
         };
-        let states = (0..ranks).map(|_| state()).collect();
-        let augmenter = Augmenter::new(&config.augment, set.shape);
+        let states = (0..layout.ranks()).map(|_| state()).collect();
+        let augmenter = match set.row {
+            RowShape::Image(shape) => Augmenter::new(&config.augment, shape),
+            RowShape::Tokens { .. } => Augmenter::new(&[], [0; 3]),
+        };
         let candidate = candidate.clone();
-        Ok(Trainer { set, config, candidate, forward, training, team, states, augmenter, seed, step: 0 })
+        Ok(Trainer { set, config, candidate, forward, training, shards, team, states, augmenter, seed, step: 0 })
     }
 
     pub fn program(&self) -> &TrainingProgram {
@@ -110,13 +122,18 @@ impl Trainer {
 
     /// The master weights now.
     pub fn weights(&mut self) -> Result<Weights, TrainError> {
-        let session = self.team.first();
         let mut tensors = Vec::new();
         for id in self.forward.parameters() {
             let value = self.forward.value(id);
             let mut tensor = Tensor { name: value.name.clone(), shape: value.shape.clone(), data: vec![0.0; value.elements()] };
-            let held = session.program().find(&value.name).ok_or(TrainError::NoOutput { name: "weights" })?;
-            session.download_f32(held, &mut tensor.data)?;
+            // The ranks of the first share of the batch hold all parts.
+            for (rank, shards) in self.shards.iter().enumerate() {
+                let session = self.team.session(rank);
+                let held = session.program().find(&value.name).ok_or(TrainError::NoOutput { name: "weights" })?;
+                let mut part = vec![0.0; session.program().value(held).elements()];
+                session.download_f32(held, &mut part)?;
+                shards.put(&part, &mut tensor);
+            }
             tensors.push(tensor);
         }
         Ok(Weights { tensors })
@@ -126,14 +143,14 @@ impl Trainer {
     pub fn steps(&mut self, count: usize) -> Result<StepTimes, TrainError> {
         let (first, per_epoch) = (self.step, self.states[0].batches.per_epoch());
         let (set, training, augmenter, seed) = (&*self.set, &self.training, &self.augmenter, self.seed);
-        let (ranks, schedule, epochs) = (self.team.len(), self.config.schedule, self.config.epochs);
+        let (layout, schedule, epochs) = (self.candidate.layout, self.config.schedule, self.config.epochs);
         let times = self.team.each(&mut self.states, |number, rank, state| {
             let mut clock = StepClock::start(count, number == 0);
             for step in first..first + count {
                 if step % per_epoch == 0 {
                     state.batches.epoch((step / per_epoch) as u64);
                 }
-                let rows = state.batches.shard(step % per_epoch, number, ranks);
+                let rows = state.batches.shard(step % per_epoch, layout.place(number).0, layout.data_ranks());
                 let augment = (!augmenter.is_identity()).then_some((augmenter, seed, (step / per_epoch) as u64));
                 rank.session.set_rate_factor(schedule.factor(step, per_epoch * epochs));
                 one_step(set, training, rank, &mut state.labels, rows, augment, &mut state.scale, &mut state.updates)
@@ -149,6 +166,8 @@ impl Trainer {
     /// Losses of the steps since the last call, whole batches, in order.
     pub fn take_losses(&mut self) -> Vec<f64> {
         let parts: Vec<Vec<f32>> = self.states.iter_mut().map(|state| std::mem::take(&mut state.losses)).collect();
+        // Ranks with the same rows have the same loss.
+        let parts: Vec<&Vec<f32>> = parts.iter().step_by(self.candidate.layout.tensor_ranks()).collect();
         (0..parts[0].len()).map(|k| parts.iter().map(|part| f64::from(part[k])).sum()).collect()
     }
 
@@ -218,22 +237,21 @@ impl Trainer {
     }
 
     /// Seconds that one rank needs to fetch and change the rows of a step, the median of `repeats`.
-    pub fn data_seconds(&mut self, repeats: usize) -> f64 {
-        let (set, elements) = (self.set.clone(), self.set.row_elements());
+    pub fn data_seconds(&mut self, repeats: usize) -> Result<f64, TrainError> {
+        let (set, x) = (self.set.clone(), self.training.x);
         let state = &mut self.states[0];
-        let ranks = self.team.len();
-        let mut images = vec![0.0; state.labels.len() * elements];
-        let mut times: Vec<f64> = (0..repeats)
-            .map(|k| {
-                let start = Instant::now();
-                let augment = (!self.augmenter.is_identity()).then_some((&self.augmenter, self.seed, 0));
-                let rows = state.batches.shard(k % state.batches.per_epoch(), 0, ranks);
-                gather(&set.train, elements, rows, augment, &mut images, &mut state.labels);
-                start.elapsed().as_secs_f64()
-            })
-            .collect();
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
+        let ranks = self.candidate.layout.data_ranks();
+        let session = self.team.first();
+        let mut times = Vec::with_capacity(repeats);
+        for k in 0..repeats {
+            let start = Instant::now();
+            let augment = (!self.augmenter.is_identity()).then_some((&self.augmenter, self.seed, 0));
+            let rows = state.batches.shard(k % state.batches.per_epoch(), 0, ranks);
+            feed(session, x, &set.train, rows, augment)?;
+            take_labels(&set.train, rows, &mut state.labels);
+            times.push(start.elapsed().as_secs_f64());
+        }
+        Ok(median(&times).unwrap_or(0.0))
     }
 }
 
@@ -249,15 +267,8 @@ fn one_step(
     updates: &mut u64,
 ) -> Result<f32, TrainError> {
     let session = &mut *rank.session;
-    let elements = set.row_elements();
-    match session.host_f32(training.x) {
-        Some(images) => gather(&set.train, elements, rows, augment, images, labels),
-        None => {
-            let mut images = vec![0.0; rows.len() * elements];
-            gather(&set.train, elements, rows, augment, &mut images, labels);
-            session.upload_f32(training.x, &images)?;
-        }
-    }
+    feed(session, training.x, &set.train, rows, augment)?;
+    take_labels(&set.train, rows, labels);
     session.upload_i32(training.labels, labels)?;
     if let (Some((factor, _)), Some(scale)) = (training.guard, scale.as_ref()) {
         session.upload_f32(factor, &[scale.factor()])?;

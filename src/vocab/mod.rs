@@ -7,12 +7,14 @@ mod compression;
 mod device;
 mod layout;
 mod metric;
+mod rows;
 mod words;
 
 pub use compression::Compression;
 pub use device::Device;
 pub use layout::Layout;
 pub use metric::{Better, Metric, MetricFacts};
+pub use rows::{RowKind, RowShape};
 pub use words::{Augmentation, DType, InitKind, Objective, OptimizerKind, Phase, Precision, Schedule, Task};
 
 /// One word of a family.
@@ -92,7 +94,7 @@ mod tests {
         check(&[DType::F32, DType::Bf16, DType::F16, DType::I32, DType::I8, DType::U8]);
         check(&[self::Precision::Fp32, self::Precision::Bf16, self::Precision::Fp16]);
         check(&[Phase::Train, Phase::Infer]);
-        check(&[Task::ImageClassification]);
+        check(&[Task::ImageClassification, Task::TextClassification]);
         check(&[OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Rmsprop]);
         check(&[Schedule::Constant, Schedule::Cosine]);
         check(&[InitKind::Uniform, InitKind::Gaussian, InitKind::Xavier, InitKind::He]);

@@ -1,6 +1,6 @@
 //! The plain families: words that carry no number.
 
-use super::{Vocabulary, Word};
+use super::{RowKind, Vocabulary, Word};
 use serde::{Deserialize, Serialize};
 
 /// Type of an element in memory.
@@ -102,12 +102,30 @@ impl Vocabulary for Phase {
 #[serde(rename_all = "kebab-case")]
 pub enum Task {
     ImageClassification,
+    TextClassification,
+}
+
+impl Task {
+    /// What its rows are.
+    pub const fn rows(self) -> RowKind {
+        match self {
+            Task::ImageClassification => RowKind::Image,
+            Task::TextClassification => RowKind::Text,
+        }
+    }
 }
 
 impl Vocabulary for Task {
     const KIND: &'static str = "task";
-    const WORDS: &'static [Word<Self>] =
-        &[Word { value: Task::ImageClassification, name: "image-classification", aliases: &[], about: "one class an image" }];
+    const WORDS: &'static [Word<Self>] = &[
+        Word { value: Task::ImageClassification, name: "image-classification", aliases: &[], about: "one class an image" },
+        Word {
+            value: Task::TextClassification,
+            name: "text-classification",
+            aliases: &["sentiment"],
+            about: "one class a text, its sentiment for one",
+        },
+    ];
 }
 
 /// Update rule of the weights.

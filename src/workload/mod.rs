@@ -1,6 +1,6 @@
 //! Workloads: a task with its unit, and the work that one worker process does for it. One file each; this table lists them.
 
-mod image_classification;
+mod classification;
 
 use crate::{
     harness::{Request, Response, Work},
@@ -15,8 +15,10 @@ pub struct Workload {
     open: fn() -> Box<dyn Work>,
 }
 
-pub const WORKLOADS: &[Workload] =
-    &[Workload { task: Task::ImageClassification, unit: "image", open: || Box::new(image_classification::Bench::default()) }];
+pub const WORKLOADS: &[Workload] = &[
+    Workload { task: Task::ImageClassification, unit: "image", open: || Box::new(classification::Bench::default()) },
+    Workload { task: Task::TextClassification, unit: "text", open: || Box::new(classification::Bench::default()) },
+];
 
 /// The workload of a task.
 pub fn find(task: Task) -> &'static Workload {

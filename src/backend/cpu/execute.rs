@@ -2,7 +2,7 @@
 
 use super::{CpuSession, Storage, kernels};
 use crate::{
-    backend::BackendError,
+    backend::{BackendError, Session, exchange::exchange},
     graph::{Activation, Binary, Op, OptimizerStep, Program, Step, Unary, ValueId, Window},
     vocab::{DType, OptimizerKind},
 };
@@ -115,19 +115,42 @@ impl<'a> Operands<'a> {
 }
 
 impl CpuSession {
+    /// An op that other ranks take part in, on copies of its operands as f32.
+    fn exchange(&mut self, index: usize) -> Result<(), BackendError> {
+        let step = self.program.steps[index].clone();
+        let mut operands = Vec::with_capacity(step.inputs.len());
+        for id in &step.inputs {
+            let mut data = vec![0.0; self.program.values[id.0].elements()];
+            self.download_f32(*id, &mut data)?;
+            operands.push(data);
+        }
+        let length = step.outputs.first().map_or(0, |id| self.program.values[id.0].elements());
+        let made = exchange(&step.op, self.links.as_ref(), &mut operands, length)?;
+        for k in step.op.written_inputs(step.inputs.len()) {
+            self.upload_f32(step.inputs[k], &operands[k])?;
+        }
+        match step.outputs.first() {
+            Some(id) => self.upload_f32(*id, &made),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn run_step(&mut self, index: usize) -> Result<(), BackendError> {
-        let CpuSession { program, slots, ctx, scratch, collective, updates, rate } = self;
+        let CpuSession { program, slots, ctx, scratch, links, updates, rate } = self;
         let step = &program.steps[index];
         // What the step writes leaves the slots, so that reading and writing cannot meet.
         let mut written: [Storage; MOST_WRITTEN] = Default::default();
         let places = &scratch.written[index];
         if step.op == Op::AllReduce {
-            let ranks = collective.as_ref().ok_or(BackendError::Alone { op: step.op.name() })?;
+            let ranks = &links.as_ref().ok_or(BackendError::Alone { op: step.op.name() })?.data;
             for (id, slot) in step.inputs.iter().zip(places) {
                 let len = program.values[id.0].elements();
                 ranks.all_reduce_sum(slots[*slot].as_mut_slice::<f32>(len))?;
             }
             return Ok(());
+        }
+        if step.op.is_exchange() {
+            return self.exchange(index);
         }
         for (out, slot) in written.iter_mut().zip(places) {
             *out = std::mem::take(&mut slots[*slot]);
@@ -342,7 +365,7 @@ impl Run<'_> {
                 let shape = around(o.out_shape(0), *axis);
                 kernels::global_average_pool_backward(ctx, shape, o.get::<T>(0), first.as_mut_slice(o.out_len(0)));
             }
-            Op::Reshape { .. } => unreachable!("lowering gives both sides of a reshape one memory and drops it"),
+            Op::Reshape { .. } | Op::Replicate => unreachable!("lowering gives both sides of a reshape one memory and drops it"),
             Op::Permute { axes } => {
                 kernels::permute(ctx, o.shape(0), axes, o.get::<T>(0), first.as_mut_slice(o.out_len(0)));
             }
@@ -439,7 +462,14 @@ impl Run<'_> {
                 let (tail, y) = (epilogue(o.bias(3), *activation), first.as_mut_slice::<f32>(o.out_len(0)));
                 kernels::int8_conv2d(ctx, &shape, x, *input_scale as f32, packed, tail, y);
             }
-            Op::AllReduce => unreachable!("run before operands are taken"),
+            Op::AllReduce
+            | Op::SumRanks
+            | Op::ReduceScatter { .. }
+            | Op::TakePart { .. }
+            | Op::EveryRank
+            | Op::AllGather { .. } => {
+                unreachable!("run before operands are taken")
+            }
         }
         Ok(())
     }

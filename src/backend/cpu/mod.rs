@@ -8,7 +8,7 @@ mod execute;
 #[allow(unsafe_code)]
 pub mod kernels;
 
-use super::{Backend, BackendError, Collective, Session};
+use super::{Backend, BackendError, Links, Session};
 use crate::{
     graph::{Program, ValueId},
     units::{Bytes, Seconds},
@@ -17,7 +17,7 @@ use crate::{
 use bytemuck::Pod;
 use half::{bf16, f16};
 use kernels::Context;
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 /// The processor with a pool of threads.
 pub struct Cpu {
@@ -41,11 +41,11 @@ impl Backend for Cpu {
         format!("cpu, {} thread{}, {isa}", self.threads, if self.threads == 1 { "" } else { "s" })
     }
 
-    fn load(&self, program: Program, collective: Option<Arc<dyn Collective>>) -> Result<Box<dyn Session>, BackendError> {
+    fn load(&self, program: Program, links: Option<Links>) -> Result<Box<dyn Session>, BackendError> {
         let slots = program.slots.iter().map(|slot| Storage::zeros(slot.bytes)).collect();
         let scratch = execute::Scratch::for_program(&program);
         let ctx = Context::new(self.threads);
-        Ok(Box::new(CpuSession { program, slots, ctx, scratch, collective, updates: 0, rate: 1.0 }))
+        Ok(Box::new(CpuSession { program, slots, ctx, scratch, links, updates: 0, rate: 1.0 }))
     }
 }
 
@@ -85,7 +85,7 @@ struct CpuSession {
     slots: Vec<Storage>,
     ctx: Context,
     scratch: execute::Scratch,
-    collective: Option<Arc<dyn Collective>>,
+    links: Option<Links>,
     updates: u64,
     /// Factor on every update's learning rate.
     rate: f64,

@@ -29,7 +29,7 @@ pub use machine::{CudaError, Facts};
 pub use peaks::{Peaks, peaks};
 pub use tune::{TUNING, TuneError, Tuned, tune, tuning_file};
 
-use super::{Backend, BackendError, Collective, Session};
+use super::{Backend, BackendError, Links, Session};
 use crate::graph::Program;
 use machine::Machine;
 use product::Choices;
@@ -86,7 +86,7 @@ impl Backend for Cuda {
         format!("cuda, {}{measured}", one_line(self.machine.facts()))
     }
 
-    fn load(&self, program: Program, collective: Option<Arc<dyn Collective>>) -> Result<Box<dyn Session>, BackendError> {
-        Ok(Box::new(session::CudaSession::load(program, self.machine.clone(), self.choices.clone(), collective)?))
+    fn load(&self, program: Program, links: Option<Links>) -> Result<Box<dyn Session>, BackendError> {
+        Ok(Box::new(session::CudaSession::load(program, self.machine.clone(), self.choices.clone(), links)?))
     }
 }

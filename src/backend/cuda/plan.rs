@@ -423,8 +423,13 @@ impl Planner<'_> {
             }
             Op::AllFinite => self.all_finite(step),
             // The session does it.
-            Op::AllReduce => {}
-            Op::Reshape { .. } => unreachable!("lowering gives both sides of a reshape one memory and drops it"),
+            Op::AllReduce
+            | Op::SumRanks
+            | Op::ReduceScatter { .. }
+            | Op::TakePart { .. }
+            | Op::EveryRank
+            | Op::AllGather { .. } => {}
+            Op::Reshape { .. } | Op::Replicate => unreachable!("lowering gives both sides of a reshape one memory and drops it"),
         }
         Ok(())
     }

@@ -6,8 +6,8 @@ use super::{
     product::Choices,
 };
 use crate::{
-    backend::{BackendError, Collective, Session},
-    graph::{Op, Program, ValueId},
+    backend::{BackendError, Links, Session, exchange::exchange},
+    graph::{Program, ValueId},
     units::{Bytes, Seconds},
     vocab::{DType, Vocabulary},
 };
@@ -20,8 +20,8 @@ enum Piece {
         steps: std::ops::Range<usize>,
         recording: Option<Recording>,
     },
-    /// Step whose operands are summed over the ranks.
-    AllReduce(usize),
+    /// Step that other ranks take part in.
+    Exchange(usize),
 }
 
 pub(super) struct CudaSession {
@@ -36,7 +36,7 @@ pub(super) struct CudaSession {
     pieces: Vec<Piece>,
     /// Runs so far; the first goes launch by launch, so that a launch that fails is named, the second records.
     runs: u64,
-    collective: Option<Arc<dyn Collective>>,
+    links: Option<Links>,
     control: Control,
     /// The control block on the device is not what it should be.
     control_is_stale: bool,
@@ -49,7 +49,7 @@ impl CudaSession {
         program: Program,
         machine: Arc<dyn Machine>,
         choices: Arc<Choices>,
-        collective: Option<Arc<dyn Collective>>,
+        links: Option<Links>,
     ) -> Result<CudaSession, BackendError> {
         // Sizes do not depend on addresses: the first plan says how much is needed, the second is the one that runs.
         let nowhere = Places::nowhere(&program);
@@ -77,9 +77,9 @@ impl CudaSession {
         let mut pieces = Vec::new();
         let mut from = 0;
         for (at, step) in program.steps.iter().enumerate() {
-            if step.op == Op::AllReduce {
+            if step.op.is_exchange() {
                 pieces.push(Piece::Launches { steps: from..at, recording: None });
-                pieces.push(Piece::AllReduce(at));
+                pieces.push(Piece::Exchange(at));
                 from = at + 1;
             }
         }
@@ -95,7 +95,7 @@ impl CudaSession {
             choices,
             pieces,
             runs: 0,
-            collective,
+            links,
             control,
             control_is_stale: true,
         })
@@ -116,6 +116,40 @@ impl CudaSession {
         }
     }
 
+    fn write_f32(&self, id: ValueId, data: &[f32]) -> Result<(), BackendError> {
+        let to = self.place(id, data.len(), &FLOATS, "float")?;
+        match self.program.values[id.0].dtype {
+            DType::F32 => self.machine.upload(to, bytemuck::cast_slice(data))?,
+            DType::Bf16 => {
+                let low: Vec<bf16> = data.iter().map(|x| bf16::from_f32(*x)).collect();
+                self.machine.upload(to, bytemuck::cast_slice(&low))?;
+            }
+            _ => {
+                let low: Vec<f16> = data.iter().map(|x| f16::from_f32(*x)).collect();
+                self.machine.upload(to, bytemuck::cast_slice(&low))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_f32(&self, id: ValueId, out: &mut [f32]) -> Result<(), BackendError> {
+        let from = self.place(id, out.len(), &FLOATS, "float")?;
+        match self.program.values[id.0].dtype {
+            DType::F32 => self.machine.download(from, bytemuck::cast_slice_mut(out))?,
+            DType::Bf16 => {
+                let mut low = vec![bf16::ZERO; out.len()];
+                self.machine.download(from, bytemuck::cast_slice_mut(&mut low))?;
+                out.iter_mut().zip(low).for_each(|(out, low)| *out = low.to_f32());
+            }
+            _ => {
+                let mut low = vec![f16::ZERO; out.len()];
+                self.machine.download(from, bytemuck::cast_slice_mut(&mut low))?;
+                out.iter_mut().zip(low).for_each(|(out, low)| *out = low.to_f32());
+            }
+        }
+        Ok(())
+    }
+
     fn bring_control(&mut self) -> Result<(), BackendError> {
         if self.control_is_stale {
             self.machine.upload(self.places.control, &self.control.bytes())?;
@@ -124,17 +158,24 @@ impl CudaSession {
         Ok(())
     }
 
-    fn all_reduce(&self, step: usize) -> Result<(), BackendError> {
+    /// Through the host.
+    fn exchange(&self, step: usize) -> Result<(), BackendError> {
         let step = &self.program.steps[step];
-        let ranks = self.collective.as_ref().ok_or(BackendError::Alone { op: step.op.name() })?;
+        let mut operands = Vec::with_capacity(step.inputs.len());
         for id in &step.inputs {
-            let slot = self.program.slot_of[id.0].expect("lowering gives every operand a slot");
             let mut data = vec![0.0f32; self.program.values[id.0].elements()];
-            self.machine.download(self.places.slots[slot], bytemuck::cast_slice_mut(&mut data))?;
-            ranks.all_reduce_sum(&mut data)?;
-            self.machine.upload(self.places.slots[slot], bytemuck::cast_slice(&data))?;
+            self.read_f32(*id, &mut data)?;
+            operands.push(data);
         }
-        Ok(())
+        let length = step.outputs.first().map_or(0, |id| self.program.values[id.0].elements());
+        let made = exchange(&step.op, self.links.as_ref(), &mut operands, length)?;
+        for k in step.op.written_inputs(step.inputs.len()) {
+            self.write_f32(step.inputs[k], &operands[k])?;
+        }
+        match step.outputs.first() {
+            Some(id) => self.write_f32(*id, &made),
+            None => Ok(()),
+        }
     }
 
     fn finish_run(&mut self) {
@@ -151,19 +192,7 @@ impl Session for CudaSession {
     }
 
     fn upload_f32(&mut self, id: ValueId, data: &[f32]) -> Result<(), BackendError> {
-        let to = self.place(id, data.len(), &FLOATS, "float")?;
-        match self.program.values[id.0].dtype {
-            DType::F32 => self.machine.upload(to, bytemuck::cast_slice(data))?,
-            DType::Bf16 => {
-                let low: Vec<bf16> = data.iter().map(|x| bf16::from_f32(*x)).collect();
-                self.machine.upload(to, bytemuck::cast_slice(&low))?;
-            }
-            _ => {
-                let low: Vec<f16> = data.iter().map(|x| f16::from_f32(*x)).collect();
-                self.machine.upload(to, bytemuck::cast_slice(&low))?;
-            }
-        }
-        Ok(())
+        self.write_f32(id, data)
     }
 
     fn upload_i32(&mut self, id: ValueId, data: &[i32]) -> Result<(), BackendError> {
@@ -194,21 +223,7 @@ impl Session for CudaSession {
     }
 
     fn download_f32(&mut self, id: ValueId, out: &mut [f32]) -> Result<(), BackendError> {
-        let from = self.place(id, out.len(), &FLOATS, "float")?;
-        match self.program.values[id.0].dtype {
-            DType::F32 => self.machine.download(from, bytemuck::cast_slice_mut(out))?,
-            DType::Bf16 => {
-                let mut low = vec![bf16::ZERO; out.len()];
-                self.machine.download(from, bytemuck::cast_slice_mut(&mut low))?;
-                out.iter_mut().zip(low).for_each(|(out, low)| *out = low.to_f32());
-            }
-            _ => {
-                let mut low = vec![f16::ZERO; out.len()];
-                self.machine.download(from, bytemuck::cast_slice_mut(&mut low))?;
-                out.iter_mut().zip(low).for_each(|(out, low)| *out = low.to_f32());
-            }
-        }
-        Ok(())
+        self.read_f32(id, out)
     }
 
     fn execute(&mut self) -> Result<(), BackendError> {
@@ -217,7 +232,7 @@ impl Session for CudaSession {
         let mut run = || -> Result<(), BackendError> {
             for piece in &mut pieces {
                 match piece {
-                    Piece::AllReduce(step) => self.all_reduce(*step)?,
+                    Piece::Exchange(step) => self.exchange(*step)?,
                     Piece::Launches { recording: Some(recording), .. } => self.machine.replay(recording)?,
                     Piece::Launches { steps, recording } => {
                         let launches: Vec<&Launch> = self.plan.steps[steps.clone()].iter().flatten().collect();
@@ -251,9 +266,9 @@ impl Session for CudaSession {
         times.clear();
         for piece in &self.pieces {
             match piece {
-                Piece::AllReduce(step) => {
+                Piece::Exchange(step) => {
                     let start = std::time::Instant::now();
-                    self.all_reduce(*step)?;
+                    self.exchange(*step)?;
                     times.push(Seconds::since(start));
                 }
                 Piece::Launches { steps, .. } => {

@@ -8,7 +8,7 @@ use super::{
     product::{self, Config, Operands, Shape, ranked},
 };
 use crate::{
-    backend::{Backend, Collective, CollectiveError},
+    backend::{Backend, Collective, CollectiveError, Links},
     graph::{Activation, Graph, Op, Unary, cases::CASES, lower},
     vocab::DType,
 };
@@ -65,6 +65,10 @@ fn kernels_touch_no_more_sectors_and_banks_than_their_budgets() {
 /// Two ranks of which the other has the same numbers.
 struct Twin;
 
+fn twins() -> Links {
+    Links { data: Arc::new(Twin), tensor: Arc::new(Twin) }
+}
+
 impl Collective for Twin {
     fn rank(&self) -> usize {
         0
@@ -78,6 +82,16 @@ impl Collective for Twin {
         data.iter_mut().for_each(|x| *x *= 2.0);
         Ok(())
     }
+
+    fn reduce_scatter_sum(&self, data: &[f32], part: &mut [f32]) -> Result<(), CollectiveError> {
+        part.iter_mut().zip(data).for_each(|(part, x)| *part = 2.0 * x);
+        Ok(())
+    }
+
+    fn all_gather(&self, part: &[f32], data: &mut [f32]) -> Result<(), CollectiveError> {
+        data.iter_mut().enumerate().for_each(|(k, x)| *x = part[k % part.len()]);
+        Ok(())
+    }
 }
 
 #[test]
@@ -89,8 +103,7 @@ fn one_value_alone_is_summed_over_ranks_between_launches() {
     graph.apply_all(Op::AllReduce, &[y]).unwrap();
     let z = graph.apply(Op::Unary(Unary::Relu), &[y]).unwrap();
     graph.mark_output("z", z);
-    let mut session =
-        Cuda { machine: Arc::new(machine), choices: Arc::default() }.load(lower(&graph), Some(Arc::new(Twin))).unwrap();
+    let mut session = Cuda { machine: Arc::new(machine), choices: Arc::default() }.load(lower(&graph), Some(twins())).unwrap();
     session.upload_f32(x, &[1.0, -1.0, 2.0, 0.5, 0.0]).unwrap();
     // As single launches, recorded, replayed, and with a clock around each step.
     for run in 0..4 {

@@ -1,7 +1,7 @@
-//! One class an image: trains or answers, one candidate a process.
+//! One class a row, image or text: trains or answers, one candidate a process.
 
 use crate::{
-    data::{DataSet, Part},
+    data::{DataSet, Inputs, Part},
     graph::Program,
     harness::{Described, Request, Response, Setup, WindowEnergy, Work},
     measure::{EnergyCounter, GpuSensor, forget_peak_resident, peak_resident},
@@ -127,7 +127,7 @@ impl Ready {
                 notes.extend(predictor.program().notes.iter().cloned());
                 // Answering needs no training rows.
                 let mut rest = Arc::try_unwrap(set).unwrap_or_else(|shared| (*shared).clone());
-                rest.train = Part::default();
+                rest.train = Part { inputs: Inputs::Images(Vec::new()), labels: Vec::new() };
                 set = Arc::new(rest);
                 Doing::Infer(Box::new(predictor))
             }
@@ -164,7 +164,7 @@ impl Ready {
         self.notes.extend(run.failure.as_ref().map(|failure| format!("seed {seed}: {failure}")));
         // The weights of the reference candidate are those that inference candidates ask for by this name.
         let is_reference = candidate.precision == Precision::Fp32
-            && candidate.layout == Layout::Single
+            && candidate.layout == Layout::SINGLE
             && candidate.batch_size == train.batch_size
             && candidate.device == self.setup.reference_device
             && candidate.threads == self.setup.reference_threads;
@@ -273,15 +273,14 @@ impl Ready {
             (Doing::Infer(predictor), true) => Some(Bytes(predictor.team().memory_bytes())),
         };
         let candidate = &self.setup.candidate;
-        let ranks = candidate.layout.ranks() as u64;
         let (data_s, program, model_bytes) = match &mut self.work {
             Doing::Train(trainer) => {
-                let data_s = trainer.data_seconds(PROFILED_STEPS);
+                let data_s = trainer.data_seconds(PROFILED_STEPS)?;
                 let bytes = trainer.weight_bytes();
                 (data_s, trainer.program().program.clone(), bytes)
             }
             Doing::Infer(predictor) => {
-                let data_s = predictor.data_seconds(&self.set.test, PROFILED_STEPS);
+                let data_s = predictor.data_seconds(&self.set.test, PROFILED_STEPS)?;
                 let bytes = predictor.program().model_bytes;
                 (data_s, predictor.program().program.clone(), bytes)
             }
@@ -290,7 +289,10 @@ impl Ready {
             Doing::Train(trainer) => profile(trainer.team())?,
             Doing::Infer(predictor) => profile(predictor.team())?,
         };
-        let work = program.work();
+        let work = match &mut self.work {
+            Doing::Train(trainer) => trainer.team().work(),
+            Doing::Infer(predictor) => predictor.team().work(),
+        };
         let units = candidate.batch_size as u64;
         let step = self.steps(PROFILED_STEPS)?;
         let step_s = median(&step.step_s).unwrap_or(self.step_s);
@@ -298,8 +300,8 @@ impl Ready {
             quality,
             peak_memory,
             model_size: Some(Bytes(model_bytes)),
-            flops_per_unit: Some(Flops(work.flops.0 * ranks / units)),
-            bytes_per_unit: Some(Bytes(work.bytes.0 * ranks / units)),
+            flops_per_unit: Some(Flops(work.flops.0 / units)),
+            bytes_per_unit: Some(Bytes(work.bytes.0 / units)),
             time_split: Some(split(&program, &op_times, data_s, step_s, self.setup.balance)),
             profile: program
                 .steps
@@ -351,7 +353,7 @@ fn trained_weights(
         phase: Phase::Train,
         precision: Precision::Fp32,
         compression: Compression::None,
-        layout: Layout::Single,
+        layout: Layout::SINGLE,
         batch_size: train.batch_size,
         device: setup.reference_device,
         threads: setup.reference_threads,
@@ -453,12 +455,12 @@ mod tests {
     #[test]
     fn a_worker_trains_answers_and_describes_itself_from_the_same_weights() {
         let dir = tempfile::tempdir().unwrap();
-        for layout in [Layout::Single, Layout::Data(2)] {
+        for layout in [Layout::SINGLE, Layout::data(2)] {
             let mut bench = Bench::default();
             let ask = |bench: &mut Bench, request| bench.answer(request).unwrap();
             ask(&mut bench, Request::Prepare(Box::new(setup(Phase::Train, layout, dir.path().into()))));
             let Response::Trained { run, quality, .. } = ask(&mut bench, Request::Train { seed: 3 }) else { panic!() };
-            assert_eq!((run.epochs.len(), run.checkpoint.is_empty()), (2, layout != Layout::Single));
+            assert_eq!((run.epochs.len(), run.checkpoint.is_empty()), (2, layout != Layout::SINGLE));
             assert!(quality.metrics[&Metric::Accuracy] > 0.6 && quality.predictions.len() == 360);
             let warm = Request::WarmUp { least: Seconds(0.01), most: Seconds(0.5) };
             let Response::Warm { steps, .. } = ask(&mut bench, warm) else { panic!() };
@@ -470,10 +472,10 @@ mod tests {
             let Response::Described { described, .. } = ask(&mut bench, Request::Describe) else { panic!() };
             assert!(described.quality.is_none() && described.profile.iter().all(|op| op.time.is_some()));
             let reduces = described.profile.iter().filter(|op| op.op == "all_reduce").count();
-            assert_eq!(reduces > 0, layout != Layout::Single);
+            assert_eq!(reduces > 0, layout != Layout::SINGLE);
         }
         let mut bench = Bench::default();
-        bench.answer(Request::Prepare(Box::new(setup(Phase::Infer, Layout::Single, dir.path().into())))).unwrap();
+        bench.answer(Request::Prepare(Box::new(setup(Phase::Infer, Layout::SINGLE, dir.path().into())))).unwrap();
         let Response::Described { described, .. } = bench.answer(Request::Describe).unwrap() else { panic!() };
         // One multiply-add a weight, a bias and a ReLU each: counted by hand for 64-256-128-10.
         let flops = 2 * (64 * 256 + 256 * 128 + 128 * 10) + 256 + 128 + 10 + 256 + 128;

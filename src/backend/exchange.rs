@@ -1,0 +1,54 @@
+//! Ops that other ranks take part in, on buffers of the host: what every backend does where it has nothing better.
+
+use super::{BackendError, Links};
+use crate::graph::Op;
+
+/// Runs an exchange on its operands, read as f32: in-place ops change them, the others give their result. `length`: elements of that.
+pub(super) fn exchange(
+    op: &Op,
+    links: Option<&Links>,
+    operands: &mut [Vec<f32>],
+    length: usize,
+) -> Result<Vec<f32>, BackendError> {
+    let links = links.ok_or(BackendError::Alone { op: op.name() })?;
+    match op {
+        Op::AllReduce => {
+            operands.iter_mut().try_for_each(|data| links.data.all_reduce_sum(data))?;
+            Ok(Vec::new())
+        }
+        Op::SumRanks => {
+            let mut sum = std::mem::take(&mut operands[0]);
+            links.tensor.all_reduce_sum(&mut sum)?;
+            Ok(sum)
+        }
+        Op::ReduceScatter { .. } => {
+            let mut part = vec![0.0; length];
+            links.data.reduce_scatter_sum(&operands[0], &mut part)?;
+            Ok(part)
+        }
+        Op::TakePart { .. } => Ok(own_part(&operands[0], links.data.rank(), length)),
+        Op::EveryRank => {
+            let mut flags = [operands[0][0]];
+            links.data.all_reduce_sum(&mut flags)?;
+            links.tensor.all_reduce_sum(&mut flags)?;
+            let ranks = links.data.ranks() * links.tensor.ranks();
+            Ok(vec![f32::from(u8::from(flags[0] == ranks as f32))])
+        }
+        Op::AllGather { .. } => {
+            let (whole, rest) = operands.split_first_mut().expect("it has two operands: checked by infer");
+            links.data.all_gather(&rest[0], whole)?;
+            if let Some(copy) = rest.get_mut(1) {
+                copy.clone_from(whole);
+            }
+            Ok(Vec::new())
+        }
+        _ => unreachable!("only exchanges come here"),
+    }
+}
+
+/// Elements from `rank * length` on, zeros behind the last.
+fn own_part(data: &[f32], rank: usize, length: usize) -> Vec<f32> {
+    let mut part: Vec<f32> = data.iter().skip(rank * length).take(length).copied().collect();
+    part.resize(length, 0.0);
+    part
+}
