@@ -72,6 +72,7 @@ constexpr u32 MULTIPROCESSORS = 4;
 constexpr u32 SHARED_WITHOUT_ASKING = 48 << 10;
 constexpr u32 SHARED_LIMIT = 232448;       // 227 KiB
 constexpr u64 MEMORY = 4ull << 30;
+constexpr size_t MOST_EVENTS = 2048;       // of a context; a device has some limit
 constexpr size_t APART = 8192;             // the emulator takes what lies within a page of a buffer for a stray access of it
 constexpr size_t ALIGNMENT = 512;          // the driver promises 256 and gives 512
 
@@ -654,6 +655,7 @@ CALL cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, Stream* handle) {
 
 CALL cuEventCreate(Event** out, u32) {
     ENTERED;
+    if (current->events.size() == MOST_EVENTS) return OUT_OF_MEMORY;
     auto made = std::make_unique<Event>();
     made->context = current;
     *out = made.get();

@@ -16,7 +16,7 @@ use std::{
     collections::HashMap,
     ffi::{CString, c_int, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 /// Static shared memory that a block gets without asking; more is opted in to.
@@ -132,17 +132,103 @@ struct Handles {
     sizes: HashMap<Address, usize>,
 }
 
-/// A device with one stream, on which everything runs in order.
-pub(super) struct Driver {
-    facts: Facts,
+/// The context of a device and its one stream, on which everything runs in order. They live as long as anything that needs them.
+struct Queue {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+}
+
+// SAFETY: context and stream may be used from any thread that has made the context current, which every method does first.
+unsafe impl Send for Queue {}
+// SAFETY: as above.
+unsafe impl Sync for Queue {}
+
+impl Queue {
+    fn open(device: sys::CUdevice) -> Result<Queue, CudaError> {
+        // SAFETY: `device` came from the driver; the context is released in `drop`.
+        let context = called("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
+        let mut queue = Queue { device, context, stream: std::ptr::null_mut() };
+        queue.enter()?;
+        queue.stream = called("cuStreamCreate", stream::create(stream::StreamKind::NonBlocking))?;
+        Ok(queue)
+    }
+
+    /// Makes the context current on this thread.
+    fn enter(&self) -> Result<(), CudaError> {
+        // SAFETY: the context lives as long as `self`.
+        called("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
+    }
+
+    fn synchronize(&self) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: the stream lives as long as `self`.
+        called("cuStreamSynchronize", unsafe { stream::synchronize(self.stream) })
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let _ = self.enter();
+        // SAFETY: whoever had work on the stream is gone, and so is whatever was made in the context.
+        unsafe {
+            if !self.stream.is_null() {
+                let _ = stream::destroy(self.stream);
+            }
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+/// Events on the stream, in order.
+struct Events {
+    queue: Arc<Queue>,
+    made: Vec<sys::CUevent>,
+}
+
+impl Events {
+    fn new(queue: &Arc<Queue>) -> Events {
+        Events { queue: queue.clone(), made: Vec::new() }
+    }
+
+    /// Records one more.
+    fn record(&mut self) -> Result<(), CudaError> {
+        self.queue.enter()?;
+        self.made.push(called("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DEFAULT))?);
+        // SAFETY: the event was just made, in the stream's context.
+        called("cuEventRecord", unsafe { event::record(self.made[self.made.len() - 1], self.queue.stream) })
+    }
+
+    /// Waits for all of them; seconds between neighbours.
+    fn seconds(&self) -> Result<Vec<f64>, CudaError> {
+        self.queue.synchronize()?;
+        let between = |pair: &[sys::CUevent]| {
+            // SAFETY: both events were recorded and waited for.
+            called("cuEventElapsedTime", unsafe { event::elapsed(pair[0], pair[1]) })
+        };
+        self.made.windows(2).map(|pair| between(pair).map(|milliseconds| f64::from(milliseconds) / 1e3)).collect()
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.queue.enter();
+        for event in self.made.drain(..) {
+            // SAFETY: each was created above and is used no more; the driver keeps one that is still to be reached.
+            let _ = unsafe { event::destroy(event) };
+        }
+    }
+}
+
+/// A device that is open for work.
+pub(super) struct Driver {
+    facts: Facts,
+    queue: Arc<Queue>,
     handles: Mutex<Handles>,
 }
 
 // SAFETY: the driver's handles may be used from any thread that has made the context current, which every method does first; the
-// tables beside them are behind a lock.
+// tables of them are behind a lock.
 unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
@@ -152,11 +238,7 @@ impl Driver {
         let facts = facts(ordinal)?;
         fenced(|| {
             let device = called("cuDeviceGet", device::get(ordinal as c_int))?;
-            // SAFETY: `device` came from the driver; the context is released in `drop`.
-            let context = called("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
-            // SAFETY: the context was just retained.
-            called("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) })?;
-            let stream = called("cuStreamCreate", stream::create(stream::StreamKind::NonBlocking))?;
+            let queue = Arc::new(Queue::open(device)?);
             let handles = Handles {
                 modules: HashMap::new(),
                 functions: HashMap::new(),
@@ -164,18 +246,12 @@ impl Driver {
                 pool: HashMap::new(),
                 sizes: HashMap::new(),
             };
-            Ok(Driver { facts, device, context, stream, handles: Mutex::new(handles) })
+            Ok(Driver { facts, queue, handles: Mutex::new(handles) })
         })
     }
 
     fn handles(&self) -> std::sync::MutexGuard<'_, Handles> {
         self.handles.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Makes the context current on this thread.
-    fn enter(&self) -> Result<(), CudaError> {
-        // SAFETY: the context lives as long as `self`.
-        called("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
     }
 
     /// The kernel's handle, from the best image, with at least `shared_bytes` of dynamic shared memory allowed.
@@ -224,7 +300,14 @@ impl Driver {
         // SAFETY: the kernel takes one struct, whose size and fields a test compares with the signature that made these bytes; the
         // addresses in it are of memory that the session keeps; the driver copies the struct before it returns.
         let answer = unsafe {
-            result::launch_kernel(function, (x, y, z), (launch.block, 1, 1), launch.shared_bytes, self.stream, &mut parameters)
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.block, 1, 1),
+                launch.shared_bytes,
+                self.queue.stream,
+                &mut parameters,
+            )
         };
         answer.map_err(|error| CudaError::Launch { launch: launch.to_string(), shapes: String::new(), reason: code(error) })
     }
@@ -236,7 +319,7 @@ impl Machine for Driver {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         let size = bytes.max(1).next_multiple_of(512);
         let kept = self.handles().pool.get_mut(&size).and_then(Vec::pop);
         let failed = |error: DriverError| CudaError::Memory { bytes: size, reason: code(error) };
@@ -247,7 +330,7 @@ impl Machine for Driver {
         };
         self.handles().sizes.insert(address, size);
         // SAFETY: the memory has `size` bytes.
-        unsafe { result::memset_d8_async(address, 0, size, self.stream) }.map_err(failed)?;
+        unsafe { result::memset_d8_async(address, 0, size, self.queue.stream) }.map_err(failed)?;
         Ok(address)
     }
 
@@ -259,35 +342,35 @@ impl Machine for Driver {
     }
 
     fn upload(&self, to: Address, data: &[u8]) -> Result<(), CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         // SAFETY: callers copy into memory that `allocate` gave them and that is at least as long. From pageable memory the driver
         // returns once it has its own copy.
-        called("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, data, self.stream) })
+        called("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, data, self.queue.stream) })
     }
 
     fn download(&self, from: Address, data: &mut [u8]) -> Result<(), CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         // SAFETY: as in `upload`; the call below waits until `data` is written.
-        called("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(data, from, self.stream) })?;
+        called("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(data, from, self.queue.stream) })?;
         self.synchronize()
     }
 
     fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         self.start(launch)
     }
 
     fn record(&self, launches: &[&Launch]) -> Result<Option<Recording>, CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         // Modules are loaded before: loading is not allowed while a stream is recorded.
         launches.iter().try_for_each(|launch| self.function(launch).map(|_| ()))?;
         // SAFETY: the stream is ours; every path below ends the capture.
         called("cuStreamBeginCapture", unsafe {
-            stream::begin_capture(self.stream, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            stream::begin_capture(self.queue.stream, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         })?;
         let started = launches.iter().try_for_each(|launch| self.start(launch));
         // SAFETY: a capture is under way on this stream.
-        let captured = called("cuStreamEndCapture", unsafe { stream::end_capture(self.stream) });
+        let captured = called("cuStreamEndCapture", unsafe { stream::end_capture(self.queue.stream) });
         let mut executable: sys::CUgraphExec = std::ptr::null_mut();
         // The launch that failed says more than the capture that it ended.
         let made = started.and(captured.clone()).and_then(|captured| {
@@ -309,11 +392,11 @@ impl Machine for Driver {
     }
 
     fn replay(&self, recording: &Recording) -> Result<(), CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         let handles = self.handles();
         let graph = handles.graphs[recording.0].as_ref().expect("a session replays before it forgets");
         // SAFETY: the graph is instantiated and not destroyed.
-        called("cuGraphLaunch", unsafe { graph::launch(graph.executable, self.stream) })
+        called("cuGraphLaunch", unsafe { graph::launch(graph.executable, self.queue.stream) })
     }
 
     fn forget(&self, recording: &Recording) {
@@ -327,34 +410,17 @@ impl Machine for Driver {
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {
-        self.enter()?;
-        // SAFETY: the stream lives as long as `self`.
-        called("cuStreamSynchronize", unsafe { stream::synchronize(self.stream) })
+        self.queue.synchronize()
     }
 
     fn time(&self, pieces: &[&[Launch]]) -> Result<Vec<f64>, CudaError> {
-        self.enter()?;
-        let make = || called("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DEFAULT));
-        let events = (0..=pieces.len()).map(|_| make()).collect::<Result<Vec<_>, _>>()?;
-        // SAFETY: events and stream are of this context.
-        let mark = |k: usize| called("cuEventRecord", unsafe { event::record(events[k], self.stream) });
-        let run = || {
-            mark(0)?;
-            for (k, piece) in pieces.iter().enumerate() {
-                piece.iter().try_for_each(|launch| self.start(launch))?;
-                mark(k + 1)?;
-            }
-            self.synchronize()?;
-            // SAFETY: both events were recorded and waited for.
-            let between = |k: usize| called("cuEventElapsedTime", unsafe { event::elapsed(events[k], events[k + 1]) });
-            (0..pieces.len()).map(|k| between(k).map(|milliseconds| f64::from(milliseconds) / 1e3)).collect()
-        };
-        let seconds = run();
-        for event in events {
-            // SAFETY: each was created above and is used no more.
-            let _ = unsafe { event::destroy(event) };
+        let mut events = Events::new(&self.queue);
+        events.record()?;
+        for piece in pieces {
+            piece.iter().try_for_each(|launch| self.start(launch))?;
+            events.record()?;
         }
-        seconds
+        events.seconds()
     }
 }
 
@@ -365,8 +431,8 @@ impl Drop for Driver {
         let mut handles = self.handles();
         let kept: Vec<Address> = handles.pool.drain().flat_map(|(_, kept)| kept).collect();
         let used: Vec<Address> = handles.sizes.drain().map(|(address, _)| address).collect();
-        // SAFETY: all work is done; the memory, the graphs, the stream and the context are ours and used no more. Modules
-        // too: the context outlives this, where the device is open a second time.
+        // SAFETY: all work is done; the memory and the graphs are ours and used no more. Modules too: the context outlives this,
+        // where the device is open a second time.
         unsafe {
             for address in kept.into_iter().chain(used) {
                 let _ = result::free_sync(address);
@@ -377,8 +443,6 @@ impl Drop for Driver {
             for (_, module) in handles.modules.drain() {
                 let _ = result::module::unload(module);
             }
-            let _ = stream::destroy(self.stream);
-            let _ = result::primary_ctx::release(self.device);
         }
     }
 }
@@ -436,6 +500,20 @@ mod tests {
         assert_eq!(driver.synchronize(), Ok(()));
         assert_eq!(driver.allocate(4096).map(|_| ()), Ok(()));
         assert!(matches!(Driver::open(1), Err(CudaError::Ordinal { ordinal: 1, count: 1 })));
+    }
+
+    /// As above: the stand-in makes 2048 events and no more.
+    #[test]
+    fn events_that_cannot_all_be_made_are_given_back() {
+        if std::env::var_os(super::super::THROUGH_THE_DRIVER).is_none() {
+            return;
+        }
+        let driver = Driver::open(0).unwrap();
+        for _ in 0..2 {
+            let refused = CudaError::Call { call: "cuEventCreate", code: "CUDA_ERROR_OUT_OF_MEMORY".into() };
+            assert_eq!(driver.time(&[[].as_slice(); 3000]), Err(refused));
+            assert_eq!(driver.time(&[[].as_slice(); 1500]).map(|times| times.len()), Ok(1500));
+        }
     }
 
     #[test]
