@@ -63,7 +63,9 @@ pub trait Session: Send {
     fn upload_f32(&mut self, value: ValueId, data: &[f32]) -> Result<(), BackendError>;
     fn upload_i32(&mut self, value: ValueId, data: &[i32]) -> Result<(), BackendError>;
     fn upload_i8(&mut self, value: ValueId, data: &[i8]) -> Result<(), BackendError>;
-    /// The value's own memory, where that is the host's and the type fits; for filling a batch without a copy.
+    /// Host memory that an input has when the next run begins, where the type fits; for filling a batch without a copy. It is the value's
+    /// own memory on the processor, and page-locked memory that is sent off by the run on a device, which may be at earlier runs still.
+    /// What it holds before is not said: all of it must be written. Later runs keep the value.
     fn host_f32(&mut self, value: ValueId) -> Option<&mut [f32]>;
     fn host_i32(&mut self, value: ValueId) -> Option<&mut [i32]>;
     /// Copies a float value out, converting to f32. Only inputs, parameters, state and outputs outlive a run.

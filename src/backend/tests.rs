@@ -160,6 +160,59 @@ fn a_guarded_update_waits_for_finite_gradients_and_undoes_the_scale() {
     }
 }
 
+/// An update with rate 1: the weight becomes minus the sum of all gradients that a device has seen.
+fn minus_the_sum(weights: usize) -> (Graph, [ValueId; 2]) {
+    let mut graph = Graph::new();
+    let (w, g) = (graph.weight("w", &[weights], 1, 1), graph.input("g", &[weights], DType::F32));
+    let kind = OptimizerKind::Sgd;
+    let (momentum, beta1, beta2) = (0.0, 0.0, 0.0);
+    let optimizer = OptimizerStep { kind, learning_rate: 1.0, momentum, beta1, beta2, epsilon: 0.0, l1: 0.0, l2: 0.0 };
+    let state = graph.state("momentum", &[weights], DType::F32);
+    graph.apply_all(Op::Update { optimizer, guarded: false }, &[w, g, state]).unwrap();
+    (graph, [w, g])
+}
+
+#[test]
+fn every_run_sees_the_input_that_was_filled_before_it_and_keeps_it() {
+    let (graph, [w, g]) = minus_the_sum(40);
+    for (device, backend) in devices() {
+        let mut session = backend.load(lower(&graph), None).unwrap();
+        let fill = |session: &mut dyn Session, value: f32| session.host_f32(g).expect("an f32 input").fill(value);
+        // A device may be at the first run while the last is filled in.
+        let mut sum = 0.0;
+        for run in 1..=9 {
+            fill(&mut *session, run as f32);
+            // The rate takes the same way.
+            let rate = if run % 3 == 0 { 0.5 } else { 1.0 };
+            session.set_rate_factor(rate);
+            session.execute().unwrap();
+            sum += run as f32 * rate as f32;
+        }
+        session.set_rate_factor(1.0);
+        for (given, now) in [(9.0, None), (100.0, Some(false)), (200.0, Some(true))] {
+            match now {
+                // Written once, seen by every later run.
+                None => {}
+                Some(false) => session.upload_f32(g, &[given; 40]).unwrap(),
+                // A later upload replaces what was filled in.
+                Some(true) => {
+                    fill(&mut *session, 7.0);
+                    session.upload_f32(g, &[given; 40]).unwrap();
+                }
+            }
+            session.execute().unwrap();
+            sum += given;
+        }
+        fill(&mut *session, 3.0);
+        let (mut weights, mut input) = ([0.0; 40], [0.0; 40]);
+        session.download_f32(g, &mut input).unwrap();
+        session.execute_timed(&mut Vec::new()).unwrap();
+        session.download_f32(w, &mut weights).unwrap();
+        assert_eq!((weights, input), ([-sum - 3.0; 40], [3.0; 40]), "{device}");
+        assert!(session.host_i32(g).is_none(), "{device}: it holds f32");
+    }
+}
+
 #[test]
 fn int8_products_match_the_reference_exactly_up_to_rounding() {
     let mut graph = Graph::new();

@@ -258,7 +258,10 @@ fn one_step(
             session.upload_f32(training.x, &images)?;
         }
     }
-    session.upload_i32(training.labels, labels)?;
+    match session.host_i32(training.labels) {
+        Some(places) => places.copy_from_slice(labels),
+        None => session.upload_i32(training.labels, labels)?,
+    }
     if let (Some((factor, _)), Some(scale)) = (training.guard, scale.as_ref()) {
         session.upload_f32(factor, &[scale.factor()])?;
         session.set_update_count(*updates);

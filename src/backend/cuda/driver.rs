@@ -5,7 +5,7 @@
 
 use super::{
     image,
-    machine::{Address, CudaError, Facts, Launch, Machine, Recording},
+    machine::{Address, CudaError, Facts, Launch, Machine, Recording, Staging},
 };
 use cudarc::driver::{
     DriverError,
@@ -220,6 +220,69 @@ impl Drop for Events {
     }
 }
 
+/// Page-locked memory, and an event behind the copy from it that was queued last.
+struct Pinned {
+    queue: Arc<Queue>,
+    memory: *mut u32,
+    words: usize,
+    is_read: sys::CUevent,
+}
+
+// SAFETY: the memory is of this owner alone; the event may be used from any thread that has made the context current.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    fn new(queue: &Arc<Queue>, words: usize) -> Result<Pinned, CudaError> {
+        queue.enter()?;
+        let is_read = called("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING))?;
+        let mut made = Pinned { queue: queue.clone(), memory: std::ptr::null_mut(), words, is_read };
+        // SAFETY: the context is current; the memory is freed in `drop`. Flags 0 ask for nothing special.
+        made.memory = called("cuMemHostAlloc", unsafe { result::malloc_host(4 * words.max(1), 0) })?.cast();
+        // SAFETY: so many words were just allocated, at the start of a page.
+        unsafe { made.memory.write_bytes(0, words) };
+        Ok(made)
+    }
+
+    fn wait(&self) -> Result<(), CudaError> {
+        self.queue.enter()?;
+        // SAFETY: the event lives as long as `self`; one that was never recorded is not waited for.
+        called("cuEventSynchronize", unsafe { event::synchronize(self.is_read) })
+    }
+}
+
+impl Staging for Pinned {
+    fn words(&mut self) -> Result<&mut [u32], CudaError> {
+        self.wait()?;
+        // SAFETY: the words were written when they were allocated, and the copy that read them is done; they are borrowed with `self`.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory, self.words) })
+    }
+
+    fn upload(&mut self, to: Address) -> Result<(), CudaError> {
+        self.queue.enter()?;
+        // SAFETY: as in `words`; nothing writes them before the event is waited for.
+        let words = unsafe { std::slice::from_raw_parts(self.memory, self.words) };
+        // SAFETY: callers copy into memory that `allocate` gave them and that is at least as long.
+        called("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, words, self.queue.stream) })?;
+        // SAFETY: event and stream are of this context.
+        let recorded = called("cuEventRecord", unsafe { event::record(self.is_read, self.queue.stream) });
+        // Without its event the copy is waited for here.
+        recorded.or_else(|error| self.queue.synchronize().and(Err(error)))
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = self.wait();
+        // SAFETY: memory and event are ours, the last copy is done or the context is broken, and neither is used again.
+        unsafe {
+            if !self.memory.is_null() {
+                let _ = result::free_host(self.memory.cast());
+            }
+            let _ = event::destroy(self.is_read);
+        }
+    }
+}
+
 /// A device that is open for work.
 pub(super) struct Driver {
     facts: Facts,
@@ -353,6 +416,10 @@ impl Machine for Driver {
         // SAFETY: as in `upload`; the call below waits until `data` is written.
         called("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(data, from, self.queue.stream) })?;
         self.synchronize()
+    }
+
+    fn staging(&self, words: usize) -> Result<Box<dyn Staging>, CudaError> {
+        Ok(Box::new(Pinned::new(&self.queue, words)?))
     }
 
     fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
@@ -514,6 +581,46 @@ mod tests {
             assert_eq!(driver.time(&[[].as_slice(); 3000]), Err(refused));
             assert_eq!(driver.time(&[[].as_slice(); 1500]).map(|times| times.len()), Ok(1500));
         }
+    }
+
+    /// As above. Safe code cannot do it: `words` waits.
+    #[test]
+    fn page_locked_memory_that_changes_under_a_queued_copy_is_a_fault_of_the_stand_in() {
+        if std::env::var_os(super::super::THROUGH_THE_DRIVER).is_none() {
+            return;
+        }
+        let fault = |call| CudaError::Call { call, code: "CUDA_ERROR_ILLEGAL_ADDRESS".into() };
+        let driver = Driver::open(0).unwrap();
+        let (to, mut host) = (driver.allocate(64).unwrap(), Pinned::new(&driver.queue, 16).unwrap());
+        for word in 1..=3 {
+            host.words().unwrap().fill(word);
+            host.upload(to).unwrap();
+        }
+        let mut seen = [0; 64];
+        driver.download(to, &mut seen).unwrap();
+        assert_eq!(seen[..8], [3, 0, 0, 0, 3, 0, 0, 0]);
+        host.upload(to).unwrap();
+        // SAFETY: the words are there; the copy that still reads them is what this test is about.
+        unsafe { host.memory.write(7) };
+        assert_eq!(driver.synchronize(), Err(fault("cuStreamSynchronize")));
+        drop((host, driver));
+        // Freed too early, and twice.
+        let driver = Driver::open(0).unwrap();
+        let (to, mut host) = (driver.allocate(64).unwrap(), Pinned::new(&driver.queue, 16).unwrap());
+        let memory = std::mem::replace(&mut host.memory, std::ptr::null_mut());
+        // SAFETY: the memory is taken from its owner above.
+        let free = || called("cuMemFreeHost", unsafe { result::free_host(memory.cast()) });
+        assert_eq!(
+            (free(), free()),
+            (Ok(()), Err(CudaError::Call { call: "cuMemFreeHost", code: "CUDA_ERROR_INVALID_VALUE".into() }))
+        );
+        drop(host);
+        let mut host = Pinned::new(&driver.queue, 16).unwrap();
+        host.upload(to).unwrap();
+        let memory = std::mem::replace(&mut host.memory, std::ptr::null_mut());
+        // SAFETY: as above.
+        let _ = called("cuMemFreeHost", unsafe { result::free_host(memory.cast()) });
+        assert_eq!(driver.synchronize(), Err(fault("cuStreamSynchronize")));
     }
 
     #[test]

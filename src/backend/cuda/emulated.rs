@@ -4,7 +4,7 @@
 #[path = "../../../tests/support/emulator.rs"]
 mod build;
 
-use super::machine::{Address, CudaError, Facts, Launch, Machine, Recording};
+use super::machine::{Address, CudaError, Facts, Launch, Machine, Recording, Staging};
 pub use build::emulator;
 use libloading::Library;
 use std::{
@@ -81,6 +81,21 @@ impl Emulated {
     }
 }
 
+/// Memory of the host; copies are made at once.
+struct Host(Vec<u32>);
+
+impl Staging for Host {
+    fn words(&mut self) -> Result<&mut [u32], CudaError> {
+        Ok(&mut self.0)
+    }
+
+    fn upload(&mut self, to: Address) -> Result<(), CudaError> {
+        // SAFETY: callers copy into memory that `allocate` gave them and that is at least as long.
+        unsafe { std::ptr::copy_nonoverlapping(self.0.as_ptr(), to as *mut u32, self.0.len()) };
+        Ok(())
+    }
+}
+
 type Emulate = unsafe extern "C" fn(*const u32, *const u32, usize, *const u8) -> i32;
 
 impl Machine for Emulated {
@@ -121,6 +136,10 @@ impl Machine for Emulated {
         // SAFETY: as in `upload`.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, data.as_mut_ptr(), data.len()) };
         Ok(())
+    }
+
+    fn staging(&self, words: usize) -> Result<Box<dyn Staging>, CudaError> {
+        Ok(Box::new(Host(vec![0; words])))
     }
 
     fn launch(&self, launch: &Launch) -> Result<(), CudaError> {

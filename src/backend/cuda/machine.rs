@@ -74,6 +74,8 @@ pub(super) trait Machine: Send + Sync {
     fn upload(&self, to: Address, data: &[u8]) -> Result<(), CudaError>;
     /// Waits for all that was queued, then copies.
     fn download(&self, from: Address, data: &mut [u8]) -> Result<(), CudaError>;
+    /// Host memory of so many words of 32 bits, zero at first, from which uploads are queued.
+    fn staging(&self, words: usize) -> Result<Box<dyn Staging>, CudaError>;
     fn launch(&self, launch: &Launch) -> Result<(), CudaError>;
     /// Makes one replayable piece of these launches; `None` where the machine has no such thing.
     fn record(&self, launches: &[&Launch]) -> Result<Option<Recording>, CudaError>;
@@ -82,6 +84,14 @@ pub(super) trait Machine: Send + Sync {
     fn synchronize(&self) -> Result<(), CudaError>;
     /// Seconds that the device took for each of the pieces, by events around them.
     fn time(&self, pieces: &[&[Launch]]) -> Result<Vec<f64>, CudaError>;
+}
+
+/// Page-locked memory of the host: the device copies from it when its queue gets there, and nobody waits.
+pub(super) trait Staging: Send {
+    /// What is uploaded next. Waits until the upload that was queued last has read it.
+    fn words(&mut self) -> Result<&mut [u32], CudaError>;
+    /// Queues a copy of all of it.
+    fn upload(&mut self, to: Address) -> Result<(), CudaError>;
 }
 
 /// Handle of a recorded piece.

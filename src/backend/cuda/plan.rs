@@ -36,6 +36,8 @@ pub(super) struct Control {
 
 impl Control {
     pub const BYTES: usize = 16;
+    /// Where the rate lies in it.
+    pub const RATE_AT: Address = 8;
 
     pub fn bytes(&self) -> [u8; Control::BYTES] {
         let mut out = [0; Control::BYTES];
@@ -51,8 +53,6 @@ pub(super) struct Plan {
     pub scratch_bytes: usize,
     /// Uploaded once: tables of tensors and chunks.
     pub constants: Vec<u8>,
-    /// The last step's launches advance the counter of updates on the device.
-    pub counts_updates: bool,
 }
 
 /// Extents `[K, N]` of int8 weights that kernels want as `[N, K]`; `None` for any other value.
@@ -91,13 +91,13 @@ pub(super) fn plan(program: &Program, facts: &Facts, places: &Places) -> Result<
         steps.extend((1..together).map(|_| Vec::new()));
         at += together.max(1);
     }
-    let counts_updates = program.steps.iter().any(|step| matches!(step.op, Op::Update { .. } | Op::LinearUpdate { .. }));
-    if counts_updates && let Some(last) = steps.last_mut() {
+    let has_updates = program.steps.iter().any(|step| matches!(step.op, Op::Update { .. } | Op::LinearUpdate { .. }));
+    if has_updates && let Some(last) = steps.last_mut() {
         let kernel: Kernel<(Out<f32>, In<f32>)> = Kernel::new("advance_updates".into(), 32);
         last.push(kernel.launch([1, 1, 1], 0, (Out::at(places.control), In::NULL)));
     }
     let Planner { scratch_most, constants, .. } = planner;
-    Ok(Plan { steps, scratch_bytes: scratch_most, constants, counts_updates })
+    Ok(Plan { steps, scratch_bytes: scratch_most, constants })
 }
 
 /// How many steps from `at` on are updates of one rule, guard and copy type: they run as one.

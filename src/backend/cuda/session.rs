@@ -1,17 +1,17 @@
 //! One program on a machine: its memory, its planned launches, and the recording that replays them.
 
 use super::{
-    machine::{Address, Launch, Machine, Recording},
+    machine::{Address, CudaError, Launch, Machine, Recording, Staging},
     plan::{self, Control, Places, Plan},
 };
 use crate::{
     backend::{BackendError, Collective, Session},
-    graph::{Op, Program, ValueId},
+    graph::{Op, Program, Role, ValueId},
     units::{Bytes, Seconds},
     vocab::{DType, Vocabulary},
 };
 use half::{bf16, f16};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Launches between two points at which the host must act.
 enum Piece {
@@ -21,6 +21,36 @@ enum Piece {
     },
     /// Step whose operands are summed over the ranks.
     AllReduce(usize),
+}
+
+/// The way of an input to the device: two buffers in turns, so that the host fills one while the device has yet to read the other.
+struct Feed {
+    to: Address,
+    buffers: [Box<dyn Staging>; 2],
+    /// The buffer that is filled now or next.
+    turn: usize,
+    /// It holds what the next run is to see.
+    is_filled: bool,
+}
+
+impl Feed {
+    fn new(machine: &dyn Machine, to: Address, words: usize) -> Result<Feed, CudaError> {
+        Ok(Feed { to, buffers: [machine.staging(words)?, machine.staging(words)?], turn: 0, is_filled: false })
+    }
+
+    fn fill(&mut self) -> Result<&mut [u32], CudaError> {
+        let words = self.buffers[self.turn].words()?;
+        self.is_filled = true;
+        Ok(words)
+    }
+
+    fn send(&mut self) -> Result<(), CudaError> {
+        if self.is_filled {
+            self.buffers[self.turn].upload(self.to)?;
+            (self.turn, self.is_filled) = (1 - self.turn, false);
+        }
+        Ok(())
+    }
 }
 
 pub(super) struct CudaSession {
@@ -35,9 +65,15 @@ pub(super) struct CudaSession {
     /// Runs so far; the first goes launch by launch, so that a launch that fails is named, the second records.
     runs: u64,
     collective: Option<Arc<dyn Collective>>,
-    control: Control,
-    /// The control block on the device is not what it should be.
-    control_is_stale: bool,
+    /// Of the inputs that were filled in place so far.
+    feeds: BTreeMap<ValueId, Feed>,
+    /// Factor on the learning rate, and its way to the device once it has changed.
+    rate: f64,
+    rate_feed: Option<Feed>,
+    /// The factor on the device is not this one.
+    rate_is_stale: bool,
+    /// Count of updates that the next run starts from, where it is not the device's own.
+    updates: Option<u64>,
 }
 
 const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
@@ -70,6 +106,7 @@ impl CudaSession {
         if !plan.constants.is_empty() {
             machine.upload(places.constants, &plan.constants)?;
         }
+        machine.upload(places.control, &Control { updates: 0, rate: 1.0 }.bytes())?;
         let mut pieces = Vec::new();
         let mut from = 0;
         for (at, step) in program.steps.iter().enumerate() {
@@ -80,7 +117,6 @@ impl CudaSession {
             }
         }
         pieces.push(Piece::Launches { steps: from..program.steps.len(), recording: None });
-        let control = Control { updates: 0, rate: 1.0 };
         Ok(CudaSession {
             program,
             machine,
@@ -91,8 +127,11 @@ impl CudaSession {
             pieces,
             runs: 0,
             collective,
-            control,
-            control_is_stale: true,
+            feeds: BTreeMap::new(),
+            rate: 1.0,
+            rate_feed: None,
+            rate_is_stale: false,
+            updates: None,
         })
     }
 
@@ -111,12 +150,41 @@ impl CudaSession {
         }
     }
 
-    fn bring_control(&mut self) -> Result<(), BackendError> {
-        if self.control_is_stale {
-            self.machine.upload(self.places.control, &self.control.bytes())?;
-            self.control_is_stale = false;
+    /// Queues what the host has for the next run.
+    fn send(&mut self) -> Result<(), BackendError> {
+        if self.rate_is_stale {
+            let feed = match &mut self.rate_feed {
+                Some(feed) => feed,
+                none => none.insert(Feed::new(&*self.machine, self.places.control + Control::RATE_AT, 1)?),
+            };
+            feed.fill()?[0] = (self.rate as f32).to_bits();
+            feed.send()?;
+            self.rate_is_stale = false;
         }
+        if let Some(updates) = self.updates.take() {
+            self.machine.upload(self.places.control, &updates.to_le_bytes())?;
+        }
+        self.feeds.values_mut().try_for_each(Feed::send)?;
         Ok(())
+    }
+
+    /// Where the host writes an input of this type.
+    fn host<T: bytemuck::Pod>(&mut self, id: ValueId, dtype: DType) -> Option<&mut [T]> {
+        let value = &self.program.values[id.0];
+        let slot = self.program.slot_of[id.0].filter(|_| value.role == Role::Input && value.dtype == dtype)?;
+        if !self.feeds.contains_key(&id) {
+            // Without page-locked memory, `upload` is still there.
+            let feed = Feed::new(&*self.machine, self.places.slots[slot], value.elements()).ok()?;
+            self.feeds.insert(id, feed);
+        }
+        self.feeds.get_mut(&id)?.fill().ok().map(bytemuck::cast_slice_mut)
+    }
+
+    /// What was filled in and not sent counts no more: a later upload replaces it.
+    fn drop_filled(&mut self, id: ValueId) {
+        if let Some(feed) = self.feeds.get_mut(&id) {
+            feed.is_filled = false;
+        }
     }
 
     fn all_reduce(&self, step: usize) -> Result<(), BackendError> {
@@ -131,13 +199,6 @@ impl CudaSession {
         }
         Ok(())
     }
-
-    fn finish_run(&mut self) {
-        self.runs += 1;
-        // The device counts as well: the last launch of a program with updates does.
-        self.control.updates += 1;
-        self.control_is_stale |= !self.plan.counts_updates;
-    }
 }
 
 impl Session for CudaSession {
@@ -147,6 +208,7 @@ impl Session for CudaSession {
 
     fn upload_f32(&mut self, id: ValueId, data: &[f32]) -> Result<(), BackendError> {
         let to = self.place(id, data.len(), &FLOATS, "float")?;
+        self.drop_filled(id);
         match self.program.values[id.0].dtype {
             DType::F32 => self.machine.upload(to, bytemuck::cast_slice(data))?,
             DType::Bf16 => {
@@ -163,6 +225,7 @@ impl Session for CudaSession {
 
     fn upload_i32(&mut self, id: ValueId, data: &[i32]) -> Result<(), BackendError> {
         let to = self.place(id, data.len(), &[DType::I32], "i32")?;
+        self.drop_filled(id);
         Ok(self.machine.upload(to, bytemuck::cast_slice(data))?)
     }
 
@@ -180,16 +243,17 @@ impl Session for CudaSession {
         }
     }
 
-    fn host_f32(&mut self, _id: ValueId) -> Option<&mut [f32]> {
-        None
+    fn host_f32(&mut self, id: ValueId) -> Option<&mut [f32]> {
+        self.host(id, DType::F32)
     }
 
-    fn host_i32(&mut self, _id: ValueId) -> Option<&mut [i32]> {
-        None
+    fn host_i32(&mut self, id: ValueId) -> Option<&mut [i32]> {
+        self.host(id, DType::I32)
     }
 
     fn download_f32(&mut self, id: ValueId, out: &mut [f32]) -> Result<(), BackendError> {
         let from = self.place(id, out.len(), &FLOATS, "float")?;
+        self.feeds.get_mut(&id).map_or(Ok(()), Feed::send)?;
         match self.program.values[id.0].dtype {
             DType::F32 => self.machine.download(from, bytemuck::cast_slice_mut(out))?,
             DType::Bf16 => {
@@ -207,7 +271,7 @@ impl Session for CudaSession {
     }
 
     fn execute(&mut self) -> Result<(), BackendError> {
-        self.bring_control()?;
+        self.send()?;
         let mut pieces = std::mem::take(&mut self.pieces);
         let mut run = || -> Result<(), BackendError> {
             for piece in &mut pieces {
@@ -237,12 +301,12 @@ impl Session for CudaSession {
         };
         let done = run();
         self.pieces = pieces;
-        self.finish_run();
+        self.runs += 1;
         done
     }
 
     fn execute_timed(&mut self, times: &mut Vec<Seconds>) -> Result<(), BackendError> {
-        self.bring_control()?;
+        self.send()?;
         times.clear();
         for piece in &self.pieces {
             match piece {
@@ -257,18 +321,17 @@ impl Session for CudaSession {
                 }
             }
         }
-        self.finish_run();
+        self.runs += 1;
         Ok(())
     }
 
     fn set_update_count(&mut self, updates: u64) {
-        self.control.updates = updates;
-        self.control_is_stale = true;
+        self.updates = Some(updates);
     }
 
     fn set_rate_factor(&mut self, factor: f64) {
-        self.control_is_stale |= self.control.rate != factor;
-        self.control.rate = factor;
+        self.rate_is_stale |= self.rate != factor;
+        self.rate = factor;
     }
 
     fn synchronize(&mut self) -> Result<(), BackendError> {
