@@ -78,6 +78,14 @@ pub trait Session: Send {
     fn set_update_count(&mut self, updates: u64);
     /// Factor on the learning rate of the updates from here on; 1 at first.
     fn set_rate_factor(&mut self, factor: f64);
+    /// Notes what the scalar `value`, of type f32, is after the runs so far. A device does so when it gets there.
+    fn note_f32(&mut self, value: ValueId) -> Result<(), BackendError>;
+    /// What was noted since the last call, in order; waits for it.
+    fn take_noted(&mut self) -> Result<Vec<f32>, BackendError>;
+    /// Notes when all that was asked for so far is done, by the clock of the device.
+    fn note_time(&mut self) -> Result<(), BackendError>;
+    /// Times from each noted time to the next since the last call, one fewer than were noted; waits for them.
+    fn take_times(&mut self) -> Result<Vec<Seconds>, BackendError>;
     /// Waits until all that was asked for is done; a device with a queue may answer `execute` before.
     fn synchronize(&mut self) -> Result<(), BackendError> {
         Ok(())

@@ -214,6 +214,33 @@ fn every_run_sees_the_input_that_was_filled_before_it_and_keeps_it() {
 }
 
 #[test]
+fn noted_scalars_and_times_come_in_order() {
+    let (graph, [w, g]) = minus_the_sum(1);
+    for (device, backend) in devices() {
+        let mut session = backend.load(lower(&graph), None).unwrap();
+        session.upload_f32(g, &[-1.0]).unwrap();
+        for round in 0..2 {
+            session.note_time().unwrap();
+            // More than the CUDA backend notes before it reads.
+            for _ in 0..1100 {
+                session.execute().unwrap();
+                session.note_f32(w).unwrap();
+            }
+            session.note_time().unwrap();
+            let wanted: Vec<f32> = (1..=1100).map(|k| (1100 * round + k) as f32).collect();
+            assert_eq!(session.take_noted().unwrap(), wanted, "{device}");
+            let times = session.take_times().unwrap();
+            assert!(times.len() == 1 && times[0].0 > 0.0, "{device}: {times:?}");
+        }
+        assert!(session.take_noted().unwrap().is_empty() && session.take_times().unwrap().is_empty(), "{device}");
+    }
+    let (graph, [w, _]) = minus_the_sum(2);
+    for (device, backend) in devices() {
+        assert!(backend.load(lower(&graph), None).unwrap().note_f32(w).is_err(), "{device}: it is no scalar");
+    }
+}
+
+#[test]
 fn int8_products_match_the_reference_exactly_up_to_rounding() {
     let mut graph = Graph::new();
     let x = graph.input("x", &[3, 6, 5, 2], DType::F32);

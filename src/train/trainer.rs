@@ -2,7 +2,7 @@
 
 use super::{
     LossScale, Predictor, StepTimes, Team, TrainError, TrainingProgram, initial_weights,
-    team::{Rank, StepClock},
+    team::{KEPT_STEPS, Rank},
     training_program,
 };
 use crate::{
@@ -122,13 +122,19 @@ impl Trainer {
         Ok(Weights { tensors })
     }
 
-    /// Trains `count` steps. The clock starts before the first row is touched and runs to the end of the last step.
+    /// Trains `count` steps. The clock starts before the first row is touched and runs until the last step is done, on the device as
+    /// well. Steps are only queued there: the host fetches rows ahead, and reads the losses behind the clock.
     pub fn steps(&mut self, count: usize) -> Result<StepTimes, TrainError> {
         let (first, per_epoch) = (self.step, self.states[0].batches.per_epoch());
         let (set, training, augmenter, seed) = (&*self.set, &self.training, &self.augmenter, self.seed);
         let (ranks, schedule, epochs) = (self.team.len(), self.config.schedule, self.config.epochs);
         let times = self.team.each(&mut self.states, |number, rank, state| {
-            let mut clock = StepClock::start(count, number == 0);
+            let start = Instant::now();
+            // Times of one rank are enough.
+            let kept = if number == 0 { count.min(KEPT_STEPS) } else { 0 };
+            if kept > 0 {
+                rank.session.note_time()?;
+            }
             for step in first..first + count {
                 if step % per_epoch == 0 {
                     state.batches.epoch((step / per_epoch) as u64);
@@ -136,11 +142,16 @@ impl Trainer {
                 let rows = state.batches.shard(step % per_epoch, number, ranks);
                 let augment = (!augmenter.is_identity()).then_some((augmenter, seed, (step / per_epoch) as u64));
                 rank.session.set_rate_factor(schedule.factor(step, per_epoch * epochs));
-                one_step(set, training, rank, &mut state.labels, rows, augment, &mut state.scale, &mut state.updates)
-                    .map(|loss| state.losses.push(loss))?;
-                clock.step();
+                one_step(set, training, rank, &mut state.labels, rows, augment, &mut state.scale, &mut state.updates)?;
+                if step - first < kept {
+                    rank.session.note_time()?;
+                }
             }
-            Ok(clock.end())
+            rank.session.synchronize()?;
+            let total_s = start.elapsed().as_secs_f64();
+            state.losses.extend(rank.session.take_noted()?);
+            let step_s = rank.session.take_times()?.into_iter().map(|time| time.0).collect();
+            Ok(StepTimes { step_s, steps: count as u64, total_s })
         })?;
         self.step += count;
         Ok(times.into_iter().next().unwrap_or_default())
@@ -247,7 +258,7 @@ fn one_step(
     augment: Option<(&Augmenter, u64, u64)>,
     scale: &mut Option<LossScale>,
     updates: &mut u64,
-) -> Result<f32, TrainError> {
+) -> Result<(), TrainError> {
     let session = &mut *rank.session;
     let elements = set.row_elements();
     match session.host_f32(training.x) {
@@ -267,8 +278,6 @@ fn one_step(
         session.set_update_count(*updates);
     }
     session.execute()?;
-    let mut loss = [0.0];
-    session.download_f32(training.loss, &mut loss)?;
     let mut changed = true;
     if let (Some((_, flag)), Some(scale)) = (training.guard, scale.as_mut()) {
         let mut finite = [0.0];
@@ -276,11 +285,11 @@ fn one_step(
         changed = finite[0] != 0.0;
         if !scale.observe(changed) {
             // Scaling cannot help any more: the run goes on with the smallest factor and ends with a loss that is not finite.
-            loss[0] = f32::NAN;
+            session.upload_f32(training.loss, &[f32::NAN])?;
         }
     }
     *updates += u64::from(changed);
-    Ok(loss[0])
+    Ok(session.note_f32(training.loss)?)
 }
 
 /// Figures of a whole part from its scores.

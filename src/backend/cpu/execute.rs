@@ -116,7 +116,7 @@ impl<'a> Operands<'a> {
 
 impl CpuSession {
     pub(super) fn run_step(&mut self, index: usize) -> Result<(), BackendError> {
-        let CpuSession { program, slots, ctx, scratch, collective, updates, rate } = self;
+        let CpuSession { program, slots, ctx, scratch, collective, updates, rate, .. } = self;
         let step = &program.steps[index];
         // What the step writes leaves the slots, so that reading and writing cannot meet.
         let mut written: [Storage; MOST_WRITTEN] = Default::default();

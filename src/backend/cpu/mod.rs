@@ -45,7 +45,17 @@ impl Backend for Cpu {
         let slots = program.slots.iter().map(|slot| Storage::zeros(slot.bytes)).collect();
         let scratch = execute::Scratch::for_program(&program);
         let ctx = Context::new(self.threads);
-        Ok(Box::new(CpuSession { program, slots, ctx, scratch, collective, updates: 0, rate: 1.0 }))
+        Ok(Box::new(CpuSession {
+            program,
+            slots,
+            ctx,
+            scratch,
+            collective,
+            updates: 0,
+            rate: 1.0,
+            noted: Vec::new(),
+            times: Vec::new(),
+        }))
     }
 }
 
@@ -89,6 +99,8 @@ struct CpuSession {
     updates: u64,
     /// Factor on every update's learning rate.
     rate: f64,
+    noted: Vec<f32>,
+    times: Vec<Instant>,
 }
 
 impl CpuSession {
@@ -190,6 +202,26 @@ impl Session for CpuSession {
 
     fn set_rate_factor(&mut self, factor: f64) {
         self.rate = factor;
+    }
+
+    fn note_f32(&mut self, id: ValueId) -> Result<(), BackendError> {
+        let (slot, _) = self.place(id, 1, &[DType::F32], "float")?;
+        self.noted.push(self.slots[slot].as_slice::<f32>(1)[0]);
+        Ok(())
+    }
+
+    fn take_noted(&mut self) -> Result<Vec<f32>, BackendError> {
+        Ok(std::mem::take(&mut self.noted))
+    }
+
+    fn note_time(&mut self) -> Result<(), BackendError> {
+        self.times.push(Instant::now());
+        Ok(())
+    }
+
+    fn take_times(&mut self) -> Result<Vec<Seconds>, BackendError> {
+        let times = std::mem::take(&mut self.times);
+        Ok(times.windows(2).map(|pair| Seconds((pair[1] - pair[0]).as_secs_f64())).collect())
     }
 
     fn memory(&self) -> Bytes {

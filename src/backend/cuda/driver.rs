@@ -5,7 +5,7 @@
 
 use super::{
     image,
-    machine::{Address, CudaError, Facts, Launch, Machine, Recording, Staging},
+    machine::{Address, Clock, CudaError, Facts, Launch, Machine, Recording, Staging},
 };
 use cudarc::driver::{
     DriverError,
@@ -186,37 +186,48 @@ struct Events {
     made: Vec<sys::CUevent>,
 }
 
+// SAFETY: events may be used from any thread that has made the context current, which every method does first.
+unsafe impl Send for Events {}
+
 impl Events {
     fn new(queue: &Arc<Queue>) -> Events {
         Events { queue: queue.clone(), made: Vec::new() }
     }
 
-    /// Records one more.
-    fn record(&mut self) -> Result<(), CudaError> {
+    fn forget(&mut self) {
+        let _ = self.queue.enter();
+        for event in self.made.drain(..) {
+            // SAFETY: each was created below and is used no more; the driver keeps one that is still to be reached.
+            let _ = unsafe { event::destroy(event) };
+        }
+    }
+}
+
+impl Clock for Events {
+    fn mark(&mut self) -> Result<(), CudaError> {
         self.queue.enter()?;
-        self.made.push(called("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DEFAULT))?);
+        let event = called("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DEFAULT))?;
+        self.made.push(event);
         // SAFETY: the event was just made, in the stream's context.
-        called("cuEventRecord", unsafe { event::record(self.made[self.made.len() - 1], self.queue.stream) })
+        called("cuEventRecord", unsafe { event::record(event, self.queue.stream) })
     }
 
-    /// Waits for all of them; seconds between neighbours.
-    fn seconds(&self) -> Result<Vec<f64>, CudaError> {
+    fn take(&mut self) -> Result<Vec<f64>, CudaError> {
         self.queue.synchronize()?;
         let between = |pair: &[sys::CUevent]| {
             // SAFETY: both events were recorded and waited for.
             called("cuEventElapsedTime", unsafe { event::elapsed(pair[0], pair[1]) })
         };
-        self.made.windows(2).map(|pair| between(pair).map(|milliseconds| f64::from(milliseconds) / 1e3)).collect()
+        let seconds = |pair| between(pair).map(|milliseconds| f64::from(milliseconds) / 1e3);
+        let times = self.made.windows(2).map(seconds).collect();
+        self.forget();
+        times
     }
 }
 
 impl Drop for Events {
     fn drop(&mut self) {
-        let _ = self.queue.enter();
-        for event in self.made.drain(..) {
-            // SAFETY: each was created above and is used no more; the driver keeps one that is still to be reached.
-            let _ = unsafe { event::destroy(event) };
-        }
+        self.forget();
     }
 }
 
@@ -422,6 +433,12 @@ impl Machine for Driver {
         Ok(Box::new(Pinned::new(&self.queue, words)?))
     }
 
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), CudaError> {
+        self.queue.enter()?;
+        // SAFETY: callers copy between memory that `allocate` gave them and that is at least as long.
+        called("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.queue.stream) })
+    }
+
     fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
         self.queue.enter()?;
         self.start(launch)
@@ -481,13 +498,17 @@ impl Machine for Driver {
     }
 
     fn time(&self, pieces: &[&[Launch]]) -> Result<Vec<f64>, CudaError> {
-        let mut events = Events::new(&self.queue);
-        events.record()?;
+        let mut clock = Events::new(&self.queue);
+        clock.mark()?;
         for piece in pieces {
             piece.iter().try_for_each(|launch| self.start(launch))?;
-            events.record()?;
+            clock.mark()?;
         }
-        events.seconds()
+        clock.take()
+    }
+
+    fn clock(&self) -> Box<dyn Clock> {
+        Box::new(Events::new(&self.queue))
     }
 }
 

@@ -76,6 +76,7 @@ pub(super) trait Machine: Send + Sync {
     fn download(&self, from: Address, data: &mut [u8]) -> Result<(), CudaError>;
     /// Host memory of so many words of 32 bits, zero at first, from which uploads are queued.
     fn staging(&self, words: usize) -> Result<Box<dyn Staging>, CudaError>;
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), CudaError>;
     fn launch(&self, launch: &Launch) -> Result<(), CudaError>;
     /// Makes one replayable piece of these launches; `None` where the machine has no such thing.
     fn record(&self, launches: &[&Launch]) -> Result<Option<Recording>, CudaError>;
@@ -84,6 +85,15 @@ pub(super) trait Machine: Send + Sync {
     fn synchronize(&self) -> Result<(), CudaError>;
     /// Seconds that the device took for each of the pieces, by events around them.
     fn time(&self, pieces: &[&[Launch]]) -> Result<Vec<f64>, CudaError>;
+    fn clock(&self) -> Box<dyn Clock>;
+}
+
+/// The time at which a device gets to points of its queue.
+pub(super) trait Clock: Send {
+    /// Queues a point.
+    fn mark(&mut self) -> Result<(), CudaError>;
+    /// Waits for all points and forgets them; seconds from each to the next.
+    fn take(&mut self) -> Result<Vec<f64>, CudaError>;
 }
 
 /// Page-locked memory of the host: the device copies from it when its queue gets there, and nobody waits.

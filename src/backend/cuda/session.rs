@@ -1,7 +1,7 @@
 //! One program on a machine: its memory, its planned launches, and the recording that replays them.
 
 use super::{
-    machine::{Address, CudaError, Launch, Machine, Recording, Staging},
+    machine::{Address, Clock, CudaError, Launch, Machine, Recording, Staging},
     plan::{self, Control, Places, Plan},
 };
 use crate::{
@@ -53,6 +53,19 @@ impl Feed {
     }
 }
 
+/// Scalars that the device notes before the host must read them: 4 KiB, and one wait in so many steps.
+const MOST_NOTED: usize = 1024;
+
+/// Scalars that were noted and not taken.
+#[derive(Default)]
+struct Notes {
+    /// Room for `MOST_NOTED`, once there is something to note.
+    at: Option<Address>,
+    /// Those that lie on the device.
+    unread: usize,
+    read: Vec<f32>,
+}
+
 pub(super) struct CudaSession {
     program: Program,
     machine: Arc<dyn Machine>,
@@ -74,6 +87,8 @@ pub(super) struct CudaSession {
     rate_is_stale: bool,
     /// Count of updates that the next run starts from, where it is not the device's own.
     updates: Option<u64>,
+    notes: Notes,
+    clock: Box<dyn Clock>,
 }
 
 const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
@@ -117,6 +132,7 @@ impl CudaSession {
             }
         }
         pieces.push(Piece::Launches { steps: from..program.steps.len(), recording: None });
+        let clock = machine.clock();
         Ok(CudaSession {
             program,
             machine,
@@ -132,6 +148,8 @@ impl CudaSession {
             rate_feed: None,
             rate_is_stale: false,
             updates: None,
+            notes: Notes::default(),
+            clock,
         })
     }
 
@@ -185,6 +203,17 @@ impl CudaSession {
         if let Some(feed) = self.feeds.get_mut(&id) {
             feed.is_filled = false;
         }
+    }
+
+    /// Fetches what lies on the device.
+    fn read_notes(&mut self) -> Result<(), BackendError> {
+        if let Some(at) = self.notes.at.filter(|_| self.notes.unread > 0) {
+            let mut noted = vec![0.0f32; self.notes.unread];
+            self.machine.download(at, bytemuck::cast_slice_mut(&mut noted))?;
+            self.notes.read.extend(noted);
+            self.notes.unread = 0;
+        }
+        Ok(())
     }
 
     fn all_reduce(&self, step: usize) -> Result<(), BackendError> {
@@ -332,6 +361,38 @@ impl Session for CudaSession {
     fn set_rate_factor(&mut self, factor: f64) {
         self.rate_is_stale |= self.rate != factor;
         self.rate = factor;
+    }
+
+    fn note_f32(&mut self, id: ValueId) -> Result<(), BackendError> {
+        let from = self.place(id, 1, &[DType::F32], "float")?;
+        if self.notes.unread == MOST_NOTED {
+            self.read_notes()?;
+        }
+        let at = match self.notes.at {
+            Some(at) => at,
+            None => {
+                let at = self.machine.allocate(4 * MOST_NOTED)?;
+                self.memory.push(at);
+                self.bytes += 4 * MOST_NOTED as u64;
+                *self.notes.at.insert(at)
+            }
+        };
+        self.machine.copy(from, at + 4 * self.notes.unread as Address, 4)?;
+        self.notes.unread += 1;
+        Ok(())
+    }
+
+    fn take_noted(&mut self) -> Result<Vec<f32>, BackendError> {
+        self.read_notes()?;
+        Ok(std::mem::take(&mut self.notes.read))
+    }
+
+    fn note_time(&mut self) -> Result<(), BackendError> {
+        Ok(self.clock.mark()?)
+    }
+
+    fn take_times(&mut self) -> Result<Vec<Seconds>, BackendError> {
+        Ok(self.clock.take()?.into_iter().map(Seconds).collect())
     }
 
     fn synchronize(&mut self) -> Result<(), BackendError> {
