@@ -70,12 +70,10 @@ pub trait Session: Send {
     fn host_i32(&mut self, value: ValueId) -> Option<&mut [i32]>;
     /// Copies a float value out, converting to f32. Only inputs, parameters, state and outputs outlive a run.
     fn download_f32(&mut self, value: ValueId, out: &mut [f32]) -> Result<(), BackendError>;
-    /// Runs the program once.
+    /// Runs the program once. Adam's bias correction counts the runs so far but those whose updates were skipped.
     fn execute(&mut self) -> Result<(), BackendError>;
     /// Runs it once with a clock around each step; the times are written to `times`, one a step.
     fn execute_timed(&mut self, times: &mut Vec<Seconds>) -> Result<(), BackendError>;
-    /// Weight updates done so far; Adam's bias correction counts from here. A run adds one.
-    fn set_update_count(&mut self, updates: u64);
     /// Factor on the learning rate of the updates from here on; 1 at first.
     fn set_rate_factor(&mut self, factor: f64);
     /// Notes what the scalar `value`, of type f32, is after the runs so far. A device does so when it gets there.

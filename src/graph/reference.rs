@@ -409,7 +409,9 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             let z = z.iter().enumerate().map(|(k, z)| z * input_scale * x(2)[k % last(1)]).collect();
             vec![biased(z, node.inputs.get(3), *activation)]
         }
-        Op::Update { .. } | Op::LinearUpdate { .. } | Op::AllReduce => unreachable!("done in place"),
+        Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } | Op::AllReduce => {
+            unreachable!("done in place")
+        }
     }
 }
 
@@ -424,6 +426,22 @@ fn in_place(node: &Node, data: &mut [Vec<f64>], updates: u64, shape: &[usize]) -
     let id = |k: usize| node.inputs[k].0;
     let (rule, gradient, states, unscale) = match &node.op {
         Op::AllReduce => return Some(Vec::new()),
+        Op::AdjustLossScale { growth_interval, largest } => {
+            if data[id(3)][0] == 0.0 {
+                data[id(0)][0] = (data[id(0)][0] / 2.0).max(0.5);
+                data[id(1)] = vec![0.0, data[id(1)][1] + 1.0];
+                if data[id(0)][0] < 1.0 {
+                    data[id(2)][0] = f64::NAN;
+                }
+            } else {
+                data[id(1)][0] += 1.0;
+                if data[id(1)][0] >= f64::from(*growth_interval) {
+                    data[id(0)][0] = (data[id(0)][0] * 2.0).min(*largest);
+                    data[id(1)][0] = 0.0;
+                }
+            }
+            return Some(Vec::new());
+        }
         Op::Update { optimizer, guarded } => {
             let count = node.inputs.len();
             if *guarded && data[id(count - 1)][0] == 0.0 {

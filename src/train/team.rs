@@ -109,6 +109,11 @@ impl Team {
         &mut *self.ranks[0].session
     }
 
+    /// The sessions of all ranks.
+    pub fn sessions(&mut self) -> impl Iterator<Item = &mut (dyn Session + 'static)> {
+        self.ranks.iter_mut().map(|rank| &mut *rank.session)
+    }
+
     /// Memory of all ranks' sessions, bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.ranks.iter().map(|rank| rank.session.memory().0).sum()

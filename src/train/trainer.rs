@@ -1,7 +1,7 @@
 //! The training loop: whole runs of a seed, or single steps for the clock.
 
 use super::{
-    LossScale, Predictor, StepTimes, Team, TrainError, TrainingProgram, initial_weights,
+    Predictor, StepTimes, Team, TrainError, TrainingProgram, initial_weights,
     team::{KEPT_STEPS, Rank},
     training_program,
 };
@@ -34,9 +34,6 @@ pub fn scaled_rate(config: &TrainConfig, batch_size: usize) -> f64 {
 struct RankState {
     batches: Batches,
     labels: Vec<i32>,
-    scale: Option<LossScale>,
-    /// Steps that changed the weights.
-    updates: u64,
     /// Rank's part of the loss of each step since the last time they were taken.
     losses: Vec<f32>,
 }
@@ -79,12 +76,13 @@ impl Trainer {
         let forward = (model.build)(&size)?;
         let training = training_program(&forward, candidate.precision, &config, ranks)?;
         let weights = initial_weights(&forward, config.init, seed);
-        let team = Team::new(candidate.device, &training.program, ranks, candidate.threads, &weights)?;
+        let mut team = Team::new(candidate.device, &training.program, ranks, candidate.threads, &weights)?;
+        if let Some(scale) = training.scale {
+            team.sessions().try_for_each(|session| scale.start(session))?;
+        }
         let state = || RankState {
             batches: Batches::new(set.train.rows(), batch_size, seed),
             labels: vec![0; size.batch],
-            scale: training.guard.map(|_| LossScale::default()),
-            updates: 0,
             losses: Vec::new(),
         };
         let states = (0..ranks).map(|_| state()).collect();
@@ -142,7 +140,7 @@ impl Trainer {
                 let rows = state.batches.shard(step % per_epoch, number, ranks);
                 let augment = (!augmenter.is_identity()).then_some((augmenter, seed, (step / per_epoch) as u64));
                 rank.session.set_rate_factor(schedule.factor(step, per_epoch * epochs));
-                one_step(set, training, rank, &mut state.labels, rows, augment, &mut state.scale, &mut state.updates)?;
+                one_step(set, training, rank, &mut state.labels, rows, augment)?;
                 if step - first < kept {
                     rank.session.note_time()?;
                 }
@@ -193,7 +191,7 @@ impl Trainer {
             let losses = self.take_losses();
             if let Some(bad) = losses.iter().position(|loss| !loss.is_finite()) {
                 let step = first + bad;
-                if self.states[0].scale.is_none() || losses.last().is_some_and(|l| !l.is_finite()) {
+                if self.training.scale.is_none() || losses.last().is_some_and(|l| !l.is_finite()) {
                     run.failure = Some(format!("the loss is not finite at step {step}"));
                 }
             }
@@ -220,7 +218,10 @@ impl Trainer {
         let every = all_steps.div_ceil(CURVE_POINTS).max(1);
         run.loss_curve =
             curve.into_iter().filter(|(step, loss)| (*step as usize).is_multiple_of(every) && loss.is_finite()).collect();
-        run.skipped_steps = self.states[0].scale.map_or(0, |scale| scale.skipped());
+        run.skipped_steps = match self.training.scale {
+            Some(scale) => scale.skipped(self.team.first())?,
+            None => 0,
+        };
         let quality = match quality {
             Some(quality) => quality,
             None => judge.judge(&self.set)?,
@@ -248,7 +249,7 @@ impl Trainer {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
+/// Queues a step and a note of its loss.
 fn one_step(
     set: &DataSet,
     training: &TrainingProgram,
@@ -256,8 +257,6 @@ fn one_step(
     labels: &mut [i32],
     rows: &[u32],
     augment: Option<(&Augmenter, u64, u64)>,
-    scale: &mut Option<LossScale>,
-    updates: &mut u64,
 ) -> Result<(), TrainError> {
     let session = &mut *rank.session;
     let elements = set.row_elements();
@@ -273,22 +272,7 @@ fn one_step(
         Some(places) => places.copy_from_slice(labels),
         None => session.upload_i32(training.labels, labels)?,
     }
-    if let (Some((factor, _)), Some(scale)) = (training.guard, scale.as_ref()) {
-        session.upload_f32(factor, &[scale.factor()])?;
-        session.set_update_count(*updates);
-    }
     session.execute()?;
-    let mut changed = true;
-    if let (Some((_, flag)), Some(scale)) = (training.guard, scale.as_mut()) {
-        let mut finite = [0.0];
-        session.download_f32(flag, &mut finite)?;
-        changed = finite[0] != 0.0;
-        if !scale.observe(changed) {
-            // Scaling cannot help any more: the run goes on with the smallest factor and ends with a loss that is not finite.
-            session.upload_f32(training.loss, &[f32::NAN])?;
-        }
-    }
-    *updates += u64::from(changed);
     Ok(session.note_f32(training.loss)?)
 }
 

@@ -45,6 +45,7 @@ impl Backend for Cpu {
         let slots = program.slots.iter().map(|slot| Storage::zeros(slot.bytes)).collect();
         let scratch = execute::Scratch::for_program(&program);
         let ctx = Context::new(self.threads);
+        let last_update = program.last_update();
         Ok(Box::new(CpuSession {
             program,
             slots,
@@ -52,6 +53,7 @@ impl Backend for Cpu {
             scratch,
             collective,
             updates: 0,
+            last_update,
             rate: 1.0,
             noted: Vec::new(),
             times: Vec::new(),
@@ -96,7 +98,9 @@ struct CpuSession {
     ctx: Context,
     scratch: execute::Scratch,
     collective: Option<Arc<dyn Collective>>,
+    /// Updates done so far, and what counts them.
     updates: u64,
+    last_update: Option<(usize, Option<ValueId>)>,
     /// Factor on every update's learning rate.
     rate: f64,
     noted: Vec<f32>,
@@ -181,7 +185,6 @@ impl Session for CpuSession {
         for step in 0..self.program.steps.len() {
             self.run_step(step)?;
         }
-        self.updates += 1;
         Ok(())
     }
 
@@ -192,12 +195,7 @@ impl Session for CpuSession {
             self.run_step(step)?;
             times.push(Seconds::since(start));
         }
-        self.updates += 1;
         Ok(())
-    }
-
-    fn set_update_count(&mut self, updates: u64) {
-        self.updates = updates;
     }
 
     fn set_rate_factor(&mut self, factor: f64) {

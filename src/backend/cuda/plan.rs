@@ -91,10 +91,10 @@ pub(super) fn plan(program: &Program, facts: &Facts, places: &Places) -> Result<
         steps.extend((1..together).map(|_| Vec::new()));
         at += together.max(1);
     }
-    let has_updates = program.steps.iter().any(|step| matches!(step.op, Op::Update { .. } | Op::LinearUpdate { .. }));
-    if has_updates && let Some(last) = steps.last_mut() {
+    if let Some((last, flag)) = program.last_update() {
         let kernel: Kernel<(Out<f32>, In<f32>)> = Kernel::new("advance_updates".into(), 32);
-        last.push(kernel.launch([1, 1, 1], 0, (Out::at(places.control), In::NULL)));
+        let flag = In::at(flag.map_or(0, |id| planner.address(id)));
+        steps[last].push(kernel.launch([1, 1, 1], 0, (Out::at(places.control), flag)));
     }
     let Planner { scratch_most, constants, .. } = planner;
     Ok(Plan { steps, scratch_bytes: scratch_most, constants })
@@ -434,6 +434,13 @@ impl Planner<'_> {
                 self.rows::<T>(step);
             }
             Op::AllFinite => self.all_finite(step),
+            Op::AdjustLossScale { growth_interval, largest } => {
+                type AdjustLossScale = Kernel<(Out<f32>, Out<f32>, Out<f32>, In<f32>, f32, f32)>;
+                let kernel: AdjustLossScale = Kernel::new("adjust_loss_scale".into(), 32);
+                let numbers = (*growth_interval as f32, *largest as f32);
+                let arguments = (Out::at(at(0)), Out::at(at(1)), Out::at(at(2)), In::at(at(3)), numbers.0, numbers.1);
+                self.push(kernel.launch([1, 1, 1], 0, arguments));
+            }
             // The session does it.
             Op::AllReduce => {}
             Op::Reshape { .. } => unreachable!("lowering gives both sides of a reshape one memory and drops it"),

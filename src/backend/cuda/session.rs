@@ -85,8 +85,6 @@ pub(super) struct CudaSession {
     rate_feed: Option<Feed>,
     /// The factor on the device is not this one.
     rate_is_stale: bool,
-    /// Count of updates that the next run starts from, where it is not the device's own.
-    updates: Option<u64>,
     notes: Notes,
     clock: Box<dyn Clock>,
 }
@@ -147,7 +145,6 @@ impl CudaSession {
             rate: 1.0,
             rate_feed: None,
             rate_is_stale: false,
-            updates: None,
             notes: Notes::default(),
             clock,
         })
@@ -178,9 +175,6 @@ impl CudaSession {
             feed.fill()?[0] = (self.rate as f32).to_bits();
             feed.send()?;
             self.rate_is_stale = false;
-        }
-        if let Some(updates) = self.updates.take() {
-            self.machine.upload(self.places.control, &updates.to_le_bytes())?;
         }
         self.feeds.values_mut().try_for_each(Feed::send)?;
         Ok(())
@@ -352,10 +346,6 @@ impl Session for CudaSession {
         }
         self.runs += 1;
         Ok(())
-    }
-
-    fn set_update_count(&mut self, updates: u64) {
-        self.updates = Some(updates);
     }
 
     fn set_rate_factor(&mut self, factor: f64) {
