@@ -1,13 +1,13 @@
 // optimizer.cu: weight updates of all tensors of a model in one launch: SGD with momentum, Adam, AdamW, RMSProp.
 // Entries  sgd_<copy> adam_<copy> rmsprop_<copy>, <copy> the type of the low-precision copy: f32 (there is none), f16, bf16;
-//          advance_updates, the counter for Adam's bias correction.
+//          advance_updates, the counter for Adam's bias correction; adjust_loss_scale, the factor of fp16's loss for the next step.
 // Shapes   a table of tensors of any length and a table of chunks of `chunk_length` elements (a multiple of 4); 256 threads and
 //          one chunk a block. 1024 elements a chunk for models below a million weights, so that these fill the GPU too; else 4096.
 // Work     SGD with momentum 20 bytes a weight, Adam and RMSProp with momentum 28, RMSProp 20, 2 more for a copy: memory-bound.
 //          16 bytes a thread and access (8 for a copy), the ragged end one by one.
 // Numbers  fp32 with the fused operations of the CPU's rules; 1 - beta^t = -expm1(t ln beta), within 3e-7 of it for any t.
 // Adds     rate factor, update count, loss scale and the all-finite flag are read from device memory, so a captured graph can be
-//          replayed; a flag of 0 leaves everything as it is.
+//          replayed; a flag of 0 leaves everything as it is. What follows from the flag is decided here too, never by the host.
 #include "common.cuh"
 
 // `copy` may be null; a state that the rule does not use is not touched.
@@ -41,6 +41,15 @@ struct UpdateArguments {
     u32 decoupled;
 };
 struct AdvanceArguments { Progress* progress; const float* finite; };
+// counts [2]: good steps in a row, skipped steps; whole numbers, exact to 2^24.
+struct LossScaleArguments {
+    float* scale;
+    float* counts;
+    float* loss;
+    const float* finite;
+    float growth_interval;
+    float largest;
+};
 
 // A rule: which states it keeps, and one weight's step by a gradient that has L1 and L2 already.
 struct Sgd {
@@ -141,6 +150,21 @@ KERNEL(32) advance_updates(ARGUMENTS(AdvanceArguments) p) {
     if (block() == 0 && thread() == 0 && !(p.finite && *p.finite == 0.0f)) p.progress->updates += 1;
 }
 EXPORT(advance_updates)
+
+// Halved by an overflow, doubled by a row of good steps. Overflow below a scale of 1 has another cause, and the loss says so.
+KERNEL(32) adjust_loss_scale(ARGUMENTS(LossScaleArguments) p) {
+    if (block() != 0 || thread() != 0) return;
+    const bool good = *p.finite != 0.0f;
+    const float scale = *p.scale, row = good ? p.counts[0] + 1.0f : 0.0f;
+    const bool grows = row >= p.growth_interval;
+    const float now = grows ? smaller(2.0f * scale, p.largest) : good ? scale : larger(0.5f * scale, 0.5f);
+    *p.scale = now;
+    p.counts[0] = grows ? 0.0f : row;
+    if (good) return;
+    p.counts[1] += 1.0f;
+    if (now < 1.0f) *p.loss = float_of(0x7fc00000u);
+}
+EXPORT(adjust_loss_scale)
 
 // 64 registers a thread at most, so that 1024 threads of an SM have loads under way.
 #define RULE(Rule, name, T, suffix)                                                                                  \

@@ -3,12 +3,22 @@
 #[path = "support/emulator.rs"]
 mod emulator;
 
+use advisor::{
+    data::{DataSet, Inputs, Part},
+    graph::{Graph, GraphError, Op, Unary},
+    models::{Model, Size},
+    record::{Candidate, OptimizerConfig, SeedRun, TrainConfig},
+    train::Trainer,
+    vocab::{Compression, DType, Device, InitKind, Layout, Metric, OptimizerKind, Phase, Precision, RowKind, RowShape, Schedule},
+};
 use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     fs,
     io::Read,
     path::Path,
     process::{Command, Output},
+    sync::Arc,
 };
 
 /// `advisor doctor --json` with the stand-in and these variables of its; `None` where there is no C++ compiler.
@@ -176,4 +186,113 @@ fn simple_cnn_learns_the_same_on_both_devices_over_a_hundred_steps() {
     assert!(mean(&ours[ours.len() - tenth..]) < mean(&ours[..tenth]), "it learns nothing: {ours:?}");
     let worst = ours.iter().zip(&theirs).map(|(ours, theirs)| (ours - theirs).abs() / theirs).fold(0.0, f64::max);
     assert!(worst <= 1e-3, "losses differ by {worst:e}");
+}
+
+/// Set where the test below runs in a process whose driver is the stand-in: how many steps to train.
+const STEPS: &str = "ADVISOR_TEST_TRAINS_STEPS";
+const BATCH: usize = 4;
+
+/// One hidden layer. On their way from the loss the gradients are 64 times what they end as: fp16 does not hold that at the first scale.
+fn small(size: &Size) -> Result<Graph, GraphError> {
+    let mut g = Graph::new();
+    let x = g.input("x", &[size.batch, 3, 4, 1], DType::F32);
+    let mut y = g.apply(Op::Reshape { shape: vec![size.batch, 12] }, &[x])?;
+    for (name, from, to) in [("fc1", 12, 16), ("fc2", 16, size.classes)] {
+        let (w, b) = (g.weight(&format!("{name}.weight"), &[from, to], from, to), g.bias(&format!("{name}.bias"), to, from));
+        y = g.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[y, w])?;
+        y = g.apply(Op::AddBias, &[y, b])?;
+        if name == "fc1" {
+            y = g.apply(Op::Unary(Unary::Relu), &[y])?;
+        }
+    }
+    for factor in [1.0 / 64.0, 64.0] {
+        y = g.apply(Op::Scale { factor }, &[y])?;
+    }
+    g.mark_output("logits", y);
+    Ok(g)
+}
+
+/// One epoch of so many steps on patterns of three classes.
+fn trained(device: Device, precision: Precision, steps: usize) -> SeedRun {
+    let part = |rows: usize| {
+        let pixel = |at: usize| {
+            let (row, k) = (at / 12, at % 12);
+            let level = if k % 3 == row % 3 { 6 + (row * 7 + k) % 4 } else { (row * 5 + k * 3) % 4 };
+            level as f32 / 9.0
+        };
+        Part {
+            inputs: Inputs::Images((0..12 * rows).map(pixel).collect()),
+            labels: (0..rows).map(|row| (row % 3) as u32).collect(),
+        }
+    };
+    let set = DataSet {
+        name: "patterns".into(),
+        row: RowShape::Image([3, 4, 1]),
+        classes: ["a", "b", "c"].map(String::from).to_vec(),
+        train: part(BATCH * steps),
+        test: part(BATCH),
+        content_hash: String::new(),
+    };
+    let config = TrainConfig {
+        epochs: 1,
+        optimizer: OptimizerConfig::new(OptimizerKind::Adam, 0.01),
+        // The rate changes at every step.
+        schedule: Schedule::Cosine,
+        init: InitKind::He,
+        l1: 0.0,
+        l2: 0.0,
+        augment: vec![],
+        seeds: 1,
+        first_seed: 1,
+        batch_size: BATCH,
+        target: None,
+    };
+    let (phase, compression, layout) = (Phase::Train, Compression::None, Layout::SINGLE);
+    let candidate = Candidate { phase, device, precision, compression, layout, batch_size: BATCH, threads: 1 };
+    let model = Model { name: "small", about: "16 hidden units, ReLU, classes", reads: RowKind::Image, build: small };
+    let mut trainer = Trainer::new(&model, Arc::new(set), &candidate, &config, 1).unwrap();
+    trainer.run(Metric::Accuracy).unwrap().0
+}
+
+#[test]
+fn training_steps_wait_for_nothing_and_learn_and_skip_what_the_processor_does() {
+    if let Some(steps) = std::env::var_os(STEPS) {
+        let steps: usize = steps.to_str().unwrap().parse().unwrap();
+        for (precision, tolerance) in [(Precision::Fp32, 1e-3), (Precision::Fp16, 2e-2)] {
+            let [ours, theirs] = [Device::Cuda(0), Device::Cpu].map(|device| trained(device, precision, steps));
+            assert_eq!(ours.skipped_steps, theirs.skipped_steps, "{precision:?}");
+            assert_eq!(ours.skipped_steps > 1, precision == Precision::Fp16, "{}", ours.skipped_steps);
+            assert_eq!((ours.loss_curve.len(), ours.failure), (steps, None));
+            for (ours, theirs) in ours.loss_curve.iter().zip(&theirs.loss_curve) {
+                assert!((ours.1 - theirs.1).abs() <= tolerance * theirs.1, "{precision:?}: {ours:?} is not {theirs:?}");
+            }
+        }
+        return;
+    }
+    let Some(built) = emulator::emulator() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let counts = [10, 40].map(|steps: usize| -> BTreeMap<String, u64> {
+        let log = dir.path().join(steps.to_string());
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "training_steps_wait_for_nothing_and_learn_and_skip_what_the_processor_does"])
+            .env("LD_LIBRARY_PATH", &built.driver)
+            .env("ADVISOR_STANDIN_LOG", &log)
+            .env(STEPS, steps.to_string())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        let lines = fs::read_to_string(log).unwrap();
+        lines.lines().filter_map(|line| line.split_once(' ')).map(|(what, n)| (what.into(), n.parse().unwrap())).collect()
+    });
+    // Two runs of 30 steps more; each uploads images, labels and a rate.
+    let more = |what: &str| counts[1][what] - counts[0][what];
+    for waits in ["synchronisations", "copies_from_pageable_memory", "copies_to_host"] {
+        assert_eq!(more(waits), 0, "{waits}: {counts:?}");
+    }
+    assert_eq!((more("copies_to_device"), more("copies_on_device")), (2 * 3 * 30, 2 * 30), "{counts:?}");
+    assert!(more("event_waits") > 0, "page-locked memory was written anew without a wait: {counts:?}");
+    for left in ["alive_host_memory", "alive_events", "alive_contexts", "host_memory_left_to_context", "events_left_to_context"] {
+        assert_eq!(counts[1][left], 0, "{left}");
+    }
 }

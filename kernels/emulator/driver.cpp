@@ -2,11 +2,14 @@
 // so that tests run the door to the driver itself, and not a twin of it.
 //
 // Refused as the driver refuses: images that are no cubin or PTX or not for this device, entries that their image lacks, blocks and
-// shared memory beyond what the image and the device allow, copies outside live allocations, calls without a context, whatever a
-// capture forbids. What an access check of the emulator finds breaks the context, as a fault does; its words go to stderr.
-// New memory holds 0xff, never zeros.
-// Not like the driver: everything has happened when a call returns, and a capture is a list, so a missing wait or a missing dependency
-// between streams is not found. The code that runs is the emulator's; of an image only its headers are read.
+// shared memory beyond what the image and the device allow, copies outside live allocations, calls without a context, page-locked memory
+// freed twice, times between events that were not reached, whatever a capture forbids. What an access check of the emulator finds breaks
+// the context, as a fault does; its words go to stderr. New memory holds 0xff, never zeros.
+// As late as a device may be: what a stream is asked for happens when somebody waits for it, and not before. So a missing wait is found:
+// page-locked memory that is changed or freed before a queued copy has read it breaks the context. A copy from pageable memory waits
+// for the stream, as it may with the driver.
+// Not like the driver: a capture is a list, so a missing dependency between streams is not found. The code that runs is the emulator's;
+// of an image only its headers are read.
 //
 // ADVISOR_STANDIN_CAPABILITY (9.0) and ADVISOR_STANDIN_DEVICES (1) say what is pretended; ADVISOR_STANDIN_LOG names a file that gets a
 // line for each kind of event with its count, and what is still alive, when the process ends.
@@ -15,6 +18,8 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -72,6 +77,7 @@ constexpr u32 MULTIPROCESSORS = 4;
 constexpr u32 SHARED_WITHOUT_ASKING = 48 << 10;
 constexpr u32 SHARED_LIMIT = 232448;       // 227 KiB
 constexpr u64 MEMORY = 4ull << 30;
+constexpr size_t MOST_EVENTS = 2048;       // of a context; a device has some limit
 constexpr size_t APART = 8192;             // the emulator takes what lies within a page of a buffer for a stray access of it
 constexpr size_t ALIGNMENT = 512;          // the driver promises 256 and gives 512
 
@@ -95,39 +101,37 @@ struct Function {
     u32 parameter_bytes;
     u32 dynamic_limit;
 };
-struct Node {
-    Function* function;  // null: a fill
-    u32 grid[3], block[3], shared;
-    std::vector<u8> arguments;
-    u64 address;
-    size_t bytes;
-    u8 value;
-};
-struct Graph { std::vector<Node> nodes; };
+// Something a stream is asked for.
+typedef std::function<void(Context&)> Work;
+struct Graph { std::vector<Work> nodes; };
 struct Stream {
     Context* context;
     bool capturing = false, invalidated = false;
     int mode = 0;
     std::thread::id thread;
-    std::vector<Node> nodes;
+    std::vector<Work> captured;
+    std::deque<Work> waiting;  // asked for and not done
 };
 typedef std::chrono::steady_clock Clock;
 struct Event {
-    Context* context;
-    bool recorded = false;
+    Stream* stream = nullptr;
+    bool has_time = true;
+    u64 recorded = 0, reached = 0;  // how often
     Clock::time_point at;
 };
 struct Allocation { u8* whole; size_t reserved, bytes; };
+struct HostAllocation { std::unique_ptr<u8[]> memory; size_t bytes; u64 readers; };
 struct Context {
     int device;
     int retained = 0;
     int broken = SUCCESS;  // a fault stays until the context goes
     u64 used = 0;
     std::map<u64, Allocation> memory;
+    std::map<const u8*, HostAllocation> host;  // page-locked
     std::map<Module*, std::unique_ptr<Module>> modules;
     std::map<Function*, std::unique_ptr<Function>> functions;
     std::map<Stream*, std::unique_ptr<Stream>> streams;
-    std::map<Event*, std::unique_ptr<Event>> events;
+    std::map<Event*, std::shared_ptr<Event>> events;  // work that waits keeps an event that was destroyed
 };
 
 struct State {
@@ -135,7 +139,7 @@ struct State {
     bool initialised = false;
     u32 major = 9, minor = 0;
     std::vector<Context> contexts;
-    std::map<Graph*, std::unique_ptr<Graph>> graphs, executables;
+    std::map<Graph*, std::shared_ptr<Graph>> graphs, executables;
     std::map<std::string, u64> counts;
 };
 // Never destroyed: threads may still call while the process ends.
@@ -149,7 +153,7 @@ typedef std::lock_guard<std::recursive_mutex> Guard;
 
 void count(const char* what, u64 by = 1) { state().counts[what] += by; }
 
-template <class T> bool holds(const std::map<T*, std::unique_ptr<T>>& all, T* handle) { return all.count(handle) != 0; }
+template <class T, class Kept> bool holds(const std::map<T*, Kept>& all, T* handle) { return all.count(handle) != 0; }
 
 // Whether calls may be made at all: initialised, a context current and alive and not broken.
 int usable() {
@@ -261,33 +265,48 @@ void* own_symbol(const std::string& name) {
     return self ? dlsym(self, name.c_str()) : nullptr;
 }
 
-// A fault is seen by the calls after it, as on a device.
-void run_node(const Node& node) {
-    if (current->broken) return;
-    if (!node.function) {
-        memset((void*)node.address, node.value, node.bytes);
-        return;
-    }
-    // Where the struct lies in the parameters' memory: 64 where it holds a tensor map, never less than 8.
-    alignas(64) u8 arguments[4096];
-    memcpy(arguments, node.arguments.data(), node.arguments.size());
-    if (node.function->emulate(node.grid, node.block, node.shared, arguments)) {
-        fprintf(stderr, "emulated GPU: %s\n", emulator_error());
-        current->broken = ILLEGAL_ADDRESS;
+void fault(Context& context, const char* words) {
+    fprintf(stderr, "emulated GPU: %s\n", words);
+    context.broken = ILLEGAL_ADDRESS;
+}
+
+// After a fault nothing more happens; the calls that wait for it see it.
+void run(Context& context, const Work& work) {
+    if (!context.broken) work(context);
+}
+
+int queue(Stream* stream, Work work) {
+    if (stream->capturing) stream->captured.push_back(std::move(work));
+    else stream->waiting.push_back(std::move(work));
+    return SUCCESS;
+}
+
+// The device gets on with a stream: to its end, or until `event` is reached.
+void catch_up(Stream* stream, const Event* event = nullptr) {
+    while (!stream->waiting.empty() && !(event && event->reached == event->recorded)) {
+        const Work next = std::move(stream->waiting.front());
+        stream->waiting.pop_front();
+        run(*stream->context, next);
     }
 }
 
-int queue(Stream* stream, Node node) {
-    if (stream->capturing) stream->nodes.push_back(std::move(node));
-    else run_node(node);
-    return SUCCESS;
+void catch_up(Context& context) {
+    for (auto& stream : context.streams) catch_up(stream.first);
+}
+
+// The page-locked memory that holds `from`; null for pageable memory.
+HostAllocation* host_memory(const void* from) {
+    auto next = current->host.upper_bound((const u8*)from);
+    if (next == current->host.begin()) return nullptr;
+    auto found = std::prev(next);
+    return (const u8*)from - found->first < (ptrdiff_t)found->second.bytes ? &found->second : nullptr;
 }
 
 u64 alive(const char* what) {
     u64 sum = 0;
     for (Context& context : state().contexts) {
         const std::string kind = what;
-        sum += kind == "memory" ? context.memory.size() : kind == "modules" ? context.modules.size() : kind == "streams" ? context.streams.size()
+        sum += kind == "memory" ? context.memory.size() : kind == "host_memory" ? context.host.size() : kind == "modules" ? context.modules.size() : kind == "streams" ? context.streams.size()
             : kind == "events" ? context.events.size() : (u64)context.retained;
     }
     return sum;
@@ -300,7 +319,7 @@ __attribute__((destructor)) void write_log() {
     if (!out) return;
     Guard guard(state().one);
     for (auto& entry : state().counts) fprintf(out, "%s %llu\n", entry.first.c_str(), entry.second);
-    for (const char* what : {"memory", "modules", "streams", "events", "contexts"}) fprintf(out, "alive_%s %llu\n", what, alive(what));
+    for (const char* what : {"memory", "host_memory", "modules", "streams", "events", "contexts"}) fprintf(out, "alive_%s %llu\n", what, alive(what));
     fprintf(out, "alive_graphs %llu\n", (u64)state().graphs.size());
     fprintf(out, "alive_executables %llu\n", (u64)state().executables.size());
     fclose(out);
@@ -428,11 +447,13 @@ CALL cuDevicePrimaryCtxRelease_v2(int device) {
     count("modules_left_to_context", context.modules.size());
     count("streams_left_to_context", context.streams.size());
     count("events_left_to_context", context.events.size());
+    count("host_memory_left_to_context", context.host.size());
     while (!context.memory.empty()) free_memory(context, context.memory.begin());
     context.modules.clear();
     context.functions.clear();
     context.streams.clear();
     context.events.clear();
+    context.host.clear();
     context.broken = SUCCESS;
     return SUCCESS;
 }
@@ -462,7 +483,10 @@ CALL cuStreamCreate(Stream** out, u32 flags) {
 
 CALL cuStreamDestroy_v2(Stream* handle) {
     ENTERED;
-    return current->streams.erase(handle) ? SUCCESS : INVALID_HANDLE;
+    if (!holds(current->streams, handle)) return INVALID_HANDLE;
+    catch_up(handle);
+    current->streams.erase(handle);
+    return SUCCESS;
 }
 
 CALL cuStreamSynchronize(Stream* handle) {
@@ -473,7 +497,8 @@ CALL cuStreamSynchronize(Stream* handle) {
         return STREAM_CAPTURE_UNSUPPORTED;
     }
     count("synchronisations");
-    return SUCCESS;
+    catch_up(handle);
+    return current->broken;
 }
 
 CALL cuStreamBeginCapture_v2(Stream* handle, int mode) {
@@ -483,7 +508,7 @@ CALL cuStreamBeginCapture_v2(Stream* handle, int mode) {
     stream->capturing = true;
     stream->mode = mode;
     stream->thread = std::this_thread::get_id();
-    stream->nodes.clear();
+    stream->captured.clear();
     return SUCCESS;
 }
 
@@ -495,9 +520,9 @@ CALL cuStreamEndCapture(Stream* handle, Graph** out) {
     const bool invalidated = handle->invalidated;
     handle->capturing = handle->invalidated = false;
     if (invalidated) return STREAM_CAPTURE_INVALIDATED;
-    auto made = std::make_unique<Graph>();
-    made->nodes = std::move(handle->nodes);
-    handle->nodes.clear();
+    auto made = std::make_shared<Graph>();
+    made->nodes = std::move(handle->captured);
+    handle->captured.clear();
     count("graphs_captured");
     count("nodes_captured", made->nodes.size());
     *out = made.get();
@@ -508,7 +533,7 @@ CALL cuStreamEndCapture(Stream* handle, Graph** out) {
 CALL cuGraphInstantiateWithFlags(Graph** out, Graph* graph, u64 flags) {
     ENTERED;
     if (flags || !holds(state().graphs, graph)) return INVALID_VALUE;
-    auto made = std::make_unique<Graph>(*graph);
+    auto made = std::make_shared<Graph>(*graph);
     *out = made.get();
     state().executables[*out] = std::move(made);
     count("graphs_instantiated");
@@ -520,8 +545,9 @@ CALL cuGraphLaunch(Graph* executable, Stream* handle) {
     if (!holds(state().executables, executable)) return INVALID_VALUE;
     if (stream->capturing) return STREAM_CAPTURE_UNSUPPORTED;  // a child graph to the driver; nothing here asks for one
     count("graphs_launched");
-    for (const Node& node : executable->nodes) run_node(node);
-    return SUCCESS;
+    return queue(stream, [graph = state().executables[executable]](Context& context) {
+        for (const Work& node : graph->nodes) run(context, node);
+    });
 }
 
 CALL cuGraphExecDestroy(Graph* executable) {
@@ -550,6 +576,7 @@ CALL cuModuleLoadData(Module** out, const void* image) {
 
 CALL cuModuleUnload(Module* module) {
     OUTSIDE_CAPTURES;
+    catch_up(*current);
     if (!current->modules.erase(module)) return INVALID_HANDLE;
     auto& functions = current->functions;
     for (auto at = functions.begin(); at != functions.end();) at = at->second->module == module ? functions.erase(at) : std::next(at);
@@ -597,9 +624,14 @@ CALL cuLaunchKernel(Function* function, u32 x, u32 y, u32 z, u32 threads_x, u32 
     if (!x || x > 0x7fffffffu || !y || y > 65535 || !z || z > 65535 || !threads || threads > function->entry.most_threads || threads_z > 64) return INVALID_VALUE;
     if (shared > function->dynamic_limit || !parameters || !parameters[0] || extra) return INVALID_VALUE;
     const u8* first = (const u8*)parameters[0];
-    Node node{function, {x, y, z}, {threads_x, threads_y, threads_z}, shared, std::vector<u8>(first, first + function->parameter_bytes), 0, 0, 0};
     count("kernels_launched");
-    return queue(stream, std::move(node));
+    return queue(stream, [=, emulate = function->emulate, given = std::vector<u8>(first, first + function->parameter_bytes)](Context& context) {
+        // Where the struct lies in the parameters' memory: 64 where it holds a tensor map, never less than 8.
+        alignas(64) u8 arguments[4096];
+        memcpy(arguments, given.data(), given.size());
+        const u32 grid[3] = {x, y, z}, block[3] = {threads_x, threads_y, threads_z};
+        if (emulate(grid, block, shared, arguments)) fault(context, emulator_error());
+    });
 }
 
 CALL cuMemAlloc_v2(u64* out, size_t bytes) {
@@ -623,17 +655,39 @@ CALL cuMemFree_v2(u64 address) {
     OUTSIDE_CAPTURES;
     auto found = current->memory.find(address);
     if (found == current->memory.end()) return INVALID_VALUE;
+    catch_up(*current);
     free_memory(*current, found);
+    return SUCCESS;
+}
+
+CALL cuMemHostAlloc(void** out, size_t bytes, u32 flags) {
+    OUTSIDE_CAPTURES;
+    constexpr u32 PORTABLE = 1, DEVICE_MAP = 2, WRITE_COMBINED = 4;
+    if (!out || !bytes || flags & ~(PORTABLE | DEVICE_MAP | WRITE_COMBINED)) return INVALID_VALUE;
+    HostAllocation made{std::unique_ptr<u8[]>(new u8[bytes]), bytes, 0};
+    memset(made.memory.get(), 0xff, bytes);
+    *out = made.memory.get();
+    current->host.emplace(made.memory.get(), std::move(made));
+    count("host_allocations");
+    return SUCCESS;
+}
+
+CALL cuMemFreeHost(void* memory) {
+    OUTSIDE_CAPTURES;
+    auto found = current->host.find((const u8*)memory);
+    if (found == current->host.end()) return INVALID_VALUE;
+    if (found->second.readers) fault(*current, "page-locked memory is freed before a queued copy has read it");
+    current->host.erase(found);
     return SUCCESS;
 }
 
 CALL cuMemsetD8Async(u64 to, u8 value, size_t bytes, Stream* handle) {
     ON(stream, handle);
     if (!in_memory(to, bytes)) return INVALID_VALUE;
-    return queue(stream, Node{nullptr, {}, {}, 0, {}, to, bytes, value});
+    return queue(stream, [=](Context&) { memset((void*)to, value, bytes); });
 }
 
-// To and from pageable memory the driver waits for the stream, which a capture cannot.
+// To and from pageable memory the driver may wait for the stream, which a capture cannot.
 CALL cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, Stream* handle) {
     ON(stream, handle);
     if (stream->capturing) {
@@ -641,9 +695,29 @@ CALL cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, Stream* handle
         return STREAM_CAPTURE_UNSUPPORTED;
     }
     if (bytes && (!from || !in_memory(to, bytes))) return INVALID_VALUE;
-    if (bytes) memcpy((void*)to, from, bytes);
     count("copies_to_device");
-    return SUCCESS;
+    HostAllocation* host = host_memory(from);
+    if (!host) {
+        count("copies_from_pageable_memory");
+        catch_up(stream);
+        if (bytes && !current->broken) memcpy((void*)to, from, bytes);
+        return current->broken;
+    }
+    const u8* first = (const u8*)from;
+    if (bytes > host->bytes - (size_t)(first - host->memory.get())) return INVALID_VALUE;
+    ++host->readers;
+    return queue(stream, [=, promised = std::vector<u8>(first, first + bytes)](Context& context) {
+        --host->readers;
+        if (bytes && memcmp(first, promised.data(), bytes)) return fault(context, "page-locked memory was changed before a queued copy had read it");
+        memcpy((void*)to, first, bytes);
+    });
+}
+
+CALL cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, Stream* handle) {
+    ON(stream, handle);
+    if (bytes && (!in_memory(to, bytes) || !in_memory(from, bytes))) return INVALID_VALUE;
+    count("copies_on_device");
+    return queue(stream, [=](Context&) { memmove((void*)to, (const void*)from, bytes); });
 }
 
 CALL cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, Stream* handle) {
@@ -653,15 +727,19 @@ CALL cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, Stream* handle) {
         return STREAM_CAPTURE_UNSUPPORTED;
     }
     if (bytes && (!to || !in_memory(from, bytes))) return INVALID_VALUE;
-    if (bytes) memcpy(to, (const void*)from, bytes);
     count("copies_to_host");
-    return SUCCESS;
+    catch_up(stream);
+    if (bytes && !current->broken) memcpy(to, (const void*)from, bytes);
+    return current->broken;
 }
 
-CALL cuEventCreate(Event** out, u32) {
+CALL cuEventCreate(Event** out, u32 flags) {
     ENTERED;
-    auto made = std::make_unique<Event>();
-    made->context = current;
+    constexpr u32 BLOCKING_WAIT = 1, NO_TIME = 2;
+    if (!out || flags & ~(BLOCKING_WAIT | NO_TIME)) return INVALID_VALUE;
+    if (current->events.size() == MOST_EVENTS) return OUT_OF_MEMORY;
+    auto made = std::make_shared<Event>();
+    made->has_time = !(flags & NO_TIME);
     *out = made.get();
     current->events[*out] = std::move(made);
     return SUCCESS;
@@ -671,14 +749,29 @@ CALL cuEventRecord(Event* event, Stream* handle) {
     ON(stream, handle);
     if (!holds(current->events, event)) return INVALID_HANDLE;
     if (stream->capturing) return SUCCESS;  // it orders streams, of which a capture here has one
-    event->recorded = true;
-    event->at = Clock::now();
-    return SUCCESS;
+    event->stream = stream;
+    count("events_recorded");
+    return queue(stream, [kept = current->events[event], which = ++event->recorded](Context&) {
+        kept->reached = which;
+        kept->at = Clock::now();
+    });
+}
+
+CALL cuEventSynchronize(Event* event) {
+    ENTERED;
+    if (!holds(current->events, event)) return INVALID_HANDLE;
+    // One that was never recorded has nothing to wait for.
+    if (event->reached == event->recorded) return SUCCESS;
+    count("event_waits");
+    if (holds(current->streams, event->stream)) catch_up(event->stream, event);
+    return current->broken;
 }
 
 CALL cuEventElapsedTime(float* out, Event* start, Event* end) {
     ENTERED;
     if (!holds(current->events, start) || !holds(current->events, end) || !start->recorded || !end->recorded) return INVALID_HANDLE;
+    if (!start->has_time || !end->has_time) return INVALID_HANDLE;
+    if (start->reached != start->recorded || end->reached != end->recorded) return NOT_READY;
     *out = std::chrono::duration<float, std::milli>(end->at - start->at).count();
     return SUCCESS;
 }

@@ -77,19 +77,27 @@ pub trait Session: Send {
     fn upload_f32(&mut self, value: ValueId, data: &[f32]) -> Result<(), BackendError>;
     fn upload_i32(&mut self, value: ValueId, data: &[i32]) -> Result<(), BackendError>;
     fn upload_i8(&mut self, value: ValueId, data: &[i8]) -> Result<(), BackendError>;
-    /// The value's own memory, where that is the host's and the type fits; for filling a batch without a copy.
+    /// Host memory that an input has when the next run begins, where the type fits; for filling a batch without a copy. It is the value's
+    /// own memory on the processor, and page-locked memory that is sent off by the run on a device, which may be at earlier runs still.
+    /// What it holds before is not said: all of it must be written. Later runs keep the value.
     fn host_f32(&mut self, value: ValueId) -> Option<&mut [f32]>;
     fn host_i32(&mut self, value: ValueId) -> Option<&mut [i32]>;
     /// Copies a float value out, converting to f32. Only inputs, parameters, state and outputs outlive a run.
     fn download_f32(&mut self, value: ValueId, out: &mut [f32]) -> Result<(), BackendError>;
-    /// Runs the program once.
+    /// Runs the program once. Adam's bias correction counts the runs so far but those whose updates were skipped.
     fn execute(&mut self) -> Result<(), BackendError>;
     /// Runs it once with a clock around each step; the times are written to `times`, one a step.
     fn execute_timed(&mut self, times: &mut Vec<Seconds>) -> Result<(), BackendError>;
-    /// Weight updates done so far; Adam's bias correction counts from here. A run adds one.
-    fn set_update_count(&mut self, updates: u64);
     /// Factor on the learning rate of the updates from here on; 1 at first.
     fn set_rate_factor(&mut self, factor: f64);
+    /// Notes what the scalar `value`, of type f32, is after the runs so far. A device does so when it gets there.
+    fn note_f32(&mut self, value: ValueId) -> Result<(), BackendError>;
+    /// What was noted since the last call, in order; waits for it.
+    fn take_noted(&mut self) -> Result<Vec<f32>, BackendError>;
+    /// Notes when all that was asked for so far is done, by the clock of the device.
+    fn note_time(&mut self) -> Result<(), BackendError>;
+    /// Times from each noted time to the next since the last call, one fewer than were noted; waits for them.
+    fn take_times(&mut self) -> Result<Vec<Seconds>, BackendError>;
     /// Waits until all that was asked for is done; a device with a queue may answer `execute` before.
     fn synchronize(&mut self) -> Result<(), BackendError> {
         Ok(())

@@ -160,6 +160,140 @@ fn a_guarded_update_waits_for_finite_gradients_and_undoes_the_scale() {
     }
 }
 
+/// An update with rate 1: the weight becomes minus the sum of all gradients that a device has seen.
+fn minus_the_sum(weights: usize) -> (Graph, [ValueId; 2]) {
+    let mut graph = Graph::new();
+    let (w, g) = (graph.weight("w", &[weights], 1, 1), graph.input("g", &[weights], DType::F32));
+    let kind = OptimizerKind::Sgd;
+    let (momentum, beta1, beta2) = (0.0, 0.0, 0.0);
+    let optimizer = OptimizerStep { kind, learning_rate: 1.0, momentum, beta1, beta2, epsilon: 0.0, l1: 0.0, l2: 0.0 };
+    let state = graph.state("momentum", &[weights], DType::F32);
+    graph.apply_all(Op::Update { optimizer, guarded: false }, &[w, g, state]).unwrap();
+    (graph, [w, g])
+}
+
+#[test]
+fn every_run_sees_the_input_that_was_filled_before_it_and_keeps_it() {
+    let (graph, [w, g]) = minus_the_sum(40);
+    for (device, backend) in devices() {
+        let mut session = backend.load(lower(&graph), None).unwrap();
+        let fill = |session: &mut dyn Session, value: f32| session.host_f32(g).expect("an f32 input").fill(value);
+        // A device may be at the first run while the last is filled in.
+        let mut sum = 0.0;
+        for run in 1..=9 {
+            fill(&mut *session, run as f32);
+            // The rate takes the same way.
+            let rate = if run % 3 == 0 { 0.5 } else { 1.0 };
+            session.set_rate_factor(rate);
+            session.execute().unwrap();
+            sum += run as f32 * rate as f32;
+        }
+        session.set_rate_factor(1.0);
+        for (given, now) in [(9.0, None), (100.0, Some(false)), (200.0, Some(true))] {
+            match now {
+                // Written once, seen by every later run.
+                None => {}
+                Some(false) => session.upload_f32(g, &[given; 40]).unwrap(),
+                // A later upload replaces what was filled in.
+                Some(true) => {
+                    fill(&mut *session, 7.0);
+                    session.upload_f32(g, &[given; 40]).unwrap();
+                }
+            }
+            session.execute().unwrap();
+            sum += given;
+        }
+        fill(&mut *session, 3.0);
+        let (mut weights, mut input) = ([0.0; 40], [0.0; 40]);
+        session.download_f32(g, &mut input).unwrap();
+        session.execute_timed(&mut Vec::new()).unwrap();
+        session.download_f32(w, &mut weights).unwrap();
+        assert_eq!((weights, input), ([-sum - 3.0; 40], [3.0; 40]), "{device}");
+        assert!(session.host_i32(g).is_none(), "{device}: it holds f32");
+    }
+}
+
+#[test]
+fn noted_scalars_and_times_come_in_order() {
+    let (graph, [w, g]) = minus_the_sum(1);
+    for (device, backend) in devices() {
+        let mut session = backend.load(lower(&graph), None).unwrap();
+        session.upload_f32(g, &[-1.0]).unwrap();
+        for round in 0..2 {
+            session.note_time().unwrap();
+            // More than the CUDA backend notes before it reads.
+            for _ in 0..1100 {
+                session.execute().unwrap();
+                session.note_f32(w).unwrap();
+            }
+            session.note_time().unwrap();
+            let wanted: Vec<f32> = (1..=1100).map(|k| (1100 * round + k) as f32).collect();
+            assert_eq!(session.take_noted().unwrap(), wanted, "{device}");
+            let times = session.take_times().unwrap();
+            assert!(times.len() == 1 && times[0].0 > 0.0, "{device}: {times:?}");
+        }
+        assert!(session.take_noted().unwrap().is_empty() && session.take_times().unwrap().is_empty(), "{device}");
+    }
+    let (graph, [w, _]) = minus_the_sum(2);
+    for (device, backend) in devices() {
+        assert!(backend.load(lower(&graph), None).unwrap().note_f32(w).is_err(), "{device}: it is no scalar");
+    }
+}
+
+#[test]
+fn loss_scaling_follows_the_flags_and_a_skipped_step_is_no_update() {
+    let mut graph = Graph::new();
+    let (w, g) = (graph.weight("w", &[3], 1, 1), graph.input("g", &[3], DType::F32));
+    let (loss, scale) = (graph.input("loss", &[], DType::F32), graph.state("scale", &[], DType::F32));
+    let counts = graph.state("counts", &[2], DType::F32);
+    let states = [graph.state("s0", &[3], DType::F32), graph.state("s1", &[3], DType::F32)];
+    let flag = graph.apply(Op::AllFinite, &[g]).unwrap();
+    // Adam's bias correction tells how many updates were counted.
+    let (kind, learning_rate, beta1, beta2) = (OptimizerKind::Adam, 0.1, 0.5, 0.75);
+    let optimizer = OptimizerStep { kind, learning_rate, momentum: 0.0, beta1, beta2, epsilon: 1e-6, l1: 0.0, l2: 0.0 };
+    graph.apply_all(Op::Update { optimizer, guarded: true }, &[w, g, states[0], states[1], scale, flag]).unwrap();
+    graph.apply_all(Op::AdjustLossScale { growth_interval: 3, largest: 16.0 }, &[scale, counts, loss, flag]).unwrap();
+    // Grows at every third good step, up to the largest and no further, falls to the smallest, and comes back.
+    let steps: Vec<bool> = "+++--+++++++++++++------++++".chars().map(|sign| sign == '+').collect();
+    let skipped = steps.iter().filter(|good| !**good).count();
+    let mut expected = reference::zeros(&graph);
+    (expected[w.0], expected[scale.0]) = (vec![1.0; 3], vec![4.0]);
+    let watched = [w, scale, counts, loss];
+    let gradient = |k: usize, good: bool| [0.25, if good { k as f64 } else { f64::INFINITY }, -2.0];
+    let mut updates = 0;
+    let wanted: Vec<Vec<f64>> = steps
+        .iter()
+        .enumerate()
+        .map(|(k, good)| {
+            (expected[g.0], expected[loss.0]) = (gradient(k, *good).to_vec(), vec![0.5]);
+            reference::run(&graph.values, &graph.nodes, &mut expected, updates);
+            updates += u64::from(*good);
+            watched.iter().flat_map(|id| expected[id.0].clone()).collect()
+        })
+        .collect();
+    assert_eq!(wanted[27][3..6], [1.0, 1.0, skipped as f64]);
+    assert_eq!((wanted[16][3], wanted[17][3]), (16.0, 16.0));
+    assert!(wanted[21][6] == 0.5 && wanted[22][6].is_nan() && wanted[23][6].is_nan() && wanted[24][6] == 0.5, "{wanted:?}");
+    for (device, backend) in devices() {
+        let mut session = backend.load(lower(&graph), None).unwrap();
+        session.upload_f32(w, &[1.0; 3]).unwrap();
+        session.upload_f32(scale, &[4.0]).unwrap();
+        for (k, (good, wanted)) in steps.iter().zip(&wanted).enumerate() {
+            session.upload_f32(g, &gradient(k, *good).map(|x| x as f32)).unwrap();
+            session.upload_f32(loss, &[0.5]).unwrap();
+            session.execute().unwrap();
+            let mut got = Vec::new();
+            for id in watched {
+                let mut values = vec![9.0; graph.value(id).elements()];
+                session.download_f32(id, &mut values).unwrap();
+                got.extend(values);
+            }
+            let is_near = |(got, want): (&f32, &f64)| (f64::from(*got) - want).abs() < 1e-5 || got.is_nan() && want.is_nan();
+            assert!(got.iter().zip(wanted).all(is_near), "{device}, step {k}: {got:?} is not {wanted:?}");
+        }
+    }
+}
+
 #[test]
 fn int8_products_match_the_reference_exactly_up_to_rounding() {
     let mut graph = Graph::new();

@@ -49,6 +49,16 @@ impl Program {
         self.values.iter().enumerate().filter(move |(k, v)| kept(v) && self.slot_of[*k].is_some()).map(|(k, v)| (ValueId(k), v))
     }
 
+    /// The last step that updates weights and the flag that guards it, if one does: a run whose flag is 0 counts as no update.
+    pub fn last_update(&self) -> Option<(usize, Option<ValueId>)> {
+        let guard = |step: &Step| match step.op {
+            Op::Update { guarded, .. } => Some(step.inputs.last().copied().filter(|_| guarded)),
+            Op::LinearUpdate { .. } => Some(None),
+            _ => None,
+        };
+        self.steps.iter().enumerate().rev().find_map(|(at, step)| guard(step).map(|flag| (at, flag)))
+    }
+
     /// Work of one run.
     pub fn work(&self) -> Work {
         self.steps.iter().map(|step| self.step_work(step)).fold(Work::default(), Work::plus)

@@ -217,6 +217,13 @@ pub enum Op {
     },
     /// One flag (f32 1.0 or 0.0): are all elements of all operands finite?
     AllFinite,
+    /// Dynamic loss scaling, in place: (loss scale, counts `[2]` of good steps in a row and of skipped ones, loss, all-finite flag). A flag
+    /// of 0 halves the scale, down to 1/2, and `growth_interval` good steps in a row double it, up to `largest`. A step that is
+    /// skipped at a scale below 1 has a loss of NaN: scaling cannot be what is wrong there.
+    AdjustLossScale {
+        growth_interval: u32,
+        largest: f64,
+    },
     /// In place: the sum over the data-parallel ranks of every operand.
     AllReduce,
     /// x as it is on every tensor-parallel rank; its gradient is summed over them (`f` of Shoeybi et al. 2019). Costs nothing.
@@ -342,6 +349,7 @@ impl Op {
             Op::Update { .. } => "update",
             Op::LinearUpdate { .. } => "linear_grad_update",
             Op::AllFinite => "all_finite",
+            Op::AdjustLossScale { .. } => "adjust_loss_scale",
             Op::AllReduce => "all_reduce",
             Op::Replicate => "replicate",
             Op::SumRanks => "sum_ranks",
@@ -357,7 +365,10 @@ impl Op {
 
     /// True for ops that write their operands and have no outputs of their own.
     pub fn is_in_place(&self) -> bool {
-        matches!(self, Op::Update { .. } | Op::LinearUpdate { .. } | Op::AllReduce | Op::AllGather { .. })
+        matches!(
+            self,
+            Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } | Op::AllReduce | Op::AllGather { .. }
+        )
     }
 
     /// True for ops that other ranks take part in, or that depend on the rank that runs them: a session runs them between kernels.
@@ -382,6 +393,7 @@ impl Op {
                 std::iter::once(0).chain(2..2 + state + usize::from(copy)).collect()
             }
             Op::LinearUpdate { .. } => std::iter::once(0).chain(3..inputs).collect(),
+            Op::AdjustLossScale { .. } => vec![0, 1, 2],
             Op::AllReduce => (0..inputs).collect(),
             Op::AllGather { .. } => (0..inputs).filter(|k| *k != 1).collect(),
             _ => Vec::new(),
@@ -596,6 +608,12 @@ impl Op {
                     && rest.iter().all(|v| v.shape == w.shape);
                 if fits { Ok(vec![]) } else { Err(fail("W [K, N], x [.., K], dy [.., N] and state arrays [K, N]")) }
             }
+            (Op::AdjustLossScale { .. }, [scale, counts, loss, finite]) => {
+                let fits = operands.iter().all(|v| v.dtype == DType::F32)
+                    && counts.shape == [2]
+                    && [scale, loss, finite].iter().all(|v| v.shape.is_empty());
+                if fits { Ok(vec![]) } else { Err(fail("f32 loss scale [], counts [2], loss [] and flag []")) }
+            }
             (Op::AllReduce, [_, ..]) if operands.iter().all(|v| v.dtype == DType::F32) => Ok(vec![]),
             (Op::EveryRank, [flag]) if flag.shape.is_empty() && flag.dtype == DType::F32 => one(&[], DType::F32),
             (Op::Replicate | Op::SumRanks, [x]) if float(x) => one(&x.shape, x.dtype),
@@ -706,6 +724,8 @@ impl Op {
             Op::AllReduce => read.iter().map(|v| elements(v)).sum(),
             Op::SumRanks | Op::ReduceScatter { .. } | Op::EveryRank => input,
             Op::AllFinite => read.iter().map(|v| elements(v)).sum(),
+            // Two counters and the scale.
+            Op::AdjustLossScale { .. } => 3,
             Op::ConvReluUnpool { .. }
             | Op::MaxPool2dGrad { .. }
             | Op::RepeatFirst { .. }

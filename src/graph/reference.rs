@@ -411,7 +411,9 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             let z = z.iter().enumerate().map(|(k, z)| z * input_scale * x(2)[k % last(1)]).collect();
             vec![biased(z, node.inputs.get(3), *activation)]
         }
-        Op::Update { .. } | Op::LinearUpdate { .. } | Op::AllReduce | Op::AllGather { .. } => unreachable!("done in place"),
+        Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } | Op::AllReduce | Op::AllGather { .. } => {
+            unreachable!("done in place")
+        }
     }
 }
 
@@ -430,6 +432,22 @@ fn in_place(node: &Node, data: &mut [Vec<f64>], updates: u64, shape: &[usize]) -
             let part = data[id(1)].clone();
             for k in (0..node.inputs.len()).filter(|k| *k != 1) {
                 data[id(k)] = part.clone();
+            }
+            return Some(Vec::new());
+        }
+        Op::AdjustLossScale { growth_interval, largest } => {
+            if data[id(3)][0] == 0.0 {
+                data[id(0)][0] = (data[id(0)][0] / 2.0).max(0.5);
+                data[id(1)] = vec![0.0, data[id(1)][1] + 1.0];
+                if data[id(0)][0] < 1.0 {
+                    data[id(2)][0] = f64::NAN;
+                }
+            } else {
+                data[id(1)][0] += 1.0;
+                if data[id(1)][0] >= f64::from(*growth_interval) {
+                    data[id(0)][0] = (data[id(0)][0] * 2.0).min(*largest);
+                    data[id(1)][0] = 0.0;
+                }
             }
             return Some(Vec::new());
         }

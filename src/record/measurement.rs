@@ -25,7 +25,8 @@ pub struct Block {
     pub position: u32,
     /// Start, seconds after the session began.
     pub start: Seconds,
-    /// Wall time of each step in order (one batch each). At most the first 200 steps of a block are kept one by one.
+    /// Wall time of each step in order (one batch each); of training on a GPU, where steps are queued, the time between the ends of
+    /// neighbouring steps by events on the device. At most the first 200 steps of a block are kept one by one.
     pub step_s: Vec<f64>,
     /// Steps in the block, kept or not.
     pub steps: u64,

@@ -3,7 +3,7 @@
 //! Training: parts of the weights, precision, fusion, loss, autodiff, sums over ranks, updates, lowering. Answering: compression, parts of
 //! the weights, precision, fusion, lowering.
 
-use super::{TrainError, weight_bytes};
+use super::{LossScale, TrainError, weight_bytes};
 use crate::{
     graph::{Graph, Op, OptimizerStep, Program, ValueId, differentiate, fuse, lower},
     record::TrainConfig,
@@ -24,8 +24,8 @@ pub struct TrainingProgram {
     pub labels: ValueId,
     /// This rank's part of the batch's mean loss; the parts of all ranks add up to it.
     pub loss: ValueId,
-    /// fp16: the scalar to write before a step, and the flag to read after it.
-    pub guard: Option<(ValueId, ValueId)>,
+    /// fp16 only. Its factor must be started.
+    pub scale: Option<LossScale>,
 }
 
 /// The constants of an update as an op carries them.
@@ -80,7 +80,8 @@ pub fn training_program(
     let rows = graph.shape(logits)[0];
     let labels = graph.input("labels", &[rows], DType::I32);
     let guarded = precision == Precision::Fp16;
-    let loss_scale = guarded.then(|| graph.input("loss_scale", &[], DType::F32));
+    let scale = guarded.then(|| LossScale::new(&mut graph));
+    let loss_scale = scale.map(|scale| scale.factor);
     let loss = graph.apply(Op::CrossEntropy { rows: rows * ranks }, &[logits, labels])?;
     // What is differentiated is what the forward pass reads: the copy where there is one.
     let parameters: Vec<ValueId> = graph.parameters().collect();
@@ -125,15 +126,14 @@ pub fn training_program(
             graph.apply_all(Op::Update { optimizer, guarded }, &operands)?;
         }
     }
+    if let Some((scale, finite)) = scale.zip(finite) {
+        scale.adjust(&mut graph, loss, finite)?;
+    }
     // Logits were an output for autodiff's sake; a training step needs the loss alone.
     graph.outputs.clear();
     graph.mark_output("loss", loss);
-    if let Some(finite) = finite {
-        graph.mark_output("finite", finite);
-    }
     let x = graph.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
-    let guard = loss_scale.zip(finite);
-    Ok(TrainingProgram { program: lower(&graph), x, labels, loss, guard })
+    Ok(TrainingProgram { program: lower(&graph), x, labels, loss, scale })
 }
 
 /// A forward pass of one rank with the weights it wants.

@@ -52,8 +52,8 @@ impl StepBench {
                 let logits = forward.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
                 let [rows, classes] = [0, 1].map(|axis| forward.shape(logits)[axis]);
                 session.upload_i32(training.labels, &(0..rows).map(|row| (row % classes) as i32).collect::<Vec<_>>())?;
-                if let Some((factor, _)) = training.guard {
-                    session.upload_f32(factor, &[1024.0])?;
+                if let Some(scale) = training.scale {
+                    scale.start(&mut *session)?;
                 }
                 session
             }

@@ -13,7 +13,8 @@ use std::{sync::Arc, time::Instant};
 /// Times of a series of steps, taken on rank 0.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepTimes {
-    /// Wall time of each of the first steps, seconds.
+    /// Wall time of each of the first steps, seconds. Where a device works through queued steps these are the times between the ends
+    /// of neighbouring ones, by its clock.
     pub step_s: Vec<f64>,
     pub steps: u64,
     /// Wall time of the whole series, seconds.
@@ -22,9 +23,9 @@ pub struct StepTimes {
 
 /// Steps whose times are kept one by one.
 /// 200 a block: a dozen blocks hold five times what a bound on p99 needs, and a run's files stay small.
-const KEPT_STEPS: usize = 200;
+pub const KEPT_STEPS: usize = 200;
 
-/// Takes the times of a series of steps.
+/// Takes the times of a series of steps that each end with their results on the host.
 pub struct StepClock {
     times: StepTimes,
     keeps: bool,
@@ -124,6 +125,11 @@ impl Team {
     /// The session of rank 0, for reading results that all ranks share.
     pub fn first(&mut self) -> &mut dyn Session {
         &mut *self.ranks[0].session
+    }
+
+    /// The sessions of all ranks.
+    pub fn sessions(&mut self) -> impl Iterator<Item = &mut (dyn Session + 'static)> {
+        self.ranks.iter_mut().map(|rank| &mut *rank.session)
     }
 
     /// Memory of all ranks' sessions, bytes.

@@ -1,10 +1,10 @@
 //! The training loop: whole runs of a seed, or single steps for the clock.
 
 use super::{
-    LossScale, Predictor, StepTimes, Team, TrainError, TrainingProgram,
+    Predictor, StepTimes, Team, TrainError, TrainingProgram,
     feed::{feed, take_labels},
     initial_weights,
-    team::{Rank, StepClock},
+    team::{KEPT_STEPS, Rank},
     training_programs,
 };
 use crate::{
@@ -37,9 +37,6 @@ pub fn scaled_rate(config: &TrainConfig, batch_size: usize) -> f64 {
 struct RankState {
     batches: Batches,
     labels: Vec<i32>,
-    scale: Option<LossScale>,
-    /// Steps that changed the weights.
-    updates: u64,
     /// Rank's part of the loss of each step since the last time they were taken.
     losses: Vec<f32>,
 }
@@ -86,14 +83,15 @@ impl Trainer {
         let mut parts = training_programs(&forward, candidate.precision, &config, layout)?;
         let weights = initial_weights(&forward, config.init, seed);
         let loaded: Vec<_> = parts.iter().map(|(part, shards)| (&part.program, shards.cut(&weights))).collect();
-        let team = Team::new(candidate.device, &loaded, layout, candidate.threads)?;
+        let mut team = Team::new(candidate.device, &loaded, layout, candidate.threads)?;
         let shards = parts.iter().map(|(_, shards)| shards.clone()).collect();
         let training = parts.remove(0).0;
+        if let Some(scale) = training.scale {
+            team.sessions().try_for_each(|session| scale.start(session))?;
+        }
         let state = || RankState {
             batches: Batches::new(set.train.rows(), batch_size, seed),
             labels: vec![0; size.batch],
-            scale: training.guard.map(|_| LossScale::default()),
-            updates: 0,
             losses: Vec::new(),
         };
         let states = (0..layout.ranks()).map(|_| state()).collect();
@@ -139,13 +137,19 @@ impl Trainer {
         Ok(Weights { tensors })
     }
 
-    /// Trains `count` steps. The clock starts before the first row is touched and runs to the end of the last step.
+    /// Trains `count` steps. The clock starts before the first row is touched and runs until the last step is done, on the device as
+    /// well. Steps are only queued there: the host fetches rows ahead, and reads the losses behind the clock.
     pub fn steps(&mut self, count: usize) -> Result<StepTimes, TrainError> {
         let (first, per_epoch) = (self.step, self.states[0].batches.per_epoch());
         let (set, training, augmenter, seed) = (&*self.set, &self.training, &self.augmenter, self.seed);
         let (layout, schedule, epochs) = (self.candidate.layout, self.config.schedule, self.config.epochs);
         let times = self.team.each(&mut self.states, |number, rank, state| {
-            let mut clock = StepClock::start(count, number == 0);
+            let start = Instant::now();
+            // Times of one rank are enough.
+            let kept = if number == 0 { count.min(KEPT_STEPS) } else { 0 };
+            if kept > 0 {
+                rank.session.note_time()?;
+            }
             for step in first..first + count {
                 if step % per_epoch == 0 {
                     state.batches.epoch((step / per_epoch) as u64);
@@ -153,11 +157,16 @@ impl Trainer {
                 let rows = state.batches.shard(step % per_epoch, layout.place(number).0, layout.data_ranks());
                 let augment = (!augmenter.is_identity()).then_some((augmenter, seed, (step / per_epoch) as u64));
                 rank.session.set_rate_factor(schedule.factor(step, per_epoch * epochs));
-                one_step(set, training, rank, &mut state.labels, rows, augment, &mut state.scale, &mut state.updates)
-                    .map(|loss| state.losses.push(loss))?;
-                clock.step();
+                one_step(set, training, rank, &mut state.labels, rows, augment)?;
+                if step - first < kept {
+                    rank.session.note_time()?;
+                }
             }
-            Ok(clock.end())
+            rank.session.synchronize()?;
+            let total_s = start.elapsed().as_secs_f64();
+            state.losses.extend(rank.session.take_noted()?);
+            let step_s = rank.session.take_times()?.into_iter().map(|time| time.0).collect();
+            Ok(StepTimes { step_s, steps: count as u64, total_s })
         })?;
         self.step += count;
         Ok(times.into_iter().next().unwrap_or_default())
@@ -201,7 +210,7 @@ impl Trainer {
             let losses = self.take_losses();
             if let Some(bad) = losses.iter().position(|loss| !loss.is_finite()) {
                 let step = first + bad;
-                if self.states[0].scale.is_none() || losses.last().is_some_and(|l| !l.is_finite()) {
+                if self.training.scale.is_none() || losses.last().is_some_and(|l| !l.is_finite()) {
                     run.failure = Some(format!("the loss is not finite at step {step}"));
                 }
             }
@@ -228,7 +237,10 @@ impl Trainer {
         let every = all_steps.div_ceil(CURVE_POINTS).max(1);
         run.loss_curve =
             curve.into_iter().filter(|(step, loss)| (*step as usize).is_multiple_of(every) && loss.is_finite()).collect();
-        run.skipped_steps = self.states[0].scale.map_or(0, |scale| scale.skipped());
+        run.skipped_steps = match self.training.scale {
+            Some(scale) => scale.skipped(self.team.first())?,
+            None => 0,
+        };
         let quality = match quality {
             Some(quality) => quality,
             None => judge.judge(&self.set)?,
@@ -255,7 +267,7 @@ impl Trainer {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
+/// Queues a step and a note of its loss.
 fn one_step(
     set: &DataSet,
     training: &TrainingProgram,
@@ -263,32 +275,16 @@ fn one_step(
     labels: &mut [i32],
     rows: &[u32],
     augment: Option<(&Augmenter, u64, u64)>,
-    scale: &mut Option<LossScale>,
-    updates: &mut u64,
-) -> Result<f32, TrainError> {
+) -> Result<(), TrainError> {
     let session = &mut *rank.session;
     feed(session, training.x, &set.train, rows, augment)?;
     take_labels(&set.train, rows, labels);
-    session.upload_i32(training.labels, labels)?;
-    if let (Some((factor, _)), Some(scale)) = (training.guard, scale.as_ref()) {
-        session.upload_f32(factor, &[scale.factor()])?;
-        session.set_update_count(*updates);
+    match session.host_i32(training.labels) {
+        Some(places) => places.copy_from_slice(labels),
+        None => session.upload_i32(training.labels, labels)?,
     }
     session.execute()?;
-    let mut loss = [0.0];
-    session.download_f32(training.loss, &mut loss)?;
-    let mut changed = true;
-    if let (Some((_, flag)), Some(scale)) = (training.guard, scale.as_mut()) {
-        let mut finite = [0.0];
-        session.download_f32(flag, &mut finite)?;
-        changed = finite[0] != 0.0;
-        if !scale.observe(changed) {
-            // Scaling cannot help any more: the run goes on with the smallest factor and ends with a loss that is not finite.
-            loss[0] = f32::NAN;
-        }
-    }
-    *updates += u64::from(changed);
-    Ok(loss[0])
+    Ok(session.note_f32(training.loss)?)
 }
 
 /// Figures of a whole part from its scores.

@@ -136,7 +136,7 @@ impl CpuSession {
     }
 
     pub(super) fn run_step(&mut self, index: usize) -> Result<(), BackendError> {
-        let CpuSession { program, slots, ctx, scratch, links, updates, rate } = self;
+        let CpuSession { program, slots, ctx, scratch, links, updates, last_update, rate, .. } = self;
         let step = &program.steps[index];
         // What the step writes leaves the slots, so that reading and writing cannot meet.
         let mut written: [Storage; MOST_WRITTEN] = Default::default();
@@ -176,6 +176,13 @@ impl CpuSession {
         };
         for (out, slot) in written.iter_mut().zip(places) {
             slots[*slot] = std::mem::take(out);
+        }
+        if let Some((last, flag)) = *last_update
+            && last == index
+        {
+            let flag = flag.map(|id| program.slot_of[id.0].expect("lowering gives every operand a slot"));
+            let skipped = flag.is_some_and(|slot| slots[slot].as_slice::<f32>(1)[0] == 0.0);
+            *updates += u64::from(!skipped);
         }
         result
     }
@@ -433,6 +440,23 @@ impl Run<'_> {
                     _ => kernels::all_finite(ctx, o.get::<f32>(k)),
                 });
                 first.as_mut_slice::<f32>(1)[0] = f32::from(u8::from(finite));
+            }
+            Op::AdjustLossScale { growth_interval, largest } => {
+                let (scale, counts) = (&mut first.as_mut_slice::<f32>(1)[0], second.as_mut_slice::<f32>(2));
+                if o.get::<f32>(3)[0] == 0.0 {
+                    *scale = (*scale / 2.0).max(0.5);
+                    counts[0] = 0.0;
+                    counts[1] += 1.0;
+                    if *scale < 1.0 {
+                        third.as_mut_slice::<f32>(1)[0] = f32::NAN;
+                    }
+                } else {
+                    counts[0] += 1.0;
+                    if counts[0] >= *growth_interval as f32 {
+                        *scale = (*scale * 2.0).min(*largest as f32);
+                        counts[0] = 0.0;
+                    }
+                }
             }
             Op::Update { optimizer: rule, guarded } => self.update::<T>(rule, *guarded, written),
             Op::LinearUpdate { optimizer: rule } => self.linear_update::<T>(rule, written),

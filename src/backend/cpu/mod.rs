@@ -45,7 +45,19 @@ impl Backend for Cpu {
         let slots = program.slots.iter().map(|slot| Storage::zeros(slot.bytes)).collect();
         let scratch = execute::Scratch::for_program(&program);
         let ctx = Context::new(self.threads);
-        Ok(Box::new(CpuSession { program, slots, ctx, scratch, links, updates: 0, rate: 1.0 }))
+        let last_update = program.last_update();
+        Ok(Box::new(CpuSession {
+            program,
+            slots,
+            ctx,
+            scratch,
+            links,
+            updates: 0,
+            last_update,
+            rate: 1.0,
+            noted: Vec::new(),
+            times: Vec::new(),
+        }))
     }
 }
 
@@ -86,9 +98,13 @@ struct CpuSession {
     ctx: Context,
     scratch: execute::Scratch,
     links: Option<Links>,
+    /// Updates done so far, and what counts them.
     updates: u64,
+    last_update: Option<(usize, Option<ValueId>)>,
     /// Factor on every update's learning rate.
     rate: f64,
+    noted: Vec<f32>,
+    times: Vec<Instant>,
 }
 
 impl CpuSession {
@@ -169,7 +185,6 @@ impl Session for CpuSession {
         for step in 0..self.program.steps.len() {
             self.run_step(step)?;
         }
-        self.updates += 1;
         Ok(())
     }
 
@@ -180,16 +195,31 @@ impl Session for CpuSession {
             self.run_step(step)?;
             times.push(Seconds::since(start));
         }
-        self.updates += 1;
         Ok(())
-    }
-
-    fn set_update_count(&mut self, updates: u64) {
-        self.updates = updates;
     }
 
     fn set_rate_factor(&mut self, factor: f64) {
         self.rate = factor;
+    }
+
+    fn note_f32(&mut self, id: ValueId) -> Result<(), BackendError> {
+        let (slot, _) = self.place(id, 1, &[DType::F32], "float")?;
+        self.noted.push(self.slots[slot].as_slice::<f32>(1)[0]);
+        Ok(())
+    }
+
+    fn take_noted(&mut self) -> Result<Vec<f32>, BackendError> {
+        Ok(std::mem::take(&mut self.noted))
+    }
+
+    fn note_time(&mut self) -> Result<(), BackendError> {
+        self.times.push(Instant::now());
+        Ok(())
+    }
+
+    fn take_times(&mut self) -> Result<Vec<Seconds>, BackendError> {
+        let times = std::mem::take(&mut self.times);
+        Ok(times.windows(2).map(|pair| Seconds((pair[1] - pair[0]).as_secs_f64())).collect())
     }
 
     fn memory(&self) -> Bytes {

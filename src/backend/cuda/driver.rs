@@ -5,7 +5,7 @@
 
 use super::{
     image,
-    machine::{Address, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording},
+    machine::{Address, Clock, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording, Staging},
 };
 use crate::vocab::DType;
 use cudarc::driver::{
@@ -17,7 +17,7 @@ use std::{
     collections::HashMap,
     ffi::{CString, c_int, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 /// Static shared memory that a block gets without asking; more is opted in to.
@@ -133,17 +133,177 @@ struct Handles {
     sizes: HashMap<Address, usize>,
 }
 
-/// A device with one stream, on which everything runs in order.
-pub(super) struct Driver {
-    facts: Facts,
+/// The context of a device and its one stream, on which everything runs in order. They live as long as anything that needs them.
+struct Queue {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+}
+
+// SAFETY: context and stream may be used from any thread that has made the context current, which every method does first.
+unsafe impl Send for Queue {}
+// SAFETY: as above.
+unsafe impl Sync for Queue {}
+
+impl Queue {
+    fn open(device: sys::CUdevice) -> Result<Queue, CudaError> {
+        // SAFETY: `device` came from the driver; the context is released in `drop`.
+        let context = called("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
+        let mut queue = Queue { device, context, stream: std::ptr::null_mut() };
+        queue.enter()?;
+        queue.stream = called("cuStreamCreate", stream::create(stream::StreamKind::NonBlocking))?;
+        Ok(queue)
+    }
+
+    /// Makes the context current on this thread.
+    fn enter(&self) -> Result<(), CudaError> {
+        // SAFETY: the context lives as long as `self`.
+        called("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
+    }
+
+    fn synchronize(&self) -> Result<(), CudaError> {
+        self.enter()?;
+        // SAFETY: the stream lives as long as `self`.
+        called("cuStreamSynchronize", unsafe { stream::synchronize(self.stream) })
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let _ = self.enter();
+        // SAFETY: whoever had work on the stream is gone, and so is whatever was made in the context.
+        unsafe {
+            if !self.stream.is_null() {
+                let _ = stream::destroy(self.stream);
+            }
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+/// Events on the stream, in order.
+struct Events {
+    queue: Arc<Queue>,
+    made: Vec<sys::CUevent>,
+}
+
+// SAFETY: events may be used from any thread that has made the context current, which every method does first.
+unsafe impl Send for Events {}
+
+impl Events {
+    fn new(queue: &Arc<Queue>) -> Events {
+        Events { queue: queue.clone(), made: Vec::new() }
+    }
+
+    fn forget(&mut self) {
+        let _ = self.queue.enter();
+        for event in self.made.drain(..) {
+            // SAFETY: each was created below and is used no more; the driver keeps one that is still to be reached.
+            let _ = unsafe { event::destroy(event) };
+        }
+    }
+}
+
+impl Clock for Events {
+    fn mark(&mut self) -> Result<(), CudaError> {
+        self.queue.enter()?;
+        let event = called("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DEFAULT))?;
+        self.made.push(event);
+        // SAFETY: the event was just made, in the stream's context.
+        called("cuEventRecord", unsafe { event::record(event, self.queue.stream) })
+    }
+
+    fn take(&mut self) -> Result<Vec<f64>, CudaError> {
+        self.queue.synchronize()?;
+        let between = |pair: &[sys::CUevent]| {
+            // SAFETY: both events were recorded and waited for.
+            called("cuEventElapsedTime", unsafe { event::elapsed(pair[0], pair[1]) })
+        };
+        let seconds = |pair| between(pair).map(|milliseconds| f64::from(milliseconds) / 1e3);
+        let times = self.made.windows(2).map(seconds).collect();
+        self.forget();
+        times
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+/// Page-locked memory, and an event behind the copy from it that was queued last.
+struct Pinned {
+    queue: Arc<Queue>,
+    memory: *mut u32,
+    words: usize,
+    is_read: sys::CUevent,
+}
+
+// SAFETY: the memory is of this owner alone; the event may be used from any thread that has made the context current.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    fn new(queue: &Arc<Queue>, words: usize) -> Result<Pinned, CudaError> {
+        queue.enter()?;
+        let is_read = called("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING))?;
+        let mut made = Pinned { queue: queue.clone(), memory: std::ptr::null_mut(), words, is_read };
+        // SAFETY: the context is current; the memory is freed in `drop`. Flags 0 ask for nothing special.
+        made.memory = called("cuMemHostAlloc", unsafe { result::malloc_host(4 * words.max(1), 0) })?.cast();
+        // SAFETY: so many words were just allocated, at the start of a page.
+        unsafe { made.memory.write_bytes(0, words) };
+        Ok(made)
+    }
+
+    fn wait(&self) -> Result<(), CudaError> {
+        self.queue.enter()?;
+        // SAFETY: the event lives as long as `self`; one that was never recorded is not waited for.
+        called("cuEventSynchronize", unsafe { event::synchronize(self.is_read) })
+    }
+}
+
+impl Staging for Pinned {
+    fn words(&mut self) -> Result<&mut [u32], CudaError> {
+        self.wait()?;
+        // SAFETY: the words were written when they were allocated, and the copy that read them is done; they are borrowed with `self`.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.memory, self.words) })
+    }
+
+    fn upload(&mut self, to: Address) -> Result<(), CudaError> {
+        self.queue.enter()?;
+        // SAFETY: as in `words`; nothing writes them before the event is waited for.
+        let words = unsafe { std::slice::from_raw_parts(self.memory, self.words) };
+        // SAFETY: callers copy into memory that `allocate` gave them and that is at least as long.
+        called("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, words, self.queue.stream) })?;
+        // SAFETY: event and stream are of this context.
+        let recorded = called("cuEventRecord", unsafe { event::record(self.is_read, self.queue.stream) });
+        // Without its event the copy is waited for here.
+        recorded.or_else(|error| self.queue.synchronize().and(Err(error)))
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = self.wait();
+        // SAFETY: memory and event are ours, the last copy is done or the context is broken, and neither is used again.
+        unsafe {
+            if !self.memory.is_null() {
+                let _ = result::free_host(self.memory.cast());
+            }
+            let _ = event::destroy(self.is_read);
+        }
+    }
+}
+
+/// A device that is open for work.
+pub(super) struct Driver {
+    facts: Facts,
+    queue: Arc<Queue>,
     handles: Mutex<Handles>,
 }
 
 // SAFETY: the driver's handles may be used from any thread that has made the context current, which every method does first; the
-// tables beside them are behind a lock.
+// tables of them are behind a lock.
 unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
@@ -153,11 +313,7 @@ impl Driver {
         let facts = facts(ordinal)?;
         fenced(|| {
             let device = called("cuDeviceGet", device::get(ordinal as c_int))?;
-            // SAFETY: `device` came from the driver; the context is released in `drop`.
-            let context = called("cuDevicePrimaryCtxRetain", unsafe { result::primary_ctx::retain(device) })?;
-            // SAFETY: the context was just retained.
-            called("cuCtxSetCurrent", unsafe { result::ctx::set_current(context) })?;
-            let stream = called("cuStreamCreate", stream::create(stream::StreamKind::NonBlocking))?;
+            let queue = Arc::new(Queue::open(device)?);
             let handles = Handles {
                 modules: HashMap::new(),
                 functions: HashMap::new(),
@@ -165,18 +321,12 @@ impl Driver {
                 pool: HashMap::new(),
                 sizes: HashMap::new(),
             };
-            Ok(Driver { facts, device, context, stream, handles: Mutex::new(handles) })
+            Ok(Driver { facts, queue, handles: Mutex::new(handles) })
         })
     }
 
     fn handles(&self) -> std::sync::MutexGuard<'_, Handles> {
         self.handles.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Makes the context current on this thread.
-    fn enter(&self) -> Result<(), CudaError> {
-        // SAFETY: the context lives as long as `self`.
-        called("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
     }
 
     /// The kernel's handle, from the best image, with at least `shared_bytes` of dynamic shared memory allowed.
@@ -225,7 +375,14 @@ impl Driver {
         // SAFETY: the kernel takes one struct, whose size and fields a test compares with the signature that made these bytes; the
         // addresses in it are of memory that the session keeps; the driver copies the struct before it returns.
         let answer = unsafe {
-            result::launch_kernel(function, (x, y, z), (launch.block, 1, 1), launch.shared_bytes, self.stream, &mut parameters)
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.block, 1, 1),
+                launch.shared_bytes,
+                self.queue.stream,
+                &mut parameters,
+            )
         };
         answer.map_err(|error| CudaError::Launch { launch: launch.to_string(), shapes: String::new(), reason: code(error) })
     }
@@ -237,7 +394,7 @@ impl Machine for Driver {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address, CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         let size = bytes.max(1).next_multiple_of(512);
         let kept = self.handles().pool.get_mut(&size).and_then(Vec::pop);
         let failed = |error: DriverError| CudaError::Memory { bytes: size, reason: code(error) };
@@ -248,7 +405,7 @@ impl Machine for Driver {
         };
         self.handles().sizes.insert(address, size);
         // SAFETY: the memory has `size` bytes.
-        unsafe { result::memset_d8_async(address, 0, size, self.stream) }.map_err(failed)?;
+        unsafe { result::memset_d8_async(address, 0, size, self.queue.stream) }.map_err(failed)?;
         Ok(address)
     }
 
@@ -260,21 +417,21 @@ impl Machine for Driver {
     }
 
     fn upload(&self, to: Address, data: &[u8]) -> Result<(), CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         // SAFETY: callers copy into memory that `allocate` gave them and that is at least as long. From pageable memory the driver
         // returns once it has its own copy.
-        called("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, data, self.stream) })
+        called("cuMemcpyHtoDAsync", unsafe { result::memcpy_htod_async(to, data, self.queue.stream) })
     }
 
     fn download(&self, from: Address, data: &mut [u8]) -> Result<(), CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         // SAFETY: as in `upload`; the call below waits until `data` is written.
-        called("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(data, from, self.stream) })?;
+        called("cuMemcpyDtoHAsync", unsafe { result::memcpy_dtoh_async(data, from, self.queue.stream) })?;
         self.synchronize()
     }
 
     fn tensor_map(&self, map: &MatrixMap) -> Result<EncodedMap, CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         let mut out = sys::CUtensorMap { opaque: [0; 16] };
         let dtype = match map.dtype {
             DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
@@ -307,22 +464,32 @@ impl Machine for Driver {
         Ok(bytemuck::cast(out.opaque))
     }
 
+    fn staging(&self, words: usize) -> Result<Box<dyn Staging>, CudaError> {
+        Ok(Box::new(Pinned::new(&self.queue, words)?))
+    }
+
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), CudaError> {
+        self.queue.enter()?;
+        // SAFETY: callers copy between memory that `allocate` gave them and that is at least as long.
+        called("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.queue.stream) })
+    }
+
     fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         self.start(launch)
     }
 
     fn record(&self, launches: &[&Launch]) -> Result<Option<Recording>, CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         // Modules are loaded before: loading is not allowed while a stream is recorded.
         launches.iter().try_for_each(|launch| self.function(launch).map(|_| ()))?;
         // SAFETY: the stream is ours; every path below ends the capture.
         called("cuStreamBeginCapture", unsafe {
-            stream::begin_capture(self.stream, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+            stream::begin_capture(self.queue.stream, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         })?;
         let started = launches.iter().try_for_each(|launch| self.start(launch));
         // SAFETY: a capture is under way on this stream.
-        let captured = called("cuStreamEndCapture", unsafe { stream::end_capture(self.stream) });
+        let captured = called("cuStreamEndCapture", unsafe { stream::end_capture(self.queue.stream) });
         let mut executable: sys::CUgraphExec = std::ptr::null_mut();
         // The launch that failed says more than the capture that it ended.
         let made = started.and(captured.clone()).and_then(|captured| {
@@ -344,11 +511,11 @@ impl Machine for Driver {
     }
 
     fn replay(&self, recording: &Recording) -> Result<(), CudaError> {
-        self.enter()?;
+        self.queue.enter()?;
         let handles = self.handles();
         let graph = handles.graphs[recording.0].as_ref().expect("a session replays before it forgets");
         // SAFETY: the graph is instantiated and not destroyed.
-        called("cuGraphLaunch", unsafe { graph::launch(graph.executable, self.stream) })
+        called("cuGraphLaunch", unsafe { graph::launch(graph.executable, self.queue.stream) })
     }
 
     fn forget(&self, recording: &Recording) {
@@ -362,48 +529,29 @@ impl Machine for Driver {
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {
-        self.enter()?;
-        // SAFETY: the stream lives as long as `self`.
-        called("cuStreamSynchronize", unsafe { stream::synchronize(self.stream) })
+        self.queue.synchronize()
     }
 
     fn time(&self, pieces: &[&[Launch]]) -> Result<Vec<f64>, CudaError> {
-        self.between_events(pieces.len(), |k| pieces[k].iter().try_for_each(|launch| self.start(launch)))
+        let mut clock = Events::new(&self.queue);
+        clock.mark()?;
+        for piece in pieces {
+            piece.iter().try_for_each(|launch| self.start(launch))?;
+            clock.mark()?;
+        }
+        clock.take()
     }
 
     fn time_replay(&self, recording: &Recording) -> Result<f64, CudaError> {
-        self.between_events(1, |_| self.replay(recording)).map(|seconds| seconds[0])
+        let mut clock = Events::new(&self.queue);
+        clock.mark()?;
+        self.replay(recording)?;
+        clock.mark()?;
+        clock.take().map(|seconds| seconds[0])
     }
-}
 
-impl Driver {
-    /// Seconds that the device took for each of `count` pieces of work.
-    fn between_events(&self, count: usize, start: impl Fn(usize) -> Result<(), CudaError>) -> Result<Vec<f64>, CudaError> {
-        self.enter()?;
-        let (mut events, mut made) = (Vec::new(), Ok(()));
-        while events.len() <= count && made.is_ok() {
-            made = called("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DEFAULT)).map(|event| events.push(event));
-        }
-        // SAFETY: events and stream are of this context.
-        let mark = |k: usize| called("cuEventRecord", unsafe { event::record(events[k], self.stream) });
-        let run = || {
-            made?;
-            mark(0)?;
-            for k in 0..count {
-                start(k)?;
-                mark(k + 1)?;
-            }
-            self.synchronize()?;
-            // SAFETY: both events were recorded and waited for.
-            let between = |k: usize| called("cuEventElapsedTime", unsafe { event::elapsed(events[k], events[k + 1]) });
-            (0..count).map(|k| between(k).map(|milliseconds| f64::from(milliseconds) / 1e3)).collect()
-        };
-        let seconds = run();
-        for event in events {
-            // SAFETY: each was created above and is used no more.
-            let _ = unsafe { event::destroy(event) };
-        }
-        seconds
+    fn clock(&self) -> Box<dyn Clock> {
+        Box::new(Events::new(&self.queue))
     }
 }
 
@@ -414,8 +562,8 @@ impl Drop for Driver {
         let mut handles = self.handles();
         let kept: Vec<Address> = handles.pool.drain().flat_map(|(_, kept)| kept).collect();
         let used: Vec<Address> = handles.sizes.drain().map(|(address, _)| address).collect();
-        // SAFETY: all work is done; the memory, the graphs, the stream and the context are ours and used no more. Modules
-        // too: the context outlives this, where the device is open a second time.
+        // SAFETY: all work is done; the memory and the graphs are ours and used no more. Modules too: the context outlives this,
+        // where the device is open a second time.
         unsafe {
             for address in kept.into_iter().chain(used) {
                 let _ = result::free_sync(address);
@@ -426,8 +574,6 @@ impl Drop for Driver {
             for (_, module) in handles.modules.drain() {
                 let _ = result::module::unload(module);
             }
-            let _ = stream::destroy(self.stream);
-            let _ = result::primary_ctx::release(self.device);
         }
     }
 }
@@ -486,6 +632,60 @@ mod tests {
         assert_eq!(driver.synchronize(), Ok(()));
         assert_eq!(driver.allocate(4096).map(|_| ()), Ok(()));
         assert!(matches!(Driver::open(1), Err(CudaError::Ordinal { ordinal: 1, count: 1 })));
+    }
+
+    /// As above: the stand-in makes 2048 events and no more.
+    #[test]
+    fn events_that_cannot_all_be_made_are_given_back() {
+        if std::env::var_os(super::super::THROUGH_THE_DRIVER).is_none() {
+            return;
+        }
+        let driver = Driver::open(0).unwrap();
+        for _ in 0..2 {
+            let refused = CudaError::Call { call: "cuEventCreate", code: "CUDA_ERROR_OUT_OF_MEMORY".into() };
+            assert_eq!(driver.time(&[[].as_slice(); 3000]), Err(refused));
+            assert_eq!(driver.time(&[[].as_slice(); 1500]).map(|times| times.len()), Ok(1500));
+        }
+    }
+
+    /// As above. Safe code cannot do it: `words` waits.
+    #[test]
+    fn page_locked_memory_that_changes_under_a_queued_copy_is_a_fault_of_the_stand_in() {
+        if std::env::var_os(super::super::THROUGH_THE_DRIVER).is_none() {
+            return;
+        }
+        let fault = |call| CudaError::Call { call, code: "CUDA_ERROR_ILLEGAL_ADDRESS".into() };
+        let driver = Driver::open(0).unwrap();
+        let (to, mut host) = (driver.allocate(64).unwrap(), Pinned::new(&driver.queue, 16).unwrap());
+        for word in 1..=3 {
+            host.words().unwrap().fill(word);
+            host.upload(to).unwrap();
+        }
+        let mut seen = [0; 64];
+        driver.download(to, &mut seen).unwrap();
+        assert_eq!(seen[..8], [3, 0, 0, 0, 3, 0, 0, 0]);
+        host.upload(to).unwrap();
+        // SAFETY: the words are there; the copy that still reads them is what this test is about.
+        unsafe { host.memory.write(7) };
+        assert_eq!(driver.synchronize(), Err(fault("cuStreamSynchronize")));
+        drop((host, driver));
+        // Freed too early, and twice.
+        let driver = Driver::open(0).unwrap();
+        let (to, mut host) = (driver.allocate(64).unwrap(), Pinned::new(&driver.queue, 16).unwrap());
+        let memory = std::mem::replace(&mut host.memory, std::ptr::null_mut());
+        // SAFETY: the memory is taken from its owner above.
+        let free = || called("cuMemFreeHost", unsafe { result::free_host(memory.cast()) });
+        assert_eq!(
+            (free(), free()),
+            (Ok(()), Err(CudaError::Call { call: "cuMemFreeHost", code: "CUDA_ERROR_INVALID_VALUE".into() }))
+        );
+        drop(host);
+        let mut host = Pinned::new(&driver.queue, 16).unwrap();
+        host.upload(to).unwrap();
+        let memory = std::mem::replace(&mut host.memory, std::ptr::null_mut());
+        // SAFETY: as above.
+        let _ = called("cuMemFreeHost", unsafe { result::free_host(memory.cast()) });
+        assert_eq!(driver.synchronize(), Err(fault("cuStreamSynchronize")));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 #[path = "../../../tests/support/emulator.rs"]
 mod build;
 
-use super::machine::{Address, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording};
+use super::machine::{Address, Clock, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording, Staging};
 pub use build::emulator;
 use libloading::Library;
 use std::{
@@ -12,6 +12,7 @@ use std::{
     collections::HashMap,
     ffi::{CStr, c_char},
     sync::{LazyLock, Mutex},
+    time::Instant,
 };
 
 /// Counters of the last launch.
@@ -81,6 +82,36 @@ impl Emulated {
     }
 }
 
+/// Memory of the host; copies are made at once.
+struct Host(Vec<u32>);
+
+impl Staging for Host {
+    fn words(&mut self) -> Result<&mut [u32], CudaError> {
+        Ok(&mut self.0)
+    }
+
+    fn upload(&mut self, to: Address) -> Result<(), CudaError> {
+        // SAFETY: callers copy into memory that `allocate` gave them and that is at least as long.
+        unsafe { std::ptr::copy_nonoverlapping(self.0.as_ptr(), to as *mut u32, self.0.len()) };
+        Ok(())
+    }
+}
+
+/// Calls are done when they return.
+struct Points(Vec<Instant>);
+
+impl Clock for Points {
+    fn mark(&mut self) -> Result<(), CudaError> {
+        self.0.push(Instant::now());
+        Ok(())
+    }
+
+    fn take(&mut self) -> Result<Vec<f64>, CudaError> {
+        let points = std::mem::take(&mut self.0);
+        Ok(points.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect())
+    }
+}
+
 type Emulate = unsafe extern "C" fn(*const u32, *const u32, usize, *const u8) -> i32;
 
 impl Machine for Emulated {
@@ -133,6 +164,16 @@ impl Machine for Emulated {
         out[..88].copy_from_slice(bytemuck::cast_slice(&words));
         out[88..].copy_from_slice(bytemuck::cast_slice(&ends));
         Ok(out)
+    }
+
+    fn staging(&self, words: usize) -> Result<Box<dyn Staging>, CudaError> {
+        Ok(Box::new(Host(vec![0; words])))
+    }
+
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), CudaError> {
+        // SAFETY: callers copy between memory that `allocate` gave them and that is at least as long.
+        unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+        Ok(())
     }
 
     fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
@@ -188,7 +229,7 @@ impl Machine for Emulated {
 
     fn time(&self, pieces: &[&[Launch]]) -> Result<Vec<f64>, CudaError> {
         let timed = |piece: &&[Launch]| {
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             piece.iter().try_for_each(|launch| self.launch(launch)).map(|()| start.elapsed().as_secs_f64())
         };
         pieces.iter().map(timed).collect()
@@ -197,5 +238,9 @@ impl Machine for Emulated {
     fn time_replay(&self, recording: &Recording) -> Result<f64, CudaError> {
         let start = std::time::Instant::now();
         self.replay(recording).map(|()| start.elapsed().as_secs_f64())
+    }
+
+    fn clock(&self) -> Box<dyn Clock> {
+        Box::new(Points(Vec::new()))
     }
 }

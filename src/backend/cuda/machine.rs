@@ -95,6 +95,9 @@ pub(super) trait Machine: Send + Sync {
     fn upload(&self, to: Address, data: &[u8]) -> Result<(), CudaError>;
     /// Waits for all that was queued, then copies.
     fn download(&self, from: Address, data: &mut [u8]) -> Result<(), CudaError>;
+    /// Host memory of so many words of 32 bits, zero at first, from which uploads are queued.
+    fn staging(&self, words: usize) -> Result<Box<dyn Staging>, CudaError>;
+    fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), CudaError>;
     /// Encodes a tensor map; `cuTensorMapEncodeTiled`.
     fn tensor_map(&self, map: &MatrixMap) -> Result<EncodedMap, CudaError>;
     /// Every tensor map of the launch is encoded.
@@ -108,6 +111,7 @@ pub(super) trait Machine: Send + Sync {
     fn time(&self, pieces: &[&[Launch]]) -> Result<Vec<f64>, CudaError>;
     /// Seconds that the device took to replay this once, by events around it.
     fn time_replay(&self, recording: &Recording) -> Result<f64, CudaError>;
+    fn clock(&self) -> Box<dyn Clock>;
 }
 
 /// Writes the tensor maps of launches into their structs.
@@ -118,6 +122,22 @@ pub(super) fn encode_maps<'a>(machine: &dyn Machine, launches: impl Iterator<Ite
         }
     }
     Ok(())
+}
+
+/// The time at which a device gets to points of its queue.
+pub(super) trait Clock: Send {
+    /// Queues a point.
+    fn mark(&mut self) -> Result<(), CudaError>;
+    /// Waits for all points and forgets them; seconds from each to the next.
+    fn take(&mut self) -> Result<Vec<f64>, CudaError>;
+}
+
+/// Page-locked memory of the host: the device copies from it when its queue gets there, and nobody waits.
+pub(super) trait Staging: Send {
+    /// What is uploaded next. Waits until the upload that was queued last has read it.
+    fn words(&mut self) -> Result<&mut [u32], CudaError>;
+    /// Queues a copy of all of it.
+    fn upload(&mut self, to: Address) -> Result<(), CudaError>;
 }
 
 /// Handle of a recorded piece.

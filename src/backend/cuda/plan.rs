@@ -37,6 +37,8 @@ pub(super) struct Control {
 
 impl Control {
     pub const BYTES: usize = 16;
+    /// Where the rate lies in it.
+    pub const RATE_AT: Address = 8;
 
     pub fn bytes(&self) -> [u8; Control::BYTES] {
         let mut out = [0; Control::BYTES];
@@ -54,8 +56,6 @@ pub(super) struct Plan {
     pub scratch_bytes: usize,
     /// Uploaded once: tables of tensors and chunks.
     pub constants: Vec<u8>,
-    /// The last step's launches advance the counter of updates on the device.
-    pub counts_updates: bool,
 }
 
 /// Extents `[K, N]` of int8 weights that kernels want as `[N, K]`; `None` for any other value.
@@ -96,13 +96,13 @@ pub(super) fn plan(program: &Program, facts: &Facts, choices: &Choices, places: 
         products.extend((1..together).map(|_| Vec::new()));
         at += together.max(1);
     }
-    let counts_updates = program.steps.iter().any(|step| matches!(step.op, Op::Update { .. } | Op::LinearUpdate { .. }));
-    if counts_updates && let Some(last) = steps.last_mut() {
+    if let Some((last, flag)) = program.last_update() {
         let kernel: Kernel<(Out<f32>, In<f32>)> = Kernel::new("advance_updates".into(), 32);
-        last.push(kernel.launch([1, 1, 1], 0, (Out::at(places.control), In::NULL)));
+        let flag = In::at(flag.map_or(0, |id| planner.address(id)));
+        steps[last].push(kernel.launch([1, 1, 1], 0, (Out::at(places.control), flag)));
     }
     let Planner { scratch_most, constants, .. } = planner;
-    Ok(Plan { steps, products, scratch_bytes: scratch_most, constants, counts_updates })
+    Ok(Plan { steps, products, scratch_bytes: scratch_most, constants })
 }
 
 /// How many steps from `at` on are updates of one rule, guard and copy type: they run as one.
@@ -422,6 +422,13 @@ impl Planner<'_> {
                 self.rows::<T>(step);
             }
             Op::AllFinite => self.all_finite(step),
+            Op::AdjustLossScale { growth_interval, largest } => {
+                type AdjustLossScale = Kernel<(Out<f32>, Out<f32>, Out<f32>, In<f32>, f32, f32)>;
+                let kernel: AdjustLossScale = Kernel::new("adjust_loss_scale".into(), 32);
+                let numbers = (*growth_interval as f32, *largest as f32);
+                let arguments = (Out::at(at(0)), Out::at(at(1)), Out::at(at(2)), In::at(at(3)), numbers.0, numbers.1);
+                self.push(kernel.launch([1, 1, 1], 0, arguments));
+            }
             // The session does it.
             Op::AllReduce
             | Op::SumRanks

@@ -1,18 +1,18 @@
 //! One program on a machine: its memory, its planned launches, and the recording that replays them.
 
 use super::{
-    machine::{Address, Launch, Machine, Recording, encode_maps},
+    machine::{Address, Clock, CudaError, Launch, Machine, Recording, Staging, encode_maps},
     plan::{self, Control, Places, Plan},
     product::Choices,
 };
 use crate::{
     backend::{BackendError, Links, Session, exchange::exchange},
-    graph::{Program, ValueId},
+    graph::{Program, Role, ValueId},
     units::{Bytes, Seconds},
     vocab::{DType, Vocabulary},
 };
 use half::{bf16, f16};
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// Launches between two points at which the host must act.
 enum Piece {
@@ -22,6 +22,49 @@ enum Piece {
     },
     /// Step that other ranks take part in.
     Exchange(usize),
+}
+
+/// The way of an input to the device: two buffers in turns, so that the host fills one while the device has yet to read the other.
+struct Feed {
+    to: Address,
+    buffers: [Box<dyn Staging>; 2],
+    /// The buffer that is filled now or next.
+    turn: usize,
+    /// It holds what the next run is to see.
+    is_filled: bool,
+}
+
+impl Feed {
+    fn new(machine: &dyn Machine, to: Address, words: usize) -> Result<Feed, CudaError> {
+        Ok(Feed { to, buffers: [machine.staging(words)?, machine.staging(words)?], turn: 0, is_filled: false })
+    }
+
+    fn fill(&mut self) -> Result<&mut [u32], CudaError> {
+        let words = self.buffers[self.turn].words()?;
+        self.is_filled = true;
+        Ok(words)
+    }
+
+    fn send(&mut self) -> Result<(), CudaError> {
+        if self.is_filled {
+            self.buffers[self.turn].upload(self.to)?;
+            (self.turn, self.is_filled) = (1 - self.turn, false);
+        }
+        Ok(())
+    }
+}
+
+/// Scalars that the device notes before the host must read them: 4 KiB, and one wait in so many steps.
+const MOST_NOTED: usize = 1024;
+
+/// Scalars that were noted and not taken.
+#[derive(Default)]
+struct Notes {
+    /// Room for `MOST_NOTED`, once there is something to note.
+    at: Option<Address>,
+    /// Those that lie on the device.
+    unread: usize,
+    read: Vec<f32>,
 }
 
 pub(super) struct CudaSession {
@@ -37,9 +80,15 @@ pub(super) struct CudaSession {
     /// Runs so far; the first goes launch by launch, so that a launch that fails is named, the second records.
     runs: u64,
     links: Option<Links>,
-    control: Control,
-    /// The control block on the device is not what it should be.
-    control_is_stale: bool,
+    /// Of the inputs that were filled in place so far.
+    feeds: BTreeMap<ValueId, Feed>,
+    /// Factor on the learning rate, and its way to the device once it has changed.
+    rate: f64,
+    rate_feed: Option<Feed>,
+    /// The factor on the device is not this one.
+    rate_is_stale: bool,
+    notes: Notes,
+    clock: Box<dyn Clock>,
 }
 
 const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
@@ -74,6 +123,7 @@ impl CudaSession {
         if !plan.constants.is_empty() {
             machine.upload(places.constants, &plan.constants)?;
         }
+        machine.upload(places.control, &Control { updates: 0, rate: 1.0 }.bytes())?;
         let mut pieces = Vec::new();
         let mut from = 0;
         for (at, step) in program.steps.iter().enumerate() {
@@ -84,7 +134,7 @@ impl CudaSession {
             }
         }
         pieces.push(Piece::Launches { steps: from..program.steps.len(), recording: None });
-        let control = Control { updates: 0, rate: 1.0 };
+        let clock = machine.clock();
         Ok(CudaSession {
             program,
             machine,
@@ -96,8 +146,12 @@ impl CudaSession {
             pieces,
             runs: 0,
             links,
-            control,
-            control_is_stale: true,
+            feeds: BTreeMap::new(),
+            rate: 1.0,
+            rate_feed: None,
+            rate_is_stale: false,
+            notes: Notes::default(),
+            clock,
         })
     }
 
@@ -150,10 +204,47 @@ impl CudaSession {
         Ok(())
     }
 
-    fn bring_control(&mut self) -> Result<(), BackendError> {
-        if self.control_is_stale {
-            self.machine.upload(self.places.control, &self.control.bytes())?;
-            self.control_is_stale = false;
+    /// Queues what the host has for the next run.
+    fn send(&mut self) -> Result<(), BackendError> {
+        if self.rate_is_stale {
+            let feed = match &mut self.rate_feed {
+                Some(feed) => feed,
+                none => none.insert(Feed::new(&*self.machine, self.places.control + Control::RATE_AT, 1)?),
+            };
+            feed.fill()?[0] = (self.rate as f32).to_bits();
+            feed.send()?;
+            self.rate_is_stale = false;
+        }
+        self.feeds.values_mut().try_for_each(Feed::send)?;
+        Ok(())
+    }
+
+    /// Where the host writes an input of this type.
+    fn host<T: bytemuck::Pod>(&mut self, id: ValueId, dtype: DType) -> Option<&mut [T]> {
+        let value = &self.program.values[id.0];
+        let slot = self.program.slot_of[id.0].filter(|_| value.role == Role::Input && value.dtype == dtype)?;
+        if !self.feeds.contains_key(&id) {
+            // Without page-locked memory, `upload` is still there.
+            let feed = Feed::new(&*self.machine, self.places.slots[slot], value.elements()).ok()?;
+            self.feeds.insert(id, feed);
+        }
+        self.feeds.get_mut(&id)?.fill().ok().map(bytemuck::cast_slice_mut)
+    }
+
+    /// What was filled in and not sent counts no more: a later upload replaces it.
+    fn drop_filled(&mut self, id: ValueId) {
+        if let Some(feed) = self.feeds.get_mut(&id) {
+            feed.is_filled = false;
+        }
+    }
+
+    /// Fetches what lies on the device.
+    fn read_notes(&mut self) -> Result<(), BackendError> {
+        if let Some(at) = self.notes.at.filter(|_| self.notes.unread > 0) {
+            let mut noted = vec![0.0f32; self.notes.unread];
+            self.machine.download(at, bytemuck::cast_slice_mut(&mut noted))?;
+            self.notes.read.extend(noted);
+            self.notes.unread = 0;
         }
         Ok(())
     }
@@ -177,13 +268,6 @@ impl CudaSession {
             None => Ok(()),
         }
     }
-
-    fn finish_run(&mut self) {
-        self.runs += 1;
-        // The device counts as well: the last launch of a program with updates does.
-        self.control.updates += 1;
-        self.control_is_stale |= !self.plan.counts_updates;
-    }
 }
 
 impl Session for CudaSession {
@@ -192,11 +276,13 @@ impl Session for CudaSession {
     }
 
     fn upload_f32(&mut self, id: ValueId, data: &[f32]) -> Result<(), BackendError> {
+        self.drop_filled(id);
         self.write_f32(id, data)
     }
 
     fn upload_i32(&mut self, id: ValueId, data: &[i32]) -> Result<(), BackendError> {
         let to = self.place(id, data.len(), &[DType::I32], "i32")?;
+        self.drop_filled(id);
         Ok(self.machine.upload(to, bytemuck::cast_slice(data))?)
     }
 
@@ -214,20 +300,21 @@ impl Session for CudaSession {
         }
     }
 
-    fn host_f32(&mut self, _id: ValueId) -> Option<&mut [f32]> {
-        None
+    fn host_f32(&mut self, id: ValueId) -> Option<&mut [f32]> {
+        self.host(id, DType::F32)
     }
 
-    fn host_i32(&mut self, _id: ValueId) -> Option<&mut [i32]> {
-        None
+    fn host_i32(&mut self, id: ValueId) -> Option<&mut [i32]> {
+        self.host(id, DType::I32)
     }
 
     fn download_f32(&mut self, id: ValueId, out: &mut [f32]) -> Result<(), BackendError> {
+        self.feeds.get_mut(&id).map_or(Ok(()), Feed::send)?;
         self.read_f32(id, out)
     }
 
     fn execute(&mut self) -> Result<(), BackendError> {
-        self.bring_control()?;
+        self.send()?;
         let mut pieces = std::mem::take(&mut self.pieces);
         let mut run = || -> Result<(), BackendError> {
             for piece in &mut pieces {
@@ -257,12 +344,12 @@ impl Session for CudaSession {
         };
         let done = run();
         self.pieces = pieces;
-        self.finish_run();
+        self.runs += 1;
         done
     }
 
     fn execute_timed(&mut self, times: &mut Vec<Seconds>) -> Result<(), BackendError> {
-        self.bring_control()?;
+        self.send()?;
         times.clear();
         for piece in &self.pieces {
             match piece {
@@ -277,7 +364,7 @@ impl Session for CudaSession {
                 }
             }
         }
-        self.finish_run();
+        self.runs += 1;
         Ok(())
     }
 
@@ -286,14 +373,41 @@ impl Session for CudaSession {
         self.plan.products.iter().map(of).collect()
     }
 
-    fn set_update_count(&mut self, updates: u64) {
-        self.control.updates = updates;
-        self.control_is_stale = true;
+    fn set_rate_factor(&mut self, factor: f64) {
+        self.rate_is_stale |= self.rate != factor;
+        self.rate = factor;
     }
 
-    fn set_rate_factor(&mut self, factor: f64) {
-        self.control_is_stale |= self.control.rate != factor;
-        self.control.rate = factor;
+    fn note_f32(&mut self, id: ValueId) -> Result<(), BackendError> {
+        let from = self.place(id, 1, &[DType::F32], "float")?;
+        if self.notes.unread == MOST_NOTED {
+            self.read_notes()?;
+        }
+        let at = match self.notes.at {
+            Some(at) => at,
+            None => {
+                let at = self.machine.allocate(4 * MOST_NOTED)?;
+                self.memory.push(at);
+                self.bytes += 4 * MOST_NOTED as u64;
+                *self.notes.at.insert(at)
+            }
+        };
+        self.machine.copy(from, at + 4 * self.notes.unread as Address, 4)?;
+        self.notes.unread += 1;
+        Ok(())
+    }
+
+    fn take_noted(&mut self) -> Result<Vec<f32>, BackendError> {
+        self.read_notes()?;
+        Ok(std::mem::take(&mut self.notes.read))
+    }
+
+    fn note_time(&mut self) -> Result<(), BackendError> {
+        Ok(self.clock.mark()?)
+    }
+
+    fn take_times(&mut self) -> Result<Vec<Seconds>, BackendError> {
+        Ok(self.clock.take()?.into_iter().map(Seconds).collect())
     }
 
     fn synchronize(&mut self) -> Result<(), BackendError> {

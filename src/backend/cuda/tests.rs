@@ -316,6 +316,19 @@ fn the_driver_is_left_usable_by_failures() {
 }
 
 #[test]
+fn a_missing_wait_is_found_and_memory_is_freed_once() {
+    let test = "page_locked_memory_that_changes_under_a_queued_copy_is_a_fault_of_the_stand_in";
+    let Some(counts) = through_the_driver(&[test], "9.0") else { return };
+    assert_eq!((counts["host_allocations"], counts["alive_contexts"]), (3, 0));
+}
+
+#[test]
+fn no_event_is_left_where_one_of_many_cannot_be_made() {
+    let Some(counts) = through_the_driver(&["events_that_cannot_all_be_made_are_given_back"], "9.0") else { return };
+    assert_eq!(left(&counts), Vec::<String>::new());
+}
+
+#[test]
 fn an_older_device_takes_its_cubins_and_a_newer_one_the_ptx() {
     for (capability, kind) in [("8.0", "cubins_loaded"), ("12.0", "ptx_loaded")] {
         let Some(counts) = through_the_driver(&["backend::tests::updates_match"], capability) else { return };
