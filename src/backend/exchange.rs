@@ -31,8 +31,20 @@ pub(super) fn exchange(
             let mut flags = [operands[0][0]];
             links.data.all_reduce_sum(&mut flags)?;
             links.tensor.all_reduce_sum(&mut flags)?;
-            let ranks = links.data.ranks() * links.tensor.ranks();
+            links.pipeline.all_reduce_sum(&mut flags)?;
+            let ranks = links.data.ranks() * links.tensor.ranks() * links.pipeline.ranks();
             Ok(vec![f32::from(u8::from(flags[0] == ranks as f32))])
+        }
+        Op::Send { to_next } => {
+            let rank = links.pipeline.rank();
+            links.pipeline.send(if *to_next { rank + 1 } else { rank - 1 }, &operands[0])?;
+            Ok(Vec::new())
+        }
+        Op::Receive { from_before, .. } => {
+            let rank = links.pipeline.rank();
+            let mut data = vec![0.0; length];
+            links.pipeline.receive(if *from_before { rank - 1 } else { rank + 1 }, &mut data)?;
+            Ok(data)
         }
         Op::AllGather { .. } => {
             let (whole, rest) = operands.split_first_mut().expect("it has two operands: checked by infer");

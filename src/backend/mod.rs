@@ -51,6 +51,10 @@ pub trait Collective: Send + Sync {
     fn reduce_scatter_sum(&self, data: &[f32], part: &mut [f32]) -> Result<(), CollectiveError>;
     /// `data` from the parts of all ranks, one behind the other.
     fn all_gather(&self, part: &[f32], data: &mut [f32]) -> Result<(), CollectiveError>;
+    /// Hands `data` to rank `to`, without waiting for it.
+    fn send(&self, to: usize, data: &[f32]) -> Result<(), CollectiveError>;
+    /// Waits for what rank `from` has sent, in the order of sending.
+    fn receive(&self, from: usize, data: &mut [f32]) -> Result<(), CollectiveError>;
 }
 
 /// The groups that a rank belongs to.
@@ -58,8 +62,10 @@ pub trait Collective: Send + Sync {
 pub struct Links {
     /// Ranks with the same weights and other rows.
     pub data: Arc<dyn Collective>,
-    /// Ranks with the same rows and other weights.
+    /// Ranks with the same rows and other parts of the same layers.
     pub tensor: Arc<dyn Collective>,
+    /// Ranks with the same rows and other layers, in their order.
+    pub pipeline: Arc<dyn Collective>,
 }
 
 /// A device with its compute threads.

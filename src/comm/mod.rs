@@ -4,9 +4,12 @@
 //! that is dropped frees the others with an error instead of leaving them waiting.
 
 use crate::backend::{Collective, CollectiveError};
-use std::sync::{
-    Arc, Condvar, Mutex, PoisonError, RwLock,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Condvar, Mutex, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 /// Turns of spinning before a rank sleeps: about 20 us, the gap between ranks that do equal work.
@@ -18,7 +21,15 @@ struct Group {
     given: Vec<RwLock<Vec<f32>>>,
     /// Each rank's share of the sum.
     summed: Vec<RwLock<Vec<f32>>>,
+    /// Messages from rank `a` to rank `b` at `a * ranks + b`.
+    mail: Vec<Mailbox>,
     gate: Gate,
+}
+
+#[derive(Default)]
+struct Mailbox {
+    messages: Mutex<VecDeque<Vec<f32>>>,
+    filled: Condvar,
 }
 
 /// A reusable barrier that can be broken for good.
@@ -70,6 +81,11 @@ impl Gate {
         Ok(())
     }
 
+    fn left(&self) -> Option<CollectiveError> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.left.map(|rank| CollectiveError::Left { rank, ranks: self.ranks })
+    }
+
     fn leave(&self, rank: usize) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.left.get_or_insert(rank);
@@ -87,7 +103,8 @@ pub struct ThreadMember {
 pub fn thread_group(ranks: usize) -> Vec<ThreadMember> {
     let buffers = || (0..ranks).map(|_| RwLock::new(Vec::new())).collect();
     let gate = Gate { ranks, waiting: Mutex::default(), passed: Condvar::new(), round: AtomicUsize::new(0) };
-    let group = Arc::new(Group { ranks, given: buffers(), summed: buffers(), gate });
+    let mail = (0..ranks * ranks).map(|_| Mailbox::default()).collect();
+    let group = Arc::new(Group { ranks, given: buffers(), summed: buffers(), mail, gate });
     (0..ranks).map(|rank| ThreadMember { rank, group: group.clone() }).collect()
 }
 
@@ -100,6 +117,11 @@ impl ThreadMember {
     /// Frees all others, for good: what they wait for, now or later, ends with `CollectiveError::Left`.
     pub fn leave(&self) {
         self.group.gate.leave(self.rank);
+        for mailbox in &self.group.mail {
+            // Nobody is between looking and waiting while the lock is held.
+            let _messages = mailbox.messages.lock().unwrap_or_else(PoisonError::into_inner);
+            mailbox.filled.notify_all();
+        }
     }
 }
 
@@ -186,6 +208,31 @@ impl Collective for ThreadMember {
         group.gate.pass()
     }
 
+    fn send(&self, to: usize, data: &[f32]) -> Result<(), CollectiveError> {
+        let mailbox = &self.group.mail[self.rank * self.group.ranks + to];
+        mailbox.messages.lock().unwrap_or_else(PoisonError::into_inner).push_back(data.to_vec());
+        mailbox.filled.notify_all();
+        Ok(())
+    }
+
+    fn receive(&self, from: usize, data: &mut [f32]) -> Result<(), CollectiveError> {
+        let mailbox = &self.group.mail[from * self.group.ranks + self.rank];
+        let mut messages = mailbox.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(message) = messages.pop_front() {
+                if message.len() != data.len() {
+                    return Err(CollectiveError::Length { expected: data.len(), got: message.len() });
+                }
+                data.copy_from_slice(&message);
+                return Ok(());
+            }
+            if let Some(error) = self.group.gate.left() {
+                return Err(error);
+            }
+            messages = mailbox.filled.wait(messages).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     fn all_gather(&self, part: &[f32], data: &mut [f32]) -> Result<(), CollectiveError> {
         let group = &*self.group;
         {
@@ -263,6 +310,29 @@ mod tests {
             let waiting = scope.spawn(|| members[0].all_reduce_sum(&mut [1.0]));
             drop(leaver);
             assert_eq!(waiting.join().unwrap(), Err(CollectiveError::Left { rank: 1, ranks: 2 }));
+        });
+    }
+
+    #[test]
+    fn messages_arrive_in_order_and_a_rank_that_leaves_ends_the_wait() {
+        let mut members = thread_group(3);
+        let last = members.pop().unwrap();
+        std::thread::scope(|scope| {
+            let receiver = scope.spawn(|| {
+                let mut got = [0.0; 2];
+                let mut seen = Vec::new();
+                for from in [0, 1, 0] {
+                    last.receive(from, &mut got).unwrap();
+                    seen.push(got[0]);
+                }
+                (seen, last.receive(1, &mut got))
+            });
+            members[0].send(2, &[1.0, 0.0]).unwrap();
+            members[1].send(2, &[2.0, 0.0]).unwrap();
+            members[0].send(2, &[3.0, 0.0]).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            drop(members.pop());
+            assert_eq!(receiver.join().unwrap(), (vec![1.0, 2.0, 3.0], Err(CollectiveError::Left { rank: 1, ranks: 3 })));
         });
     }
 

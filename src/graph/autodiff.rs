@@ -25,29 +25,27 @@ impl Gradients {
 /// # Errors
 /// `NoGradient` where an op on the path has none.
 pub fn differentiate(graph: &mut Graph, loss: ValueId, wrt: &[ValueId], seed: Option<ValueId>) -> Result<Gradients, GraphError> {
-    let mut depends = vec![false; graph.values.len()];
-    wrt.iter().for_each(|id| depends[id.0] = true);
-    for node in &graph.nodes {
-        if node.inputs.iter().any(|id| depends[id.0]) {
-            node.outputs.iter().for_each(|id| depends[id.0] = true);
+    let mut pass = Pass::new(graph, wrt);
+    let node = pass.graph.nodes.iter().find(|node| matches!(node.op, Op::CrossEntropy { .. }) && node.outputs[0] == loss);
+    if let Some(node) = node.cloned() {
+        let mut gradient = node.outputs[1];
+        if let Some(scale) = seed {
+            gradient = pass.graph.apply(Op::MulScalar, &[gradient, scale])?;
         }
+        pass.add(node.inputs[0], gradient)?;
     }
-    let mut pass = Pass { depends, of: HashMap::new(), graph };
-    let nodes = pass.graph.nodes.clone();
-    for node in nodes.iter().rev() {
-        if let (Op::CrossEntropy { .. }, true) = (&node.op, node.outputs[0] == loss) {
-            let mut gradient = node.outputs[1];
-            if let Some(scale) = seed {
-                gradient = pass.graph.apply(Op::MulScalar, &[gradient, scale])?;
-            }
-            pass.add(node.inputs[0], gradient)?;
-            continue;
-        }
-        if let Some(dy) = node.outputs.first().and_then(|y| pass.of.get(y).copied()) {
-            pass.back(node, dy)?;
-        }
-    }
-    Ok(Gradients { of: pass.of })
+    pass.run()
+}
+
+/// Appends the gradients by each of `wrt` of something that depends on `y` alone and has the gradient `dy` by it: the rest of a model that
+/// another rank has.
+///
+/// # Errors
+/// As of `differentiate`.
+pub fn differentiate_from(graph: &mut Graph, y: ValueId, dy: ValueId, wrt: &[ValueId]) -> Result<Gradients, GraphError> {
+    let mut pass = Pass::new(graph, wrt);
+    pass.add(y, dy)?;
+    pass.run()
 }
 
 struct Pass<'g> {
@@ -57,7 +55,30 @@ struct Pass<'g> {
     of: HashMap<ValueId, ValueId>,
 }
 
-impl Pass<'_> {
+impl<'g> Pass<'g> {
+    fn new(graph: &'g mut Graph, wrt: &[ValueId]) -> Pass<'g> {
+        let mut depends = vec![false; graph.values.len()];
+        wrt.iter().for_each(|id| depends[id.0] = true);
+        for node in &graph.nodes {
+            if node.inputs.iter().any(|id| depends[id.0]) {
+                node.outputs.iter().for_each(|id| depends[id.0] = true);
+            }
+        }
+        Pass { depends, of: HashMap::new(), graph }
+    }
+
+    /// From the gradients that are there back to all others.
+    fn run(mut self) -> Result<Gradients, GraphError> {
+        let nodes = self.graph.nodes.clone();
+        for node in nodes.iter().rev() {
+            let dy = node.outputs.first().and_then(|y| self.of.get(y).copied());
+            if let Some(dy) = dy.filter(|_| !matches!(node.op, Op::CrossEntropy { .. })) {
+                self.back(node, dy)?;
+            }
+        }
+        Ok(Gradients { of: self.of })
+    }
+
     fn needs(&self, id: ValueId) -> bool {
         self.depends[id.0]
     }

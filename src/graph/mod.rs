@@ -13,7 +13,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use autodiff::{Gradients, differentiate};
+pub use autodiff::{Gradients, differentiate, differentiate_from};
 pub use fuse::fuse;
 pub use lower::{Program, Slot, Step, lower};
 pub use op::{Activation, Binary, DEAD_CODE, GraphError, Op, OptimizerStep, Unary, Window, Work};

@@ -239,8 +239,18 @@ pub enum Op {
     TakePart {
         ranks: usize,
     },
-    /// A flag that is 1 where it is 1 on every rank of either kind, else 0.
+    /// A flag that is 1 where it is 1 on every rank of every kind, else 0.
     EveryRank,
+    /// Hands x to the stage of a pipeline behind this one, or before it.
+    Send {
+        to_next: bool,
+    },
+    /// What the stage before this one has sent, or the one behind it; in the order of sending.
+    Receive {
+        shape: Vec<usize>,
+        dtype: DType,
+        from_before: bool,
+    },
     /// In place: (x, part, optionally a low-precision copy): x, and the copy, from the parts of all data-parallel ranks.
     AllGather {
         ranks: usize,
@@ -356,6 +366,8 @@ impl Op {
             Op::ReduceScatter { .. } => "reduce_scatter",
             Op::TakePart { .. } => "take_part",
             Op::EveryRank => "every_rank",
+            Op::Send { .. } => "send",
+            Op::Receive { .. } => "receive",
             Op::AllGather { .. } => "all_gather",
             Op::LinearTwoFour { .. } => "linear_2_4",
             Op::LinearInt8 { .. } => "linear_int8",
@@ -363,11 +375,16 @@ impl Op {
         }
     }
 
-    /// True for ops that write their operands and have no outputs of their own.
+    /// True for ops that write their operands, or send them away, and have no outputs of their own.
     pub fn is_in_place(&self) -> bool {
         matches!(
             self,
-            Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } | Op::AllReduce | Op::AllGather { .. }
+            Op::Update { .. }
+                | Op::LinearUpdate { .. }
+                | Op::AdjustLossScale { .. }
+                | Op::AllReduce
+                | Op::AllGather { .. }
+                | Op::Send { .. }
         )
     }
 
@@ -375,7 +392,14 @@ impl Op {
     pub fn is_exchange(&self) -> bool {
         matches!(
             self,
-            Op::AllReduce | Op::SumRanks | Op::ReduceScatter { .. } | Op::TakePart { .. } | Op::EveryRank | Op::AllGather { .. }
+            Op::AllReduce
+                | Op::SumRanks
+                | Op::ReduceScatter { .. }
+                | Op::TakePart { .. }
+                | Op::EveryRank
+                | Op::AllGather { .. }
+                | Op::Send { .. }
+                | Op::Receive { .. }
         )
     }
 
@@ -615,6 +639,8 @@ impl Op {
                 if fits { Ok(vec![]) } else { Err(fail("f32 loss scale [], counts [2], loss [] and flag []")) }
             }
             (Op::AllReduce, [_, ..]) if operands.iter().all(|v| v.dtype == DType::F32) => Ok(vec![]),
+            (Op::Send { .. }, [x]) if float(x) => Ok(vec![]),
+            (Op::Receive { shape, dtype, .. }, []) if dtype.is_float() => one(shape, *dtype),
             (Op::EveryRank, [flag]) if flag.shape.is_empty() && flag.dtype == DType::F32 => one(&[], DType::F32),
             (Op::Replicate | Op::SumRanks, [x]) if float(x) => one(&x.shape, x.dtype),
             (Op::ReduceScatter { ranks } | Op::TakePart { ranks }, [x]) if x.dtype == DType::F32 && *ranks > 0 => {
@@ -733,6 +759,8 @@ impl Op {
             | Op::Replicate
             | Op::TakePart { .. }
             | Op::AllGather { .. }
+            | Op::Send { .. }
+            | Op::Receive { .. }
             | Op::Permute { .. }
             | Op::Embedding
             | Op::Cast { .. } => 0,
@@ -753,7 +781,7 @@ impl Op {
             }
         };
         let message_bytes = match self {
-            Op::AllReduce | Op::SumRanks | Op::ReduceScatter { .. } | Op::EveryRank => Bytes(total(read)),
+            Op::AllReduce | Op::SumRanks | Op::ReduceScatter { .. } | Op::EveryRank | Op::Send { .. } => Bytes(total(read)),
             Op::AllGather { .. } => Bytes(read[0].bytes() as u64),
             _ => Bytes(0),
         };

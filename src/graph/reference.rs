@@ -411,7 +411,13 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             let z = z.iter().enumerate().map(|(k, z)| z * input_scale * x(2)[k % last(1)]).collect();
             vec![biased(z, node.inputs.get(3), *activation)]
         }
-        Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } | Op::AllReduce | Op::AllGather { .. } => {
+        Op::Update { .. }
+        | Op::LinearUpdate { .. }
+        | Op::AdjustLossScale { .. }
+        | Op::AllReduce
+        | Op::AllGather { .. }
+        | Op::Send { .. }
+        | Op::Receive { .. } => {
             unreachable!("done in place")
         }
     }
@@ -427,7 +433,7 @@ fn softmax(row: &[f64]) -> Vec<f64> {
 fn in_place(node: &Node, data: &mut [Vec<f64>], updates: u64, shape: &[usize]) -> Option<Vec<Vec<f64>>> {
     let id = |k: usize| node.inputs[k].0;
     let (rule, gradient, states, unscale) = match &node.op {
-        Op::AllReduce => return Some(Vec::new()),
+        Op::AllReduce | Op::Send { .. } => return Some(Vec::new()),
         Op::AllGather { .. } => {
             let part = data[id(1)].clone();
             for k in (0..node.inputs.len()).filter(|k| *k != 1) {

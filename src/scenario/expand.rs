@@ -206,6 +206,12 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
     if layout.shares_state() && candidate.phase == Phase::Infer {
         return Some(format!("{layout} shares out the optimizer's state, and answering has none"));
     }
+    if layout.pipeline_ranks() > 1 && candidate.phase == Phase::Infer {
+        return Some(format!("{layout} keeps its stages busy with the pieces of a training step; answers take `dp` or `tp`"));
+    }
+    if layout.pipeline_ranks() > 1 && layout.shares_state() {
+        return Some(format!("{layout}: the stages of a pipeline keep their optimizer's state"));
+    }
     if layout.tensor_ranks() > 1 && candidate.compression == Compression::Int8 {
         return Some(format!("{layout} splits products in floating point: int8 weights are not split"));
     }

@@ -6,11 +6,13 @@
 //! | `prune` | magnitude, 2:4 (same shapes), channels (the graph shrinks) |
 //! | `quantize` | static int8 |
 //! | `parallel` | data parallelism: gradients summed over ranks, optimizer state on all of them or shared out |
+//! | `pipeline` | pipeline parallelism: the graph cut into stages, micro-batches by GPipe or 1F1B |
 //! | `tensor` | tensor parallelism: weights split over ranks by columns and rows |
 //!
 //! All compressions here are applied to trained weights once, without training afterwards.
 
 mod parallel;
+mod pipeline;
 mod precision;
 mod prune;
 mod quantize;
@@ -18,6 +20,7 @@ mod tensor;
 mod weights;
 
 pub use parallel::{Trained, all_reduce_gradients, scatter_gradients, update_parts};
+pub use pipeline::{Stage, Task, Unrolled, cut_stages, schedule};
 pub use precision::{LowPrecision, to_storage};
 pub use prune::{prune_channels, prune_magnitude, prune_two_four, use_two_four};
 pub use quantize::{Calibration, quantize, watch_inputs};
@@ -35,7 +38,7 @@ pub enum StrategyError {
     MissingWeight { name: String },
     #[error("`{compression}` finds nothing to compress in this model")]
     NothingToCompress { compression: String },
-    #[error("no product of this model can be split over {ranks} ranks")]
+    #[error("this model cannot be split over {ranks} ranks so")]
     NothingToSplit { ranks: usize },
     #[error("no calibration was made for the input of `{weight}`")]
     NotCalibrated { weight: String },

@@ -5,25 +5,28 @@
 
 use super::{LossScale, TrainError, weight_bytes};
 use crate::{
-    graph::{Graph, Op, OptimizerStep, Program, ValueId, differentiate, fuse, lower},
+    graph::{Binary, Graph, Op, OptimizerStep, Program, ValueId, differentiate, differentiate_from, fuse, lower},
     record::TrainConfig,
     strategy::{
-        Calibration, Shards, Tensor, Trained, Weights, all_reduce_gradients, prune_channels, prune_magnitude, prune_two_four,
-        quantize, scatter_gradients, split_tensor, to_storage, update_parts, use_two_four, watch_inputs,
+        Calibration, Shards, Stage, Task, Tensor, Trained, Unrolled, Weights, all_reduce_gradients, cut_stages, prune_channels,
+        prune_magnitude, prune_two_four, quantize, scatter_gradients, schedule, split_tensor, to_storage, update_parts,
+        use_two_four, watch_inputs,
     },
     vocab::{Compression, DType, Layout, Precision},
 };
+
+use std::collections::HashMap;
 
 /// A training step of one rank.
 #[derive(Clone, Debug)]
 pub struct TrainingProgram {
     pub program: Program,
-    /// f32 `[B, H, W, C]`.
-    pub x: ValueId,
-    /// i32 `[B]`.
-    pub labels: ValueId,
+    /// The rows, micro-batch by micro-batch; none where another rank reads them.
+    pub x: Vec<ValueId>,
+    /// i32 `[B]` of each micro-batch, where the rank has the loss.
+    pub labels: Vec<ValueId>,
     /// This rank's part of the batch's mean loss; the parts of all ranks add up to it.
-    pub loss: ValueId,
+    pub loss: Option<ValueId>,
     /// fp16 only. Its factor must be started.
     pub scale: Option<LossScale>,
 }
@@ -51,13 +54,19 @@ fn parts(forward: &Graph, layout: Layout) -> Result<Vec<(Graph, Shards)>, TrainE
     }
 }
 
-/// The steps of the parts of the weights, from the forward graph of a share of the batch; values have the same numbers in all.
+/// The steps of the parts of the model, from the forward graph of one of `pieces` micro-batches of a share of the batch; without a pipeline
+/// there is one.
 pub fn training_programs(
     forward: &Graph,
+    pieces: usize,
     precision: Precision,
     config: &TrainConfig,
     layout: Layout,
 ) -> Result<Vec<(TrainingProgram, Shards)>, TrainError> {
+    if layout.pipeline_ranks() > 1 {
+        let programs = pipeline_programs(forward, pieces, precision, config, layout)?;
+        return Ok(programs.into_iter().map(|program| (program, Shards::default())).collect());
+    }
     let made = parts(forward, layout)?.into_iter().map(|(graph, shards)| {
         let program = training_program(&graph, precision, config, layout)?;
         Ok((program, shards))
@@ -97,24 +106,42 @@ pub fn training_program(
         }
         trained.push(Trained { parameter: *parameter, gradient, copy: copy_of(*parameter) });
     }
+    apply_updates(&mut graph, trained, config, layout, scale, loss)?;
+    // Logits were an output for autodiff's sake; a training step needs the loss alone.
+    graph.outputs.clear();
+    graph.mark_output("loss", loss);
+    let x = graph.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
+    Ok(TrainingProgram { program: lower(&graph), x: vec![x], labels: vec![labels], loss: Some(loss), scale })
+}
+
+/// Ends a step: sums of gradients over ranks, updates, the loss scale.
+fn apply_updates(
+    graph: &mut Graph,
+    trained: Vec<Trained>,
+    config: &TrainConfig,
+    layout: Layout,
+    scale: Option<LossScale>,
+    loss: ValueId,
+) -> Result<(), TrainError> {
+    let (ranks, loss_scale) = (layout.data_ranks(), scale.map(|scale| scale.factor));
     let optimizer = optimizer_step(config);
     let shared_out = layout.shares_state() && ranks > 1;
-    let parts = if shared_out { scatter_gradients(&mut graph, &trained, ranks)? } else { Vec::new() };
+    let parts = if shared_out { scatter_gradients(graph, &trained, ranks)? } else { Vec::new() };
     let all: Vec<ValueId> = match shared_out {
         true => parts.iter().map(|part| part.gradient).collect(),
         false => trained.iter().map(|one| one.gradient).collect(),
     };
     if ranks > 1 && !shared_out {
-        all_reduce_gradients(&mut graph, &all)?;
+        all_reduce_gradients(graph, &all)?;
     }
-    let mut finite = if guarded { Some(graph.apply(Op::AllFinite, &all)?) } else { None };
+    let mut finite = if scale.is_some() { Some(graph.apply(Op::AllFinite, &all)?) } else { None };
     // Ranks that see other gradients must skip the same steps.
-    if let Some(flag) = finite.as_mut().filter(|_| shared_out || layout.tensor_ranks() > 1) {
+    if let Some(flag) = finite.as_mut().filter(|_| shared_out || layout.parts() > 1) {
         *flag = graph.apply(Op::EveryRank, &[*flag])?;
     }
     if shared_out {
         let guard = loss_scale.zip(finite).map(|(scale, finite)| [scale, finite]);
-        update_parts(&mut graph, &trained, &parts, optimizer, guard, ranks)?;
+        update_parts(graph, &trained, &parts, optimizer, guard, ranks)?;
     } else {
         for Trained { parameter, gradient, copy } in trained {
             let (name, shape) = (graph.value(parameter).name.clone(), graph.shape(parameter).to_vec());
@@ -123,16 +150,123 @@ pub fn training_program(
             operands.extend(copy);
             operands.extend(loss_scale);
             operands.extend(finite);
-            graph.apply_all(Op::Update { optimizer, guarded }, &operands)?;
+            graph.apply_all(Op::Update { optimizer, guarded: scale.is_some() }, &operands)?;
         }
     }
     if let Some((scale, finite)) = scale.zip(finite) {
-        scale.adjust(&mut graph, loss, finite)?;
+        scale.adjust(graph, loss, finite)?;
     }
-    // Logits were an output for autodiff's sake; a training step needs the loss alone.
-    graph.outputs.clear();
-    graph.mark_output("loss", loss);
-    let x = graph.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
+    Ok(())
+}
+
+/// The steps of the stages of a pipeline, from the forward graph of one of `pieces` micro-batches.
+fn pipeline_programs(
+    forward: &Graph,
+    pieces: usize,
+    precision: Precision,
+    config: &TrainConfig,
+    layout: Layout,
+) -> Result<Vec<TrainingProgram>, TrainError> {
+    let low = to_storage(forward, precision.storage())?;
+    let fused = fuse(low.graph, true);
+    let stages = cut_stages(&fused, layout.pipeline_ranks())?;
+    let made = stages.iter().enumerate().map(|(number, stage)| {
+        let tasks = schedule(layout.schedule(), number, stages.len(), pieces);
+        stage_program(&fused, &low.copies, stage, &tasks, precision, config, layout)
+    });
+    made.collect()
+}
+
+/// One stage's step: its tasks, one behind the other, then the updates of its parameters.
+fn stage_program(
+    fused: &Graph,
+    copies: &[(ValueId, ValueId)],
+    stage: &Stage,
+    tasks: &[Task],
+    precision: Precision,
+    config: &TrainConfig,
+    layout: Layout,
+) -> Result<TrainingProgram, TrainError> {
+    let model_x = fused.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
+    let logits = fused.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
+    let rows = fused.shape(logits)[0];
+    let all_rows = rows * tasks.len() / 2 * layout.data_ranks();
+    let copy_of = |id: ValueId| copies.iter().find(|(master, _)| *master == id).map(|(_, copy)| *copy);
+    let reads = |id: ValueId| fused.nodes[stage.nodes.clone()].iter().any(|node| node.inputs.contains(&id));
+    // Parameters with what the forward pass reads of each.
+    let owned: Vec<(ValueId, ValueId)> =
+        fused.parameters().map(|id| (id, copy_of(id).unwrap_or(id))).filter(|(_, read)| reads(*read)).collect();
+    let masters: Vec<ValueId> = owned.iter().map(|(master, _)| *master).collect();
+    let mut unrolled = Unrolled::new(fused, stage, &masters);
+    let scale = (precision == Precision::Fp16).then(|| LossScale::new(&mut unrolled.graph));
+    let (mut x, mut labels, mut loss) = (Vec::new(), Vec::new(), None);
+    let mut under_way: HashMap<usize, (ValueId, ValueId)> = HashMap::new();
+    let mut sums: Vec<Option<ValueId>> = vec![None; owned.len()];
+    for task in tasks {
+        match *task {
+            Task::Forward(piece) => {
+                let (old, input) = match stage.input {
+                    Some(id) => (id, unrolled.receive(fused, id, true)?),
+                    None => {
+                        let value = fused.value(model_x);
+                        x.push(unrolled.graph.input(&format!("x.{piece}"), &value.shape, value.dtype));
+                        (model_x, x[x.len() - 1])
+                    }
+                };
+                let mut y = unrolled.forward(fused, stage, (old, input), stage.output.unwrap_or(logits))?;
+                if stage.output.is_some() {
+                    unrolled.send(y, true)?;
+                } else {
+                    let graph = &mut unrolled.graph;
+                    labels.push(graph.input(&format!("labels.{piece}"), &[rows], DType::I32));
+                    y = graph.apply(Op::CrossEntropy { rows: all_rows }, &[y, labels[labels.len() - 1]])?;
+                    loss = Some(match loss {
+                        Some(before) => graph.apply(Op::Binary(Binary::Add), &[before, y])?,
+                        None => y,
+                    });
+                }
+                under_way.insert(piece, (input, y));
+            }
+            Task::Backward(piece) => {
+                let (input, y) = under_way.remove(&piece).expect("a schedule goes back after it went forward");
+                let mut wrt: Vec<ValueId> = owned.iter().map(|(_, read)| unrolled.now[read]).collect();
+                wrt.extend(stage.input.map(|_| input));
+                let gradients = match stage.output {
+                    None => differentiate(&mut unrolled.graph, y, &wrt, scale.map(|scale| scale.factor))?,
+                    Some(output) => {
+                        let dy = unrolled.receive(fused, output, false)?;
+                        differentiate_from(&mut unrolled.graph, y, dy, &wrt)?
+                    }
+                };
+                for (sum, (_, read)) in sums.iter_mut().zip(&owned) {
+                    let Some(mut gradient) = gradients.of(unrolled.now[read]) else { continue };
+                    let graph = &mut unrolled.graph;
+                    if graph.dtype(gradient) != DType::F32 {
+                        gradient = graph.apply(Op::Cast { to: DType::F32 }, &[gradient])?;
+                    }
+                    *sum = Some(match *sum {
+                        Some(before) => graph.apply(Op::Binary(Binary::Add), &[before, gradient])?,
+                        None => gradient,
+                    });
+                }
+                if stage.input.is_some() {
+                    let dx = gradients.of(input).ok_or(TrainError::NoOutput { name: "gradient of a stage's input" })?;
+                    unrolled.send(dx, false)?;
+                }
+            }
+        }
+    }
+    let Unrolled { mut graph, now } = unrolled;
+    let trained = owned.iter().zip(&sums).filter_map(|((master, _), sum)| {
+        Some(Trained { parameter: now[master], gradient: (*sum)?, copy: copy_of(*master).map(|copy| now[&copy]) })
+    });
+    let trained: Vec<Trained> = trained.collect();
+    // Only the last stage knows the loss; the others' scaling has none to spoil.
+    let last_word = loss.unwrap_or_else(|| graph.state("no_loss", &[], DType::F32));
+    apply_updates(&mut graph, trained, config, layout, scale, last_word)?;
+    if let Some(loss) = loss {
+        graph.mark_output("loss", loss);
+    }
     Ok(TrainingProgram { program: lower(&graph), x, labels, loss, scale })
 }
 

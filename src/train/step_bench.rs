@@ -48,10 +48,10 @@ impl StepBench {
                 let training = training_program(forward, precision, config, Layout::SINGLE)?;
                 let mut session = backend.load(training.program.clone(), None)?;
                 load_weights(&mut *session, &weights)?;
-                upload_rows(&mut *session, training.x)?;
+                upload_rows(&mut *session, training.x[0])?;
                 let logits = forward.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
                 let [rows, classes] = [0, 1].map(|axis| forward.shape(logits)[axis]);
-                session.upload_i32(training.labels, &(0..rows).map(|row| (row % classes) as i32).collect::<Vec<_>>())?;
+                session.upload_i32(training.labels[0], &(0..rows).map(|row| (row % classes) as i32).collect::<Vec<_>>())?;
                 if let Some(scale) = training.scale {
                     scale.start(&mut *session)?;
                 }

@@ -63,7 +63,7 @@ pub struct Rank {
     /// Among all ranks.
     pub member: Arc<ThreadMember>,
     /// Among those of its kinds.
-    groups: [Arc<ThreadMember>; 2],
+    groups: [Arc<ThreadMember>; 3],
 }
 
 /// All ranks of a candidate.
@@ -88,14 +88,18 @@ impl Team {
         let shared = open(device, threads)?;
         let group = |ranks: usize| thread_group(ranks).into_iter().map(Arc::new).collect::<Vec<_>>();
         let all = group(ranks);
-        let data: Vec<_> = (0..layout.tensor_ranks()).map(|_| group(layout.data_ranks())).collect();
-        let tensor: Vec<_> = (0..layout.data_ranks()).map(|_| group(layout.tensor_ranks())).collect();
+        let data: Vec<_> = (0..layout.parts()).map(|_| group(layout.data_ranks())).collect();
+        // Parts of layers, or stretches of them: of one kind there is one.
+        let parts_of = |ranks: usize| (0..layout.data_ranks()).map(|_| group(ranks)).collect::<Vec<_>>();
+        let (tensor, pipeline) = (parts_of(layout.tensor_ranks()), parts_of(layout.pipeline_ranks()));
         let mut made = Vec::new();
         for (rank, member) in all.into_iter().enumerate() {
             let backend = if device.of_rank(rank) == device { shared.clone() } else { open(device.of_rank(rank), threads)? };
             let (share, part) = layout.place(rank);
-            let groups = [data[part][share].clone(), tensor[share][part].clone()];
-            let links = (ranks > 1).then(|| Links { data: groups[0].clone(), tensor: groups[1].clone() });
+            let of_kind = |group: &[Arc<ThreadMember>]| group[part % group.len()].clone();
+            let groups = [data[part][share].clone(), of_kind(&tensor[share]), of_kind(&pipeline[share])];
+            let [data, tensor, pipeline] = groups.clone();
+            let links = (ranks > 1).then(|| Links { data, tensor, pipeline });
             let (program, weights) = &parts[part];
             let mut session = backend.load((*program).clone(), links)?;
             load_weights(&mut *session, weights)?;

@@ -8,6 +8,7 @@ use super::{
     training_programs,
 };
 use crate::{
+    backend::Session,
     data::{Augmenter, Batches, DataSet},
     graph::Graph,
     metrics,
@@ -47,8 +48,9 @@ pub struct Trainer {
     config: TrainConfig,
     candidate: Candidate,
     forward: Graph,
-    training: TrainingProgram,
-    /// What each part of the weights is.
+    /// Of each part of the model.
+    training: Vec<TrainingProgram>,
+    /// What of the weights each part has.
     shards: Vec<Shards>,
     team: Team,
     states: Vec<RankState>,
@@ -80,14 +82,15 @@ impl Trainer {
         config.optimizer.learning_rate = scaled_rate(&config, batch_size);
         let size = Size { batch: batch_size / ranks, row: set.row, classes: set.classes.len() };
         let forward = (model.build)(&size)?;
-        let mut parts = training_programs(&forward, candidate.precision, &config, layout)?;
+        let pieces = layout.micro_batches(size.batch);
+        let of_piece = (model.build)(&Size { batch: size.batch / pieces, ..size })?;
+        let parts = training_programs(&of_piece, pieces, candidate.precision, &config, layout)?;
         let weights = initial_weights(&forward, config.init, seed);
         let loaded: Vec<_> = parts.iter().map(|(part, shards)| (&part.program, shards.cut(&weights))).collect();
         let mut team = Team::new(candidate.device, &loaded, layout, candidate.threads)?;
-        let shards = parts.iter().map(|(_, shards)| shards.clone()).collect();
-        let training = parts.remove(0).0;
-        if let Some(scale) = training.scale {
-            team.sessions().try_for_each(|session| scale.start(session))?;
+        let (training, shards): (Vec<TrainingProgram>, Vec<Shards>) = parts.into_iter().unzip();
+        for (rank, session) in team.sessions().enumerate() {
+            training[layout.place(rank).1].scale.map_or(Ok(()), |scale| scale.start(session))?;
         }
         let state = || RankState {
             batches: Batches::new(set.train.rows(), batch_size, seed),
@@ -104,7 +107,7 @@ impl Trainer {
     }
 
     pub fn program(&self) -> &TrainingProgram {
-        &self.training
+        &self.training[0]
     }
 
     pub fn team(&mut self) -> &mut Team {
@@ -124,13 +127,18 @@ impl Trainer {
         for id in self.forward.parameters() {
             let value = self.forward.value(id);
             let mut tensor = Tensor { name: value.name.clone(), shape: value.shape.clone(), data: vec![0.0; value.elements()] };
+            let mut is_found = false;
             // The ranks of the first share of the batch hold all parts.
             for (rank, shards) in self.shards.iter().enumerate() {
                 let session = self.team.session(rank);
-                let held = session.program().find(&value.name).ok_or(TrainError::NoOutput { name: "weights" })?;
+                let Some(held) = session.program().find(&value.name) else { continue };
+                is_found = true;
                 let mut part = vec![0.0; session.program().value(held).elements()];
                 session.download_f32(held, &mut part)?;
                 shards.put(&part, &mut tensor);
+            }
+            if !is_found {
+                return Err(TrainError::NoOutput { name: "weights" });
             }
             tensors.push(tensor);
         }
@@ -157,7 +165,7 @@ impl Trainer {
                 let rows = state.batches.shard(step % per_epoch, layout.place(number).0, layout.data_ranks());
                 let augment = (!augmenter.is_identity()).then_some((augmenter, seed, (step / per_epoch) as u64));
                 rank.session.set_rate_factor(schedule.factor(step, per_epoch * epochs));
-                one_step(set, training, rank, &mut state.labels, rows, augment)?;
+                one_step(set, &training[layout.place(number).1], rank, &mut state.labels, rows, augment)?;
                 if step - first < kept {
                     rank.session.note_time()?;
                 }
@@ -175,8 +183,9 @@ impl Trainer {
     /// Losses of the steps since the last call, whole batches, in order.
     pub fn take_losses(&mut self) -> Vec<f64> {
         let parts: Vec<Vec<f32>> = self.states.iter_mut().map(|state| std::mem::take(&mut state.losses)).collect();
-        // Ranks with the same rows have the same loss.
-        let parts: Vec<&Vec<f32>> = parts.iter().step_by(self.candidate.layout.tensor_ranks()).collect();
+        // Ranks with the same rows have the same loss, or the last of them has it.
+        let of_parts = self.candidate.layout.parts();
+        let parts: Vec<&Vec<f32>> = parts.iter().skip(of_parts - 1).step_by(of_parts).collect();
         (0..parts[0].len()).map(|k| parts.iter().map(|part| f64::from(part[k])).sum()).collect()
     }
 
@@ -210,7 +219,7 @@ impl Trainer {
             let losses = self.take_losses();
             if let Some(bad) = losses.iter().position(|loss| !loss.is_finite()) {
                 let step = first + bad;
-                if self.training.scale.is_none() || losses.last().is_some_and(|l| !l.is_finite()) {
+                if self.training[0].scale.is_none() || losses.last().is_some_and(|l| !l.is_finite()) {
                     run.failure = Some(format!("the loss is not finite at step {step}"));
                 }
             }
@@ -237,7 +246,7 @@ impl Trainer {
         let every = all_steps.div_ceil(CURVE_POINTS).max(1);
         run.loss_curve =
             curve.into_iter().filter(|(step, loss)| (*step as usize).is_multiple_of(every) && loss.is_finite()).collect();
-        run.skipped_steps = match self.training.scale {
+        run.skipped_steps = match self.training[0].scale {
             Some(scale) => scale.skipped(self.team.first())?,
             None => 0,
         };
@@ -250,7 +259,7 @@ impl Trainer {
 
     /// Seconds that one rank needs to fetch and change the rows of a step, the median of `repeats`.
     pub fn data_seconds(&mut self, repeats: usize) -> Result<f64, TrainError> {
-        let (set, x) = (self.set.clone(), self.training.x);
+        let set = self.set.clone();
         let state = &mut self.states[0];
         let ranks = self.candidate.layout.data_ranks();
         let session = self.team.first();
@@ -259,8 +268,7 @@ impl Trainer {
             let start = Instant::now();
             let augment = (!self.augmenter.is_identity()).then_some((&self.augmenter, self.seed, 0));
             let rows = state.batches.shard(k % state.batches.per_epoch(), 0, ranks);
-            feed(session, x, &set.train, rows, augment)?;
-            take_labels(&set.train, rows, &mut state.labels);
+            fetch(session, &self.training[0], &set, rows, augment, &mut state.labels)?;
             times.push(start.elapsed().as_secs_f64());
         }
         Ok(median(&times).unwrap_or(0.0))
@@ -277,14 +285,33 @@ fn one_step(
     augment: Option<(&Augmenter, u64, u64)>,
 ) -> Result<(), TrainError> {
     let session = &mut *rank.session;
-    feed(session, training.x, &set.train, rows, augment)?;
-    take_labels(&set.train, rows, labels);
-    match session.host_i32(training.labels) {
-        Some(places) => places.copy_from_slice(labels),
-        None => session.upload_i32(training.labels, labels)?,
-    }
+    fetch(session, training, set, rows, augment, labels)?;
     session.execute()?;
-    Ok(session.note_f32(training.loss)?)
+    training.loss.map_or(Ok(()), |loss| Ok(session.note_f32(loss)?))
+}
+
+/// Puts rows and their classes where a step reads them, micro-batch by micro-batch. `labels` has room for all.
+fn fetch(
+    session: &mut dyn Session,
+    training: &TrainingProgram,
+    set: &DataSet,
+    rows: &[u32],
+    augment: Option<(&Augmenter, u64, u64)>,
+    labels: &mut [i32],
+) -> Result<(), TrainError> {
+    for (x, rows) in training.x.iter().zip(rows.chunks(rows.len() / training.x.len().max(1))) {
+        feed(session, *x, &set.train, rows, augment)?;
+    }
+    for (id, rows) in training.labels.iter().zip(rows.chunks(rows.len() / training.labels.len().max(1))) {
+        match session.host_i32(*id) {
+            Some(places) => take_labels(&set.train, rows, places),
+            None => {
+                take_labels(&set.train, rows, labels);
+                session.upload_i32(*id, &labels[..rows.len()])?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Figures of a whole part from its scores.

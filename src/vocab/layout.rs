@@ -1,4 +1,4 @@
-//! Layout words: `single`, `dp=2`, `zero=2`, `tp=2`, `dp=2,tp=2`.
+//! Layout words: `single`, `dp=2`, `zero=2`, `tp=2`, `pp=2`, `gpipe=2`, `dp=2,tp=2`.
 
 use super::UnknownWord;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,21 @@ pub struct Layout {
     /// The optimizer's state is shared out over the data-parallel ranks.
     sharded: bool,
     tensor: usize,
+    pipeline: usize,
+    schedule: PipelineSchedule,
 }
+
+/// The order in which stages of a pipeline work on their micro-batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PipelineSchedule {
+    /// Each piece goes back as soon as it can: as many are under way as there are stages.
+    OneForwardOneBackward,
+    /// All pieces go forward, then all back.
+    GPipe,
+}
+
+/// Micro-batches for each stage of a pipeline: a stage then waits less than a fifth of the time (Huang et al. 2019).
+const PIECES_PER_STAGE: usize = 4;
 
 /// Most ranks along one axis.
 const MOST: usize = 1024;
@@ -23,10 +37,13 @@ impl Layout {
         ("dp=2", "data parallel over 2 ranks, gradients all-reduced"),
         ("zero=2", "data parallel over 2 ranks, each with half of the optimizer's state"),
         ("tp=2", "tensor parallel over 2 ranks, each with a part of the weights"),
-        ("dp=2,tp=2", "both, over 4 ranks"),
+        ("pp=2", "pipeline over 2 ranks, each with half of the layers, by 1F1B"),
+        ("gpipe=2", "the same, all micro-batches forward before any goes back"),
+        ("dp=2,tp=2", "data and tensor parallel, over 4 ranks"),
     ];
 
-    pub const SINGLE: Layout = Layout { data: 1, sharded: false, tensor: 1 };
+    pub const SINGLE: Layout =
+        Layout { data: 1, sharded: false, tensor: 1, pipeline: 1, schedule: PipelineSchedule::OneForwardOneBackward };
 
     /// Each of N ranks takes a share of the batch; training sums gradients over them.
     pub const fn data(ranks: usize) -> Layout {
@@ -49,7 +66,7 @@ impl Layout {
     }
 
     pub const fn ranks(self) -> usize {
-        self.data * self.tensor
+        self.data * self.parts()
     }
 
     /// Shares of a batch.
@@ -62,13 +79,33 @@ impl Layout {
         self.tensor
     }
 
+    /// Stretches of the model.
+    pub const fn pipeline_ranks(self) -> usize {
+        self.pipeline
+    }
+
+    pub const fn schedule(self) -> PipelineSchedule {
+        self.schedule
+    }
+
+    /// Ranks that hold the model together.
+    pub const fn parts(self) -> usize {
+        self.tensor * self.pipeline
+    }
+
+    /// Micro-batches of a share of `rows`: as many as divide it, up to four a stage.
+    pub fn micro_batches(self, rows: usize) -> usize {
+        let most = if self.pipeline == 1 { 1 } else { PIECES_PER_STAGE * self.pipeline };
+        (1..=most).rev().find(|pieces| rows.is_multiple_of(*pieces)).unwrap_or(1)
+    }
+
     pub const fn shares_state(self) -> bool {
         self.sharded
     }
 
-    /// The share of the batch and the part of the weights of a rank.
+    /// The share of the batch and the part of the model of a rank.
     pub const fn place(self, rank: usize) -> (usize, usize) {
-        (rank / self.tensor, rank % self.tensor)
+        (rank / self.parts(), rank % self.parts())
     }
 }
 
@@ -88,10 +125,16 @@ impl FromStr for Layout {
                 "dp" if layout.data == 1 => Layout { data: ranks, ..layout },
                 "zero" if layout.data == 1 => Layout { data: ranks, sharded: true, ..layout },
                 "tp" if layout.tensor == 1 => Layout { tensor: ranks, ..layout },
+                "pp" | "gpipe" if layout.pipeline == 1 => {
+                    let gpipe = axis == "gpipe";
+                    let schedule = if gpipe { PipelineSchedule::GPipe } else { PipelineSchedule::OneForwardOneBackward };
+                    Layout { pipeline: ranks, schedule, ..layout }
+                }
                 _ => return Err(unknown()),
             };
         }
-        Ok(layout)
+        // A stage that is split again is not made.
+        if layout.tensor > 1 && layout.pipeline > 1 { Err(unknown()) } else { Ok(layout) }
     }
 }
 
@@ -102,10 +145,10 @@ impl fmt::Display for Layout {
             ranks => Some(format!("{}={ranks}", if self.sharded { "zero" } else { "dp" })),
         };
         let tensor = (self.tensor > 1).then(|| format!("tp={}", self.tensor));
-        match (data, tensor) {
-            (None, None) => f.pad("single"),
-            (data, tensor) => f.pad(&data.into_iter().chain(tensor).collect::<Vec<_>>().join(",")),
-        }
+        let name = if self.schedule == PipelineSchedule::GPipe { "gpipe" } else { "pp" };
+        let pipeline = (self.pipeline > 1).then(|| format!("{name}={}", self.pipeline));
+        let words: Vec<String> = data.into_iter().chain(tensor).chain(pipeline).collect();
+        f.pad(if words.is_empty() { "single".to_string() } else { words.join(",") }.as_str())
     }
 }
 
@@ -131,10 +174,24 @@ mod tests {
         for (form, _) in Layout::FORMS {
             assert_eq!(form.parse::<Layout>().unwrap().to_string(), *form);
         }
+        assert_eq!("gpipe=2,dp=3".parse::<Layout>().unwrap().to_string(), "dp=3,gpipe=2");
         assert_eq!("tp=2,zero=3".parse::<Layout>().unwrap().to_string(), "zero=3,tp=2");
-        for text in
-            ["dp", "dp=1", "dp=0", "dp=x", "zz=2", "Single", "dp=2,dp=2", "dp=2,zero=2", "single,dp=2", "", "tp=2,", "dp=1025"]
-        {
+        for text in [
+            "dp",
+            "dp=1",
+            "dp=0",
+            "dp=x",
+            "zz=2",
+            "Single",
+            "dp=2,dp=2",
+            "dp=2,zero=2",
+            "single,dp=2",
+            "",
+            "tp=2,",
+            "dp=1025",
+            "pp=2,gpipe=2",
+            "tp=2,pp=2",
+        ] {
             assert!(text.parse::<Layout>().is_err(), "{text}");
         }
     }
@@ -144,6 +201,8 @@ mod tests {
         let layout: Layout = "dp=2,tp=3".parse().unwrap();
         assert_eq!(layout, Layout::data(2).times_tensor(3));
         assert_eq!((layout.ranks(), layout.data_ranks(), layout.tensor_ranks()), (6, 2, 3));
+        assert_eq!("pp=2".parse::<Layout>().unwrap().micro_batches(24), 8);
+        assert_eq!(("pp=2".parse::<Layout>().unwrap().micro_batches(9), layout.micro_batches(24)), (3, 1));
         assert_eq!((0..6).map(|rank| layout.place(rank)).collect::<Vec<_>>(), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]);
     }
 }

@@ -12,7 +12,7 @@ mod words;
 
 pub use compression::Compression;
 pub use device::Device;
-pub use layout::Layout;
+pub use layout::{Layout, PipelineSchedule};
 pub use metric::{Better, Metric, MetricFacts};
 pub use rows::{RowKind, RowShape};
 pub use words::{Augmentation, DType, InitKind, Objective, OptimizerKind, Phase, Precision, Schedule, Task};

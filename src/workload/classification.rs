@@ -392,7 +392,8 @@ fn split(program: &Program, op_times: &[f64], data_s: f64, step_s: f64, balance:
     for (step, time) in program.steps.iter().zip(op_times) {
         let work = program.step_work(step);
         let intensity = work.flops.0 as f64 / (work.bytes.0 as f64).max(1.0);
-        let part = if work.message_bytes.0 > 0 {
+        // What is received is waited for: the gaps of a pipeline are communication as well.
+        let part = if step.op.is_exchange() {
             &mut split.communication
         } else if balance.is_some_and(|balance| intensity >= balance) {
             &mut split.compute

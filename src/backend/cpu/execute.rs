@@ -491,6 +491,8 @@ impl Run<'_> {
             | Op::ReduceScatter { .. }
             | Op::TakePart { .. }
             | Op::EveryRank
+            | Op::Send { .. }
+            | Op::Receive { .. }
             | Op::AllGather { .. } => {
                 unreachable!("run before operands are taken")
             }

@@ -435,6 +435,8 @@ impl Planner<'_> {
             | Op::ReduceScatter { .. }
             | Op::TakePart { .. }
             | Op::EveryRank
+            | Op::Send { .. }
+            | Op::Receive { .. }
             | Op::AllGather { .. } => {}
             Op::Reshape { .. } | Op::Replicate => unreachable!("lowering gives both sides of a reshape one memory and drops it"),
         }
