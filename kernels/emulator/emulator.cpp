@@ -5,6 +5,7 @@
 // shared memory (two threads, one barrier interval, one of them writes), blocks that race in global memory, uninitialised shared
 // memory (poison), reads of a copy before it was waited for. Counted: sectors and bytes of global memory, bank conflicts, barriers.
 // Not found: real timing, occupancy, and a wrong belief of ours about an instruction.
+// With ADVISOR_UNWATCHED, and kernels without those hooks, accesses are neither checked nor counted: for long runs.
 #include "emulator.h"
 #include <mutex>
 #include <string>
@@ -20,6 +21,11 @@ constexpr size_t STACK = 64 << 10;
 constexpr size_t SHARED_LIMIT = 232448;      // 227 KiB, the most a block of sm_90 may ask for
 constexpr size_t GAP = 256;                  // between two shared arrays; nothing may be read or written there
 constexpr u8 POISON = 0xff;                  // NaN as f16, bf16, f32
+#ifdef ADVISOR_UNWATCHED
+constexpr bool WATCHED = false;
+#else
+constexpr bool WATCHED = true;
+#endif
 
 enum class State { Ready, AtBlock, AtWarp, Done };
 
@@ -64,6 +70,7 @@ std::string reason, kernel_name;
 u8* stacks;
 u8* shared_memory;
 size_t shared_used, dynamic_offset;
+size_t shared_dirty = SHARED_LIMIT;  // what the blocks so far may have touched since it was last poisoned
 std::vector<std::pair<const void*, size_t>> shared_arrays;   // key, offset
 std::vector<std::pair<size_t, size_t>> shared_pieces;        // offset, bytes
 std::vector<Shadow> shadow;
@@ -224,6 +231,7 @@ void note_access(const void* site, uintptr_t at, u32 size, bool shared) {
 bool in_shared(uintptr_t at) { return at - (uintptr_t)shared_memory < SHARED_LIMIT; }
 
 void watch_shared(uintptr_t at, u32 size, bool write) {
+    if (!WATCHED) return;
     const size_t offset = at - (uintptr_t)shared_memory;
     bool inside = false;
     for (auto& piece : shared_pieces) inside |= offset >= piece.first && offset + size <= piece.first + piece.second;
@@ -267,7 +275,7 @@ void watch_global(uintptr_t at, u32 size, bool write) {
 }
 
 void access(const void* site, const void* address, u32 size, bool write) {
-    if (!alive || failed) return;
+    if (!WATCHED || !alive || failed) return;
     const uintptr_t at = (uintptr_t)address;
     if (in_shared(at)) {
         watch_shared(at, size, write);
@@ -287,8 +295,8 @@ void access(const void* site, const void* address, u32 size, bool write) {
 }
 
 int run_block() {
-    memset(shared_memory, POISON, SHARED_LIMIT);
-    std::fill(shadow.begin(), shadow.end(), Shadow{});
+    memset(shared_memory, POISON, shared_dirty);
+    std::fill(shadow.begin(), shadow.begin() + (WATCHED ? shared_dirty : 0), Shadow{});
     shared_arrays.clear();
     for (Warp& w : warps) w = Warp{};
     alive = count;
@@ -345,6 +353,7 @@ int run_block() {
         if (const char* why = neighbours[k].second()) report(why);
     for (auto& entry : pending) count_access(entry.second);
     pending.clear();
+    shared_dirty = shared_used;
     return failed;
 }
 

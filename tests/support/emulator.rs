@@ -1,6 +1,7 @@
 //! Builds the kernels of `kernels/` for the CPU: the library of emulated kernels, and the stand-in of CUDA's driver over them.
 //!
-//! Shared by the unit tests and by those that start the program. Built once per version of the sources, under `target/emulated`.
+//! Shared by the unit tests and by those that start the program. Each flavour is built once per version of the sources, under
+//! `target/emulated`.
 
 use sha2::{Digest, Sha256};
 use std::{
@@ -19,14 +20,35 @@ pub struct Emulator {
     pub driver: PathBuf,
 }
 
-static EMULATOR: LazyLock<Result<Emulator, String>> = LazyLock::new(build);
+/// What watches the kernels while they run.
+#[derive(Clone, Copy, Debug)]
+pub enum Flavour {
+    /// The emulator sees and counts every access.
+    Watched,
+    /// Nothing looks at plain accesses: for runs of thousands of launches.
+    #[allow(dead_code, reason = "only long runs need it")]
+    Fast,
+}
+
+static WATCHED: LazyLock<Result<Emulator, String>> = LazyLock::new(|| build(Flavour::Watched));
+static FAST: LazyLock<Result<Emulator, String>> = LazyLock::new(|| build(Flavour::Fast));
+
+/// The watched kernels.
+#[allow(dead_code, reason = "not every test binary needs every flavour")]
+pub fn emulator() -> Option<&'static Emulator> {
+    emulator_of(Flavour::Watched)
+}
 
 /// `None`, after a line that says why, where there is no C++ compiler and `ADVISOR_REQUIRE_KERNEL_TOOLS` is not set.
 ///
 /// # Panics
 /// Where the kernels cannot be compiled.
-pub fn emulator() -> Option<&'static Emulator> {
-    match &*EMULATOR {
+pub fn emulator_of(flavour: Flavour) -> Option<&'static Emulator> {
+    let built = match flavour {
+        Flavour::Watched => &WATCHED,
+        Flavour::Fast => &FAST,
+    };
+    match &**built {
         Ok(built) => Some(built),
         Err(reason) => {
             let missing = reason.starts_with("no C++ compiler") && std::env::var_os("ADVISOR_REQUIRE_KERNEL_TOOLS").is_none();
@@ -57,7 +79,7 @@ fn compile(arguments: &[&str], input: &Path, output: &Path) -> Result<(), String
 
 /// Finds the libraries, or compiles them in a folder of its own that gets its final name when it is whole: two processes may build at
 /// once, and one that is stopped leaves nothing that is taken for finished.
-fn build() -> Result<Emulator, String> {
+fn build(flavour: Flavour) -> Result<Emulator, String> {
     let (folder, kernels) = sources();
     let mut hash = Sha256::new();
     let parts = ["driver.cpp", "emulator.cpp", "emulator.h", "hopper.h"].map(|name| folder.join("emulator").join(name));
@@ -68,11 +90,12 @@ fn build() -> Result<Emulator, String> {
         hash.update(fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?);
     }
     let name: String = hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect();
+    let name = format!("{name}-{flavour:?}").to_lowercase();
     let all = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/emulated");
     let done = all.join(&name);
     if !done.exists() {
         let partial = all.join(format!("{name}.{}", std::process::id()));
-        compile_all(&folder, &kernels, &partial)?;
+        compile_all(flavour, &folder, &kernels, &partial)?;
         if let Err(error) = fs::rename(&partial, &done) {
             // Another process was first.
             fs::remove_dir_all(&partial).map_err(|e| e.to_string())?;
@@ -84,12 +107,16 @@ fn build() -> Result<Emulator, String> {
     Ok(Emulator { kernels: done.join("kernels.so"), driver: done.join("driver") })
 }
 
-fn compile_all(folder: &Path, kernels: &[PathBuf], out: &Path) -> Result<(), String> {
+fn compile_all(flavour: Flavour, folder: &Path, kernels: &[PathBuf], out: &Path) -> Result<(), String> {
     fs::create_dir_all(out.join("driver")).map_err(|e| e.to_string())?;
     let include = format!("-I{}", folder.display());
     let common = ["-std=c++17", "-mf16c", "-mfma", "-fPIC", "-Wall", "-DADVISOR_EMULATED", &include, "-c"];
-    let quiet = [&common[..], &["-O2"]].concat();
-    let watched = [&common[..], &["-O1", "-fsanitize=thread", "-fno-tree-sra", "--param=tsan-distinguish-volatile=1"]].concat();
+    // The flags of the emulator with its driver, and of the kernels, which read one memory as several types.
+    let (own, kernel): (&[&str], &[&str]) = match flavour {
+        Flavour::Watched => (&["-O2"], &["-O1", "-fsanitize=thread", "-fno-tree-sra", "--param=tsan-distinguish-volatile=1"]),
+        Flavour::Fast => (&["-O2", "-DADVISOR_UNWATCHED"], &["-O2", "-fno-strict-aliasing"]),
+    };
+    let [own, kernel] = [own, kernel].map(|flags| [&common[..], flags].concat());
     // Each file in a namespace of its own: types of one name in two files are two types.
     let wrapped = |kernel: &PathBuf| -> Result<PathBuf, String> {
         let stem = kernel.file_stem().and_then(|stem| stem.to_str()).expect("a file");
@@ -99,11 +126,10 @@ fn compile_all(folder: &Path, kernels: &[PathBuf], out: &Path) -> Result<(), Str
         let text = format!("#include \"common.cuh\"\n{hopper}namespace kernels_of_{stem} {{\n#include \"{stem}.cu\"\n}}\n");
         fs::write(&path, text).map_err(|e| e.to_string()).map(|()| path)
     };
-    let [emulator, driver] =
-        ["emulator", "driver"].map(|part| (folder.join("emulator").join(part).with_extension("cpp"), &quiet));
+    let [emulator, driver] = ["emulator", "driver"].map(|part| (folder.join("emulator").join(part).with_extension("cpp"), &own));
     let mut inputs = vec![emulator];
-    for kernel in kernels {
-        inputs.push((wrapped(kernel)?, &watched));
+    for path in kernels {
+        inputs.push((wrapped(path)?, &kernel));
     }
     inputs.push(driver);
     let object = |input: &Path| out.join(input.file_name().expect("a file")).with_extension("o");
