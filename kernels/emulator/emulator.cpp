@@ -84,7 +84,9 @@ u32 policy;
 u64 random_state;
 void* main_stack_pointer;
 
-struct Counts { u64 read_bytes, written_bytes, sectors, ideal_sectors, shared_accesses, shared_wavefronts, barriers; } counts;
+struct Counts {
+    u64 read_bytes, written_bytes, sectors, ideal_sectors, half_lines, ideal_half_lines, shared_accesses, shared_wavefronts, barriers;
+} counts;
 
 extern "C" void emulated_switch(void** save, void* load);
 #if defined(__x86_64__)
@@ -169,17 +171,20 @@ void release_block() {
 // Wavefronts of one warp's access to shared memory: a phase serves 32 banks of 4 bytes; wide accesses go in phases of 128 bytes.
 void count_access(const Access& a) {
     if (!a.shared) {
-        uintptr_t sectors[128];
-        u32 n = 0, bytes = 0;
-        for (u32 l = 0; l < 32; ++l) {
-            if (!(a.lanes >> l & 1)) continue;
-            bytes += a.size;
-            for (uintptr_t s = a.at[l] / 32; s <= (a.at[l] + a.size - 1) / 32; ++s) {
-                bool known = false;
-                for (u32 k = 0; k < n && !known; ++k) known = sectors[k] == s;
-                if (!known && n < 128) sectors[n++] = s;
+        // Pieces of memory that hold what the lanes ask for.
+        auto pieces = [&](u32 bytes) {
+            uintptr_t found[128];
+            u64 n = 0;
+            for (u32 l = 0; l < 32; ++l) {
+                if (!(a.lanes >> l & 1)) continue;
+                for (uintptr_t s = a.at[l] / bytes; s <= (a.at[l] + a.size - 1) / bytes; ++s) {
+                    bool known = false;
+                    for (u64 k = 0; k < n && !known; ++k) known = found[k] == s;
+                    if (!known && n < 128) found[n++] = s;
+                }
             }
-        }
+            return n;
+        };
         // Distinct bytes, so that a value that all lanes read counts once.
         uintptr_t distinct[32];
         u32 m = 0;
@@ -189,8 +194,10 @@ void count_access(const Access& a) {
             for (u32 k = 0; k < m && !known; ++k) known = distinct[k] == a.at[l];
             if (!known) distinct[m++] = a.at[l];
         }
-        counts.sectors += n;
+        counts.sectors += pieces(32);
         counts.ideal_sectors += (m * a.size + 31) / 32;
+        counts.half_lines += pieces(64);
+        counts.ideal_half_lines += (m * a.size + 63) / 64;
         return;
     }
     const u32 lanes_a_phase = a.size >= 16 ? 8 : a.size == 8 ? 16 : 32;
@@ -502,6 +509,8 @@ void bulk_access(const void* address, u32 bytes, bool write) {
     (write ? counts.written_bytes : counts.read_bytes) += bytes;
     counts.sectors += (at + bytes - 1) / 32 - at / 32 + 1;
     counts.ideal_sectors += (bytes + 31) / 32;
+    counts.half_lines += (at + bytes - 1) / 64 - at / 64 + 1;
+    counts.ideal_half_lines += (bytes + 63) / 64;
 }
 
 int run(const char* name, const u32* grid, const u32* block, size_t dynamic_bytes, Thunk call, const void* kernel, const void* arguments, size_t argument_bytes) {
@@ -574,7 +583,7 @@ void emulator_remove_buffer(u64 address) {
             return;
         }
 }
-// read bytes, written bytes, sectors touched, fewest sectors for the same bytes, shared accesses, their wavefronts, barriers
+// read bytes, written bytes, sectors touched, fewest sectors for the same bytes, the same of half-lines (64 bytes), shared accesses, their wavefronts, barriers
 void emulator_counts(u64* out) { memcpy(out, &counts, sizeof counts); }
 
 // The hooks that -fsanitize=thread puts before every access.

@@ -21,6 +21,8 @@ pub struct Counts {
     pub written_bytes: u64,
     pub sectors: u64,
     pub ideal_sectors: u64,
+    pub half_lines: u64,
+    pub ideal_half_lines: u64,
     pub shared_accesses: u64,
     pub shared_wavefronts: u64,
     pub barriers: u64,
@@ -135,7 +137,7 @@ impl Machine for Emulated {
         let start = arguments.as_ptr().align_offset(64);
         bytemuck::cast_slice_mut::<u128, u8>(&mut arguments)[start * 16..][..launch.arguments.len()]
             .copy_from_slice(&launch.arguments);
-        let (mut counts, block) = ([0u64; 7], [launch.block, 1, 1]);
+        let (mut counts, block) = ([0u64; 9], [launch.block, 1, 1]);
         // SAFETY: the kernel exists and its struct has the right size (both checked); buffers are watched by the emulator; signatures are
         // those of emulator.h and emulator.cpp.
         let (code, reason) = unsafe {
@@ -151,8 +153,19 @@ impl Machine for Emulated {
         if code != 0 {
             return Err(failed(reason));
         }
-        let [read_bytes, written_bytes, sectors, ideal_sectors, shared_accesses, shared_wavefronts, barriers] = counts;
-        let counts = Counts { read_bytes, written_bytes, sectors, ideal_sectors, shared_accesses, shared_wavefronts, barriers };
+        let [read_bytes, written_bytes, sectors, ideal_sectors, half_lines, ideal_half_lines, rest @ ..] = counts;
+        let [shared_accesses, shared_wavefronts, barriers] = rest;
+        let counts = Counts {
+            read_bytes,
+            written_bytes,
+            sectors,
+            ideal_sectors,
+            half_lines,
+            ideal_half_lines,
+            shared_accesses,
+            shared_wavefronts,
+            barriers,
+        };
         self.counts.lock().expect("no test panics with it").push((launch.kernel.clone(), counts));
         Ok(())
     }

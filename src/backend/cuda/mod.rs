@@ -12,6 +12,8 @@ mod driver;
 mod emulated;
 mod image;
 mod kernel;
+#[cfg(test)]
+mod lint;
 mod machine;
 mod peaks;
 // A kernel's type spells out its argument struct.

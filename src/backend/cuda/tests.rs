@@ -1,63 +1,21 @@
-//! The kernels' use of memory, counted access by access, the kernels that no program calls yet, and the driver through its stand-in.
+//! The kernels that no program calls yet, and the driver through its stand-in.
 
 use super::{
     Cuda, THROUGH_THE_DRIVER,
-    emulated::{Counts, Emulated, emulator},
+    emulated::{Emulated, emulator},
     machine::{Launch, Machine},
 };
 use crate::{
     backend::{Backend, Collective, CollectiveError},
-    graph::{Activation, Graph, Op, Unary, cases::CASES, lower},
+    graph::{Graph, Op, Unary, cases::CASES, lower},
     vocab::DType,
 };
 use half::bf16;
 use std::{collections::BTreeMap, process::Command, sync::Arc};
 
 /// Numbers in [-1, 1] without a pattern that a kernel's strides could meet.
-fn numbers(count: usize, from: usize) -> Vec<f32> {
+pub(super) fn numbers(count: usize, from: usize) -> Vec<f32> {
     (from..from + count).map(|k| (k.wrapping_mul(2_654_435_761) % 2003) as f32 / 1001.0 - 1.0).collect()
-}
-
-/// Runs a graph of one op and gives the counters of its launches.
-fn counted(op: Op, shapes: &[&[usize]], dtype: DType) -> Option<Vec<(String, Counts)>> {
-    let machine = Arc::new(Emulated::open(0)?);
-    let mut graph = Graph::new();
-    let inputs: Vec<_> = shapes.iter().enumerate().map(|(k, shape)| graph.input(&format!("x{k}"), shape, dtype)).collect();
-    let y = graph.apply(op, &inputs).unwrap();
-    graph.mark_output("y", y);
-    let mut session = Cuda { machine: machine.clone() }.load(lower(&graph), None).unwrap();
-    for (id, shape) in inputs.iter().zip(shapes) {
-        session.upload_f32(*id, &numbers(shape.iter().product(), id.0)).unwrap();
-    }
-    machine.take_counts();
-    session.execute().unwrap();
-    Some(machine.take_counts())
-}
-
-#[test]
-fn kernels_touch_no_more_sectors_and_banks_than_their_budgets() {
-    let linear = || Op::Linear { activation: Activation::Relu };
-    // (op, shapes, bytes that must move at least, most bytes over that floor)
-    type Case<'a> = (Op, Vec<&'a [usize]>, DType, f64, f64);
-    let cases: [Case; 6] = [
-        (Op::Unary(Unary::Gelu), vec![&[64, 256]], DType::F32, 2.0 * 4.0 * 16384.0, 1.0),
-        (Op::Unary(Unary::Relu), vec![&[64, 256]], DType::Bf16, 2.0 * 2.0 * 16384.0, 1.0),
-        (Op::Binary(crate::graph::Binary::Mul), vec![&[64, 256], &[64, 256]], DType::F16, 3.0 * 2.0 * 16384.0, 1.0),
-        (Op::Softmax, vec![&[64, 256]], DType::F32, 2.0 * 4.0 * 16384.0, 1.0),
-        // Each block reads its rows of A and columns of B: 64 x 64 tiles read both operands twice here.
-        (linear(), vec![&[128, 128], &[128, 128]], DType::F32, 3.0 * 4.0 * 16384.0, 2.0),
-        (linear(), vec![&[128, 128], &[128, 128]], DType::Bf16, 3.0 * 2.0 * 16384.0, 2.0),
-    ];
-    for (op, shapes, dtype, floor, most) in cases {
-        let name = op.name();
-        let Some(launches) = counted(op, &shapes, dtype) else { return };
-        let first = &launches[0].1;
-        let share = first.sectors as f64 / first.ideal_sectors as f64;
-        assert!(share <= 1.1, "{name} {dtype:?}: {share} times the fewest sectors");
-        assert!(first.shared_wavefronts <= first.shared_accesses * 101 / 100, "{name} {dtype:?}: bank conflicts: {first:?}");
-        let moved = (first.read_bytes + first.written_bytes) as f64 / floor;
-        assert!(moved >= 0.99 && moved <= 1.05 * most, "{name} {dtype:?}: {moved} times the bytes of its operands");
-    }
 }
 
 /// `emulated::HostMap` of kernels/emulator/hopper.h: a matrix of 16-bit numbers, `columns` next to each other, boxes with the 128-byte
