@@ -11,7 +11,12 @@ use advisor::{
     vocab::{Compression, Device, InitKind, Layout, OptimizerKind, Phase, Precision, Schedule},
 };
 use serde_json::Value;
-use std::{fs, path::PathBuf, process::Command, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 
 /// `advisor doctor --json` with the stand-in and these variables of its; `None` where there is no C++ compiler.
 fn doctor(variables: &[(&str, &str)]) -> Option<Value> {
@@ -188,4 +193,32 @@ fn the_shipped_network_learns_on_a_device_as_on_the_processor_for_a_hundred_step
     println!("worst: {:.1e} at step {worst}", apart(&worst));
     // Sums in another order and fused operations: 2e-6 when this was written.
     assert!(apart(&worst) <= 1e-4, "step {worst}: {} is not {}", ours[worst], theirs[worst]);
+}
+
+/// Runs `kernels/emulator/threads.cpp` with the stand-in of this folder; what the sanitizer of threads says of it.
+fn in_threads(built: &emulator::Emulator, driver: &Path) -> (bool, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("rows.cubin");
+    let packed = fs::File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/built/rows.sm_90a.cubin.gz")).unwrap();
+    std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut fs::File::create(&image).unwrap()).unwrap();
+    let run = Command::new(built.folder.join("threads")).arg(image).env("LD_LIBRARY_PATH", driver).output().unwrap();
+    let said = String::from_utf8_lossy(&run.stdout) + String::from_utf8_lossy(&run.stderr);
+    (run.status.success(), said.into_owned())
+}
+
+#[test]
+fn threads_of_the_host_share_nothing_without_an_order() {
+    if emulator::compiler_library("libtsan.so").is_none() {
+        return;
+    }
+    let Some(built) = emulator::emulator_of(emulator::Flavour::Threads) else { return };
+    let (succeeded, said) = in_threads(built, &built.driver);
+    assert!(succeeded && said.starts_with("4 threads"), "{said}");
+    // Without the lock of the stand-in it must be found.
+    let folder = tempfile::tempdir().unwrap();
+    let (lock, none) =
+        ("typedef std::lock_guard<std::recursive_mutex> Guard;", "struct Guard { explicit Guard(std::recursive_mutex&) {} };");
+    emulator::planted(emulator::Flavour::Threads, "driver", lock, none, folder.path()).unwrap();
+    let (succeeded, said) = in_threads(built, folder.path());
+    assert!(!succeeded && said.contains("WARNING: ThreadSanitizer: data race"), "{said}");
 }

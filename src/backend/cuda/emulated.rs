@@ -2,7 +2,7 @@
 //! every access. See `kernels/emulator/emulator.cpp` for what it finds.
 
 #[path = "../../../tests/support/emulator.rs"]
-mod build;
+pub(super) mod build;
 
 use super::machine::{Address, CudaError, Facts, Launch, Machine, Recording};
 pub use build::emulator;
@@ -37,10 +37,16 @@ static KERNELS: LazyLock<Option<Library>> = LazyLock::new(load);
 /// Launches with their counters are one at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Names the library of kernels in a process that runs under their sanitizers.
+pub const SANITIZED: &str = "ADVISOR_TEST_SANITIZED";
+
 fn load() -> Option<Library> {
-    let built = emulator()?;
+    let kernels = match std::env::var_os(SANITIZED) {
+        Some(path) => path.into(),
+        None => emulator()?.kernels.clone(),
+    };
     // SAFETY: the library is compiled from the repository; loading it runs no code but C++ initialisers of plain data.
-    Some(unsafe { Library::new(&built.kernels) }.expect("what was just linked can be loaded"))
+    Some(unsafe { Library::new(kernels) }.expect("what was just linked can be loaded"))
 }
 
 /// Runs kernels on the CPU.

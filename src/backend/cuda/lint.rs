@@ -6,7 +6,7 @@
 
 use super::{
     Cuda,
-    emulated::{Counts, Emulated},
+    emulated::{Counts, Emulated, SANITIZED},
     machine::{Launch, Machine},
     tests::numbers,
 };
@@ -372,7 +372,10 @@ fn kernels_touch_no_more_sectors_and_banks_than_their_budgets() {
         if std::env::var_os("ADVISOR_SHOW_COUNTS").is_some() {
             println!("{} {counts:?}", budget.kernel);
         }
-        wrong.extend(budget.excess(counts));
+        // Under the sanitizers the launches are all that is wanted.
+        if std::env::var_os(SANITIZED).is_none() {
+            wrong.extend(budget.excess(counts));
+        }
     };
     for Case(op, operands, budgets) in
         [elementwise(), rows(), updates_and_indices(), convolutions(), products()].into_iter().flatten()

@@ -19,6 +19,8 @@ mod peaks;
 // A kernel's type spells out its argument struct.
 #[allow(clippy::type_complexity)]
 mod plan;
+#[cfg(test)]
+mod sanitizers;
 mod session;
 #[cfg(test)]
 mod tests;
