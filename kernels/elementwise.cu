@@ -82,9 +82,16 @@ template <class T> struct BiasMap {
     const BiasArguments<T>& p;
     DEVICE T one(u64 k) const { return from_f32<T>(to_f32(p.x[k]) + p.b[k % p.columns]); }
     DEVICE void operator()(u64 first, Pack<T>& out) const {
+        constexpr int COUNT = Pack<T>::COUNT;
         const Pack<T> x = *(const Pack<T>*)(p.x + first);
         u32 column = (u32)(first % p.columns);
-        UNROLL for (int e = 0; e < Pack<T>::COUNT; ++e) {
+        if (p.columns % COUNT == 0) {
+            struct alignas(16) Biases { float at[COUNT]; };
+            const Biases b = *(const Biases*)(p.b + column);
+            UNROLL for (int e = 0; e < COUNT; ++e) out.at[e] = from_f32<T>(to_f32(x.at[e]) + b.at[e]);
+            return;
+        }
+        UNROLL for (int e = 0; e < COUNT; ++e) {
             out.at[e] = from_f32<T>(to_f32(x.at[e]) + p.b[column]);
             column = column + 1 == p.columns ? 0 : column + 1;
         }
@@ -106,6 +113,12 @@ template <class T> struct RepeatMap {
         return from_f32<T>(p.factor * to_f32(p.x[outer * p.inner + k % p.inner]));
     }
     DEVICE void operator()(u64 first, Pack<T>& out) const {
+        if (p.inner % Pack<T>::COUNT == 0) {
+            const u64 outer = first / ((u64)p.extent * p.inner);
+            const Pack<T> x = *(const Pack<T>*)(p.x + outer * p.inner + first % p.inner);
+            UNROLL for (int e = 0; e < Pack<T>::COUNT; ++e) out.at[e] = from_f32<T>(p.factor * to_f32(x.at[e]));
+            return;
+        }
         UNROLL for (int e = 0; e < Pack<T>::COUNT; ++e) out.at[e] = one(first + e);
     }
 };

@@ -1,8 +1,9 @@
 // rows.cu: functions of whole rows: softmax, cross-entropy, layer norm, RMS norm, and their gradients.
 // Entries  softmax_<dtype>, softmax_grad_<dtype>, layer_norm_<dtype>, layer_norm_grad_<dtype>, rms_norm_<dtype>, rms_norm_grad_<dtype>,
 //          each also as <op>_long_<dtype>; cross_entropy_f32, cross_entropy_long_f32; loss_sum_f32, gain_sum_f32.
-// Shapes   [R, N] of any R and N. Short: N <= 1024, a warp a row, 8 rows a block, the row held in registers. Long: a block a row, which
-//          is read again from the caches for every pass. 256 threads; grid (R or ceil(R / 8)), for gradients of gains any number of
+// Shapes   [R, N] of any R and N; 16 bytes a lane and access where N is a multiple of them (operands start at 16 bytes), else one by
+//          one. Short: N <= 1024, a warp a row, 8 rows a block, the row held in registers. Long: a block a row, which is read again
+//          from the caches for every pass. 256 threads; grid (R or ceil(R / 8)), for gradients of gains any number of
 //          blocks: each leaves one row of partial sums [2, N] in `partial`, and gain_sum_f32 adds those up in order.
 // Work     short: one read, one write: memory-bound. Long: two or three reads, all but the first from the caches.
 // Numbers  fp32; sums in an order that only the shape decides. Variance is taken around the mean, in a second pass.
@@ -29,7 +30,6 @@ static constexpr u32 HELD = 32;   // numbers of a short row that a lane holds
 // The threads that share a row: a warp or the block.
 template <bool LONG> struct Group {
     float* board;   // one number a warp
-    DEVICE u32 size() const { return LONG ? 256 : 32; }
     DEVICE u32 me() const { return LONG ? thread() : lane(); }
     DEVICE u32 first_row() const { return LONG ? block() : block() * 8 + warp(); }
     DEVICE u32 row_step() const { return LONG ? blocks() : blocks() * 8; }
@@ -47,26 +47,77 @@ template <bool LONG> struct Group {
     DEVICE float max(float x) const { return meet(x, [](float a, float b) { return larger(a, b); }); }
 };
 
-// Calls f(column, value) for this thread's part of a row; a short row is read once and held.
-template <bool LONG, class T> struct Row {
+// W neighbours in a row, in memory and as numbers.
+template <class T, int W> struct alignas(W * sizeof(T) < 16 ? W * sizeof(T) : 16) Piece { T at[W]; };
+template <int W, class T> DEVICE Piece<float, W> load(const T* from) {
+    const Piece<T, W> raw = *(const Piece<T, W>*)from;
+    Piece<float, W> x;
+    UNROLL for (int e = 0; e < W; ++e) x.at[e] = to_f32(raw.at[e]);
+    return x;
+}
+template <int W, class T> DEVICE void store(T* to, const Piece<float, W>& x) {
+    Piece<T, W> raw;
+    UNROLL for (int e = 0; e < W; ++e) raw.at[e] = from_f32<T>(x.at[e]);
+    *(Piece<T, W>*)to = raw;
+}
+
+// This thread's part of a row; a short row is read once and held.
+template <bool LONG, int W, class T> struct Row {
     const T* from;
     u32 columns, me;
     float held[LONG ? 1 : HELD];
     DEVICE Row(const T* from, u32 columns, u32 me) : from(from), columns(columns), me(me) {
         if (!LONG) {
-            UNROLL for (u32 e = 0; e < HELD; ++e) {
-                const u32 c = me + 32 * e;
-                held[e] = c < columns ? to_f32(from[c]) : 0.0f;
+            UNROLL for (u32 e = 0; e < HELD; e += W) {
+                const u32 c = W * me + 32 * e;
+                Piece<float, W> x = {};
+                if (c < columns) x = load<W>(from + c);
+                UNROLL for (int k = 0; k < W; ++k) held[e + k] = x.at[k];
             }
         }
     }
-    template <class F> DEVICE void each(F f) const {
+    // Calls f(first column, W numbers); what f makes of the numbers is kept where the row is held.
+    template <class F> DEVICE void pieces(F f) {
         if (LONG) {
-            for (u32 c = me; c < columns; c += 256) f(c, to_f32(from[c]));
+            for (u32 c = W * me; c < columns; c += W * 256) {
+                Piece<float, W> x = load<W>(from + c);
+                f(c, x);
+            }
         } else {
-            UNROLL for (u32 e = 0; e < HELD; ++e) {
-                const u32 c = me + 32 * e;
-                if (c < columns) f(c, held[e]);
+            UNROLL for (u32 e = 0; e < HELD; e += W) {
+                const u32 c = W * me + 32 * e;
+                Piece<float, W> x;
+                UNROLL for (int k = 0; k < W; ++k) x.at[k] = held[e + k];
+                if (c < columns) f(c, x);
+                UNROLL for (int k = 0; k < W; ++k) held[e + k] = x.at[k];
+            }
+        }
+    }
+    template <class F> DEVICE void each(F f) {
+        pieces([&](u32, const Piece<float, W>& x) { UNROLL for (int k = 0; k < W; ++k) f(x.at[k]); });
+    }
+    // y = f(column, number)
+    template <class Y, class F> DEVICE void write(Y* y, F f) {
+        pieces([&](u32 c, const Piece<float, W>& x) {
+            Piece<float, W> out;
+            UNROLL for (int k = 0; k < W; ++k) out.at[k] = f(c + k, x.at[k]);
+            store(y + c, out);
+        });
+    }
+    // f(first column, W numbers of this row, W of the other)
+    template <class F> DEVICE void with(Row& other, F f) {
+        if (LONG) {
+            pieces([&](u32 c, const Piece<float, W>& x) {
+                Piece<float, W> y = load<W>(other.from + c);
+                f(c, x, y);
+            });
+        } else {
+            UNROLL for (u32 e = 0; e < HELD; e += W) {
+                const u32 c = W * me + 32 * e;
+                Piece<float, W> x, y;
+                UNROLL for (int k = 0; k < W; ++k) x.at[k] = held[e + k], y.at[k] = other.held[e + k];
+                if (c < columns) f(c, x, y);
+                UNROLL for (int k = 0; k < W; ++k) other.held[e + k] = y.at[k];
             }
         }
     }
@@ -78,70 +129,75 @@ template <bool LONG, class F> DEVICE void for_rows(const Group<LONG>& group, u32
     for (u32 row = group.first_row(); row - (LONG ? 0 : warp()) < rows; row += group.row_step()) f(smaller(row, rows - 1), row < rows);
 }
 
-template <bool LONG, class T> DEVICE void softmax(const SoftmaxArguments<T>& p) {
-    SHARED(float, board, 8);
-    const Group<LONG> group{board};
+template <bool LONG, int W, class T> DEVICE void softmax(const SoftmaxArguments<T>& p, const Group<LONG>& group) {
     for_rows(group, p.rows, [&](u32 r, bool is_real) {
-        const Row<LONG, T> row(p.x + (u64)r * p.columns, p.columns, group.me());
+        const u64 at = (u64)r * p.columns;
+        Row<LONG, W, T> row(p.x + at, p.columns, group.me());
         float top = -INFINITE, all = 0.0f;
-        row.each([&](u32, float x) { top = larger(top, x); });
+        row.each([&](float x) { top = larger(top, x); });
         top = group.max(top);
-        row.each([&](u32, float x) { all += expf(x - top); });
+        row.each([&](float x) { all += expf(x - top); });
         const float factor = divide(1.0f, group.sum(all));
-        T* y = p.y + (u64)r * p.columns;
-        if (is_real) row.each([&](u32 c, float x) { y[c] = from_f32<T>(expf(x - top) * factor); });
+        if (is_real) row.write(p.y + at, [&](u32, float x) { return expf(x - top) * factor; });
     });
 }
 
-template <bool LONG, class T> DEVICE void softmax_grad(const SoftmaxGradArguments<T>& p) {
-    SHARED(float, board, 8);
-    const Group<LONG> group{board};
+template <bool LONG, int W, class T> DEVICE void softmax_grad(const SoftmaxGradArguments<T>& p, const Group<LONG>& group) {
     for_rows(group, p.rows, [&](u32 r, bool is_real) {
         const u64 at = (u64)r * p.columns;
-        const Row<LONG, T> y(p.y + at, p.columns, group.me());
+        Row<LONG, W, T> y(p.y + at, p.columns, group.me()), dy(p.dy + at, p.columns, group.me());
         float dot = 0.0f;
-        y.each([&](u32 c, float y) { dot += y * to_f32(p.dy[at + c]); });
+        y.with(dy, [&](u32, const Piece<float, W>& y, const Piece<float, W>& dy) {
+            UNROLL for (int k = 0; k < W; ++k) dot += y.at[k] * dy.at[k];
+        });
         dot = group.sum(dot);
-        if (is_real) y.each([&](u32 c, float y) { p.dx[at + c] = from_f32<T>(y * (to_f32(p.dy[at + c]) - dot)); });
+        if (!is_real) return;
+        y.with(dy, [&](u32 c, const Piece<float, W>& y, const Piece<float, W>& dy) {
+            Piece<float, W> dx;
+            UNROLL for (int k = 0; k < W; ++k) dx.at[k] = y.at[k] * (dy.at[k] - dot);
+            store(p.dx + at + c, dx);
+        });
     });
 }
 
-template <bool LONG> DEVICE void cross_entropy(const EntropyArguments& p) {
-    SHARED(float, board, 8);
-    const Group<LONG> group{board};
+template <bool LONG, int W> DEVICE void cross_entropy(const EntropyArguments& p, const Group<LONG>& group) {
     for_rows(group, p.rows, [&](u32 r, bool is_real) {
         const u64 at = (u64)r * p.columns;
-        const Row<LONG, float> row(p.x + at, p.columns, group.me());
+        Row<LONG, W, float> row(p.x + at, p.columns, group.me());
         float top = -INFINITE, all = 0.0f;
-        row.each([&](u32, float x) { top = larger(top, x); });
+        row.each([&](float x) { top = larger(top, x); });
         top = group.max(top);
-        row.each([&](u32, float x) { all += expf(x - top); });
+        row.each([&](float x) { all += expf(x - top); });
         all = group.sum(all);
         const u32 label = (u32)p.labels[r];
         const float factor = divide(1.0f, all), share = divide(1.0f, p.all_rows);
         if (!is_real) return;
-        row.each([&](u32 c, float x) { p.gradient[at + c] = (expf(x - top) * factor - (c == label ? 1.0f : 0.0f)) * share; });
+        row.write(p.gradient + at, [&](u32 c, float x) { return (expf(x - top) * factor - (c == label ? 1.0f : 0.0f)) * share; });
         if (group.me() == 0) p.losses[r] = label < p.columns ? logf(all) + top - p.x[at + label] : INFINITE - INFINITE;
     });
 }
 
 // RMS: mean 0, the variance is the mean square.
-template <bool LONG, bool RMS, class T> DEVICE void norm(const NormArguments<T>& p) {
-    SHARED(float, board, 8);
-    const Group<LONG> group{board};
+template <bool LONG, bool RMS, int W, class T> DEVICE void norm(const NormArguments<T>& p, const Group<LONG>& group) {
     const float share = divide(1.0f, (float)p.columns);
     for_rows(group, p.rows, [&](u32 r, bool is_real) {
         const u64 at = (u64)r * p.columns;
-        const Row<LONG, T> row(p.x + at, p.columns, group.me());
+        Row<LONG, W, T> row(p.x + at, p.columns, group.me());
         float mean = 0.0f, square = 0.0f;
         if (!RMS) {
-            row.each([&](u32, float x) { mean += x; });
+            row.each([&](float x) { mean += x; });
             mean = group.sum(mean) * share;
         }
-        row.each([&](u32, float x) { square = fused(x - mean, x - mean, square); });
+        row.each([&](float x) { square = fused(x - mean, x - mean, square); });
         const float rstd = divide(1.0f, square_root(group.sum(square) * share + p.epsilon));
         if (!is_real) return;
-        row.each([&](u32 c, float x) { p.y[at + c] = from_f32<T>(fused((x - mean) * rstd, p.gain[c], p.bias ? p.bias[c] : 0.0f)); });
+        row.pieces([&](u32 c, const Piece<float, W>& x) {
+            const Piece<float, W> gain = load<W>(p.gain + c);
+            Piece<float, W> bias = {}, y;
+            if (p.bias) bias = load<W>(p.bias + c);
+            UNROLL for (int k = 0; k < W; ++k) y.at[k] = fused((x.at[k] - mean) * rstd, gain.at[k], bias.at[k]);
+            store(p.y + at + c, y);
+        });
         if (group.me() == 0) {
             if (p.mean) p.mean[r] = mean;
             p.rstd[r] = rstd;
@@ -150,26 +206,33 @@ template <bool LONG, bool RMS, class T> DEVICE void norm(const NormArguments<T>&
 }
 
 // dx = rstd (g - mean(g) - xhat mean(g xhat)), g = dy gain, xhat = (x - mean) rstd; RMS without the second term.
-template <bool LONG, bool RMS, class T> DEVICE void norm_grad(const NormGradArguments<T>& p) {
-    SHARED(float, board, 8);
-    const Group<LONG> group{board};
+template <bool LONG, bool RMS, int W, class T> DEVICE void norm_grad(const NormGradArguments<T>& p, const Group<LONG>& group) {
     const float share = divide(1.0f, (float)p.columns);
     for_rows(group, p.rows, [&](u32 r, bool is_real) {
         const u64 at = (u64)r * p.columns;
-        const Row<LONG, T> row(p.x + at, p.columns, group.me());
+        Row<LONG, W, T> row(p.x + at, p.columns, group.me()), dy(p.dy + at, p.columns, group.me());
         const float mean = RMS ? 0.0f : p.mean[r], rstd = p.rstd[r];
         float plain = 0.0f, along = 0.0f;
-        row.each([&](u32 c, float x) {
-            const float g = to_f32(p.dy[at + c]) * p.gain[c];
-            plain += g;
-            along = fused(g, (x - mean) * rstd, along);
+        // Held, dy becomes g.
+        row.with(dy, [&](u32 c, const Piece<float, W>& x, Piece<float, W>& g) {
+            const Piece<float, W> gain = load<W>(p.gain + c);
+            UNROLL for (int k = 0; k < W; ++k) {
+                g.at[k] *= gain.at[k];
+                plain += g.at[k];
+                along = fused(g.at[k], (x.at[k] - mean) * rstd, along);
+            }
         });
         plain = RMS ? 0.0f : group.sum(plain) * share;
         along = group.sum(along) * share;
         if (!is_real) return;
-        row.each([&](u32 c, float x) {
-            const float g = to_f32(p.dy[at + c]) * p.gain[c];
-            p.dx[at + c] = from_f32<T>(rstd * (g - plain - (x - mean) * rstd * along));
+        row.with(dy, [&](u32 c, const Piece<float, W>& x, Piece<float, W>& g) {
+            Piece<float, W> gain, dx;
+            if (LONG) gain = load<W>(p.gain + c);
+            UNROLL for (int k = 0; k < W; ++k) {
+                const float own = LONG ? g.at[k] * gain.at[k] : g.at[k];
+                dx.at[k] = rstd * (own - plain - (x.at[k] - mean) * rstd * along);
+            }
+            store(p.dx + at + c, dx);
         });
     });
 }
@@ -214,38 +277,32 @@ KERNEL(256) loss_sum_f32(ARGUMENTS(LossSumArguments) p) {
 }
 EXPORT(loss_sum_f32)
 
-KERNEL(256) cross_entropy_f32(ARGUMENTS(EntropyArguments) p) { cross_entropy<false>(p); }
-EXPORT(cross_entropy_f32)
-KERNEL(256) cross_entropy_long_f32(ARGUMENTS(EntropyArguments) p) { cross_entropy<true>(p); }
-EXPORT(cross_entropy_long_f32)
-
-#define ENTRY(name, type, body)                                                                                      \
-    KERNEL(256) name(ARGUMENTS(type) p) { body(p); }                                                                 \
+// 16 bytes a lane and access where rows are made of such pieces.
+#define WIDEST(T, body, ...)                                                                                         \
+    SHARED(float, board, 8);                                                                                         \
+    if (p.columns % Pack<T>::COUNT == 0) body<__VA_ARGS__, Pack<T>::COUNT>(p, {board});                              \
+    else body<__VA_ARGS__, 1>(p, {board})
+#define ENTRY(name, type, T, body, ...)                                                                              \
+    KERNEL_OCCUPANCY(256, 2) name(ARGUMENTS(type) p) { WIDEST(T, body, __VA_ARGS__); }                               \
     EXPORT(name)
+// A warp a row, and a block a row.
+#define BOTH(op, suffix, type, T, body)                                                                              \
+    ENTRY(op##_##suffix, type, T, body, false)                                                                       \
+    ENTRY(op##_long_##suffix, type, T, body, true)
+#define NORMS(op, suffix, T, rms)                                                                                    \
+    ENTRY(op##_##suffix, NormArguments<T>, T, norm, false, rms)                                                      \
+    ENTRY(op##_long_##suffix, NormArguments<T>, T, norm, true, rms)                                                  \
+    ENTRY(op##_grad_##suffix, NormGradArguments<T>, T, norm_grad, false, rms)                                        \
+    ENTRY(op##_grad_long_##suffix, NormGradArguments<T>, T, norm_grad, true, rms)                                    \
+    KERNEL(256) op##_gain_##suffix(ARGUMENTS(NormGradArguments<T>) p) { gain_grad<rms>(p); }                         \
+    EXPORT(op##_gain_##suffix)
 #define ALL(T, suffix)                                                                                               \
-    ENTRY(softmax_##suffix, SoftmaxArguments<T>, softmax<false>)                                                     \
-    ENTRY(softmax_long_##suffix, SoftmaxArguments<T>, softmax<true>)                                                 \
-    ENTRY(softmax_grad_##suffix, SoftmaxGradArguments<T>, softmax_grad<false>)                                       \
-    ENTRY(softmax_grad_long_##suffix, SoftmaxGradArguments<T>, softmax_grad<true>)                                   \
-    KERNEL(256) layer_norm_##suffix(ARGUMENTS(NormArguments<T>) p) { norm<false, false>(p); }                        \
-    EXPORT(layer_norm_##suffix)                                                                                      \
-    KERNEL(256) layer_norm_long_##suffix(ARGUMENTS(NormArguments<T>) p) { norm<true, false>(p); }                    \
-    EXPORT(layer_norm_long_##suffix)                                                                                 \
-    KERNEL(256) layer_norm_grad_##suffix(ARGUMENTS(NormGradArguments<T>) p) { norm_grad<false, false>(p); }          \
-    EXPORT(layer_norm_grad_##suffix)                                                                                 \
-    KERNEL(256) layer_norm_grad_long_##suffix(ARGUMENTS(NormGradArguments<T>) p) { norm_grad<true, false>(p); }      \
-    EXPORT(layer_norm_grad_long_##suffix)                                                                            \
-    ENTRY(layer_norm_gain_##suffix, NormGradArguments<T>, gain_grad<false>)                                          \
-    KERNEL(256) rms_norm_##suffix(ARGUMENTS(NormArguments<T>) p) { norm<false, true>(p); }                           \
-    EXPORT(rms_norm_##suffix)                                                                                        \
-    KERNEL(256) rms_norm_long_##suffix(ARGUMENTS(NormArguments<T>) p) { norm<true, true>(p); }                       \
-    EXPORT(rms_norm_long_##suffix)                                                                                   \
-    KERNEL(256) rms_norm_grad_##suffix(ARGUMENTS(NormGradArguments<T>) p) { norm_grad<false, true>(p); }             \
-    EXPORT(rms_norm_grad_##suffix)                                                                                   \
-    KERNEL(256) rms_norm_grad_long_##suffix(ARGUMENTS(NormGradArguments<T>) p) { norm_grad<true, true>(p); }         \
-    EXPORT(rms_norm_grad_long_##suffix)                                                                              \
-    ENTRY(rms_norm_gain_##suffix, NormGradArguments<T>, gain_grad<true>)
+    BOTH(softmax, suffix, SoftmaxArguments<T>, T, softmax)                                                           \
+    BOTH(softmax_grad, suffix, SoftmaxGradArguments<T>, T, softmax_grad)                                             \
+    NORMS(layer_norm, suffix, T, false)                                                                              \
+    NORMS(rms_norm, suffix, T, true)
 
+BOTH(cross_entropy, f32, EntropyArguments, float, cross_entropy)
 ALL(float, f32)
 ALL(f16, f16)
 ALL(bf16, bf16)

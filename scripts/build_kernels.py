@@ -112,7 +112,7 @@ def resources(log: str) -> dict[str, dict]:
 
 
 def instructions(image: bytes, environment: dict) -> dict[str, dict[str, int]]:
-    """How often each machine instruction stands in each kernel."""
+    """How often each machine instruction, with its modifiers, stands in each kernel."""
     path = TOOLS / "one.cubin"
     path.write_bytes(image)
     text = subprocess.run(["cuobjdump", "-sass", str(path)], check=True, capture_output=True, text=True, env=environment).stdout
@@ -121,7 +121,7 @@ def instructions(image: bytes, environment: dict) -> dict[str, dict[str, int]]:
     for line in text.splitlines():
         if found := re.search(r"Function : (\w+)", line):
             kernel = out.setdefault(found.group(1), {})
-        elif found := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)", line):
+        elif found := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line):
             kernel[found.group(1)] = kernel.get(found.group(1), 0) + 1
     return out
 
@@ -131,9 +131,12 @@ def gates(stem: str, architecture: str, found: dict[str, dict], log: str, budget
     for kernel, used in found.items():
         rows = [row for row in budget.get("kernel", []) if re.fullmatch(row["name"], kernel)]
         stack = max((row.get("stack_bytes", 0) for row in rows), default=0)
+        if not rows:
+            wrong.append(f"{kernel}: kernels/budget.toml has no budget for it")
         if used["spill_bytes"] or used["stack_bytes"] > stack:
             wrong.append(f"{kernel} {architecture}: {used['spill_bytes']} bytes spilled, {used['stack_bytes']} bytes of stack")
         for row in rows:
+            row["used"] = True
             if used["registers"] > row.get("registers", 255):
                 wrong.append(f"{kernel} {architecture}: {used['registers']} registers, budget {row['registers']}")
             if used["shared_bytes"] > row.get("shared_bytes", 49152):
@@ -141,20 +144,23 @@ def gates(stem: str, architecture: str, found: dict[str, dict], log: str, budget
     return wrong
 
 
-def expected_instructions(stem: str, architecture: str, image: bytes, budget: dict, environment: dict) -> list[str]:
-    rows = [row for row in budget.get("instruction", []) if row["file"] == stem and architecture in row["architectures"]]
-    if not rows:
-        return []
-    wrong, counted = [], instructions(image, environment)
-    for row in rows:
+def expected_instructions(stem: str, architecture: str, counted: dict[str, dict[str, int]], budget: dict) -> list[str]:
+    wrong = []
+    for row in budget.get("instruction", []):
+        if not re.fullmatch(row["file"], stem) or architecture not in row.get("architectures", ARCHITECTURES):
+            continue
         for kernel, counts in counted.items():
-            if re.fullmatch(row["name"], kernel):
-                for opcode in row.get("has", []):
-                    if not any(name.startswith(opcode) for name in counts):
-                        wrong.append(f"{kernel} {architecture}: no {opcode} among its instructions")
-                for opcode in row.get("lacks", []):
-                    if any(name.startswith(opcode) for name in counts):
-                        wrong.append(f"{kernel} {architecture}: it has {opcode}")
+            if not re.fullmatch(row["name"], kernel):
+                continue
+            row["used"] = True
+            least = {**{opcode: 1 for opcode in row.get("has", [])}, **row.get("least", {})}
+            for opcode, count in least.items():
+                there = sum(n for name, n in counts.items() if name.startswith(opcode))
+                if there < count:
+                    wrong.append(f"{kernel} {architecture}: {there} times {opcode} among its instructions, not {count}")
+            for opcode in row.get("lacks", []):
+                if any(name.startswith(opcode) for name in counts):
+                    wrong.append(f"{kernel} {architecture}: it has {opcode}")
     return wrong
 
 
@@ -192,7 +198,7 @@ def main() -> int:
         stem, is_ptx = path.stem, architecture == PTX_ARCHITECTURE
         found = {} if is_ptx else resources(log)
         wrong += gates(stem, architecture, found, log, budget)
-        wrong += [] if is_ptx else expected_instructions(stem, architecture, image, budget, environment)
+        wrong += [] if is_ptx else expected_instructions(stem, architecture, instructions(image, environment), budget)
         name = f"{stem}.{architecture}.{'ptx' if is_ptx else 'cubin'}.gz"
         manifest["files"][stem]["images"][architecture] = {
             "file": name,
@@ -207,6 +213,10 @@ def main() -> int:
         else:
             (BUILT / name).write_bytes(gzip.compress(image, 9, mtime=0))
         print(f"{name}: {len(image)} bytes")
+    if check:
+        for table in ("kernel", "instruction"):
+            unused = [row["name"] for row in budget.get(table, []) if not row.get("used")]
+            wrong += [f"kernels/budget.toml: no kernel is called `{name}`, which a row of `{table}` is for" for name in unused]
     if check and manifest != committed:
         wrong.append("kernels/built/manifest.json is not what the sources give")
     if not check:

@@ -4,9 +4,9 @@
 mod emulator;
 
 use advisor::{
-    data::{DataSet, Inputs, Part},
+    data::{DataSet, DataSource, Inputs, Part},
     graph::{Graph, GraphError, Op, Unary},
-    models::{Model, Size},
+    models::{Model, Size, find},
     record::{Candidate, OptimizerConfig, SeedRun, TrainConfig},
     train::Trainer,
     vocab::{Compression, DType, Device, InitKind, Layout, Metric, OptimizerKind, Phase, Precision, RowKind, RowShape, Schedule},
@@ -15,8 +15,7 @@ use serde_json::Value;
 use std::{
     collections::BTreeMap,
     fs,
-    io::Read,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
     sync::Arc,
 };
@@ -142,52 +141,6 @@ fn a_scenario_runs_on_devices_and_on_the_processor_and_both_learn_the_same() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("wants a device that this machine does not have"));
 }
 
-const HUNDRED_STEPS: &str = r#"
-name = "hundred-steps"
-[workload]
-model = "simple-cnn"
-data = { format = "csv", path = "rows.csv", label = "label", shape = [8, 8, 1], maximum = 16, test_share = 0.05 }
-phase = "train"
-[train]
-epochs = 1
-batch_size = 4
-optimizer = { kind = "sgd", learning_rate = 0.05, momentum = 0.9 }
-[grid]
-device = ["cpu", "cuda"]
-batch_size = [4]
-threads = [1]
-[cost]
-hourly_usd = 1.0
-"#;
-
-#[test]
-fn simple_cnn_learns_the_same_on_both_devices_over_a_hundred_steps() {
-    let Some(built) = emulator::emulator() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let packed = fs::File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/data/digits-8x8/digits-8x8.csv.gz")).unwrap();
-    let mut text = String::new();
-    flate2::read::GzDecoder::new(packed).read_to_string(&mut text).unwrap();
-    // The first column says which part a row belongs to.
-    let rows: Vec<&str> = text.lines().take(1 + 424).map(|line| line.split_once(',').unwrap().1).collect();
-    fs::write(dir.path().join("rows.csv"), rows.join("\n") + "\n").unwrap();
-    fs::write(dir.path().join("s.toml"), HUNDRED_STEPS).unwrap();
-    let output = run(dir.path(), &built.driver, "1");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let log = fs::read_to_string(dir.path().join("out/hundred-steps/run.jsonl")).unwrap();
-    let records: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let of = |device: &str| {
-        let trained = |r: &&Value| r["kind"] == "candidate" && r["candidate"]["device"] == device;
-        curve(records.iter().rfind(trained).unwrap_or_else(|| panic!("no row on {device}")))
-    };
-    let (ours, theirs) = (of("cuda"), of("cpu"));
-    assert!(ours.len() >= 100 && ours.len() == theirs.len(), "{} and {} steps", ours.len(), theirs.len());
-    let tenth = ours.len() / 10;
-    let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
-    assert!(mean(&ours[ours.len() - tenth..]) < mean(&ours[..tenth]), "it learns nothing: {ours:?}");
-    let worst = ours.iter().zip(&theirs).map(|(ours, theirs)| (ours - theirs).abs() / theirs).fold(0.0, f64::max);
-    assert!(worst <= 1e-3, "losses differ by {worst:e}");
-}
-
 /// Set where the test below runs in a process whose driver is the stand-in: how many steps to train.
 const STEPS: &str = "ADVISOR_TEST_TRAINS_STEPS";
 const BATCH: usize = 4;
@@ -295,4 +248,92 @@ fn training_steps_wait_for_nothing_and_learn_and_skip_what_the_processor_does() 
     for left in ["alive_host_memory", "alive_events", "alive_contexts", "host_memory_left_to_context", "events_left_to_context"] {
         assert_eq!(counts[1][left], 0, "{left}");
     }
+}
+
+/// Set in the process of a test whose driver is the stand-in.
+const ON_THE_STAND_IN: &str = "ADVISOR_TEST_ON_THE_STAND_IN";
+
+/// Losses of steps with MNIST and the settings of scenarios/image-classification.toml, but for smaller batches.
+fn losses(device: Device, steps: usize) -> Vec<f64> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let set = Arc::new(DataSet::load(&DataSource::Shipped("mnist".into()), &[root]).unwrap());
+    let config = TrainConfig {
+        epochs: 5,
+        optimizer: OptimizerConfig { momentum: 0.9, ..OptimizerConfig::new(OptimizerKind::Sgd, 0.05) },
+        schedule: Schedule::Cosine,
+        init: InitKind::He,
+        l1: 0.0,
+        l2: 0.0,
+        augment: vec![],
+        seeds: 1,
+        first_seed: 1,
+        batch_size: 32,
+        target: None,
+    };
+    let candidate = Candidate {
+        phase: Phase::Train,
+        device,
+        precision: Precision::Fp32,
+        compression: Compression::None,
+        layout: Layout::SINGLE,
+        batch_size: 8,
+        threads: 1,
+    };
+    let mut trainer = Trainer::new(find("simple-cnn").unwrap(), set, &candidate, &config, 1).unwrap();
+    trainer.steps(steps).unwrap();
+    trainer.take_losses()
+}
+
+#[test]
+fn the_shipped_network_learns_on_a_device_as_on_the_processor_for_a_hundred_steps() {
+    if std::env::var_os(ON_THE_STAND_IN).is_none() {
+        let Some(built) = emulator::emulator_of(emulator::Flavour::Fast) else { return };
+        let run = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "the_shipped_network_learns_on_a_device_as_on_the_processor_for_a_hundred_steps", "--nocapture"])
+            .env("LD_LIBRARY_PATH", &built.driver)
+            .env(ON_THE_STAND_IN, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&run.stdout);
+        assert!(run.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&run.stderr));
+        return;
+    }
+    let steps = 100;
+    let (ours, theirs) = (losses(Device::Cuda(0), steps), losses(Device::Cpu, steps));
+    assert_eq!((ours.len(), theirs.len()), (steps, steps));
+    let late: f64 = theirs[steps - 10..].iter().sum::<f64>() / 10.0;
+    assert!(late < 0.8 * theirs[0], "it learns: {theirs:?}");
+    let apart = |k: &usize| (ours[*k] - theirs[*k]).abs() / theirs[*k];
+    let worst = (0..steps).max_by(|a, b| apart(a).total_cmp(&apart(b))).unwrap();
+    println!("worst: {:.1e} at step {worst}", apart(&worst));
+    // Sums in another order and fused operations: 2e-6 when this was written.
+    assert!(apart(&worst) <= 1e-4, "step {worst}: {} is not {}", ours[worst], theirs[worst]);
+}
+
+/// Runs `kernels/emulator/threads.cpp` with the stand-in of this folder; what the sanitizer of threads says of it.
+fn in_threads(built: &emulator::Emulator, driver: &Path) -> (bool, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("rows.cubin");
+    let packed = fs::File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/built/rows.sm_90a.cubin.gz")).unwrap();
+    std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut fs::File::create(&image).unwrap()).unwrap();
+    let run = Command::new(built.folder.join("threads")).arg(image).env("LD_LIBRARY_PATH", driver).output().unwrap();
+    let said = String::from_utf8_lossy(&run.stdout) + String::from_utf8_lossy(&run.stderr);
+    (run.status.success(), said.into_owned())
+}
+
+#[test]
+fn threads_of_the_host_share_nothing_without_an_order() {
+    if emulator::compiler_library("libtsan.so").is_none() {
+        return;
+    }
+    let Some(built) = emulator::emulator_of(emulator::Flavour::Threads) else { return };
+    let (succeeded, said) = in_threads(built, &built.driver);
+    assert!(succeeded && said.starts_with("4 threads"), "{said}");
+    // Without the lock of the stand-in it must be found.
+    let folder = tempfile::tempdir().unwrap();
+    let (lock, none) =
+        ("typedef std::lock_guard<std::recursive_mutex> Guard;", "struct Guard { explicit Guard(std::recursive_mutex&) {} };");
+    emulator::planted(emulator::Flavour::Threads, "driver", lock, none, folder.path()).unwrap();
+    let (succeeded, said) = in_threads(built, folder.path());
+    assert!(!succeeded && said.contains("WARNING: ThreadSanitizer: data race"), "{said}");
 }

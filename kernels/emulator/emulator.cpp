@@ -5,21 +5,38 @@
 // shared memory (two threads, one barrier interval, one of them writes), blocks that race in global memory, uninitialised shared
 // memory (poison), reads of a copy before it was waited for. Counted: sectors and bytes of global memory, bank conflicts, barriers.
 // Not found: real timing, occupancy, and a wrong belief of ours about an instruction.
+// With ADVISOR_UNWATCHED, and kernels without those hooks, accesses are neither checked nor counted: for long runs, and for the
+// sanitizers of the compiler, which then watch the kernels and this file: address (shared arrays and buffers have poison between them),
+// undefined behaviour, and threads (of the host).
 #include "emulator.h"
 #include <mutex>
 #include <string>
 #include <unordered_map>
 #include <vector>
 #include <sys/mman.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 namespace emulated {
 Three thread_index, block_index, block_size, grid_size;
 
 namespace {
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t STACK = 256 << 10;          // variables have space around them
+#else
 constexpr size_t STACK = 64 << 10;
+#endif
 constexpr size_t SHARED_LIMIT = 232448;      // 227 KiB, the most a block of sm_90 may ask for
 constexpr size_t GAP = 256;                  // between two shared arrays; nothing may be read or written there
+constexpr size_t BESIDE = 4096;              // around a buffer; callers leave this and more unused
 constexpr u8 POISON = 0xff;                  // NaN as f16, bf16, f32
+#ifdef ADVISOR_UNWATCHED
+constexpr bool WATCHED = false;
+#else
+constexpr bool WATCHED = true;
+#endif
 
 enum class State { Ready, AtBlock, AtWarp, Done };
 
@@ -64,6 +81,7 @@ std::string reason, kernel_name;
 u8* stacks;
 u8* shared_memory;
 size_t shared_used, dynamic_offset;
+size_t shared_dirty = SHARED_LIMIT;  // what the blocks so far may have touched since it was last poisoned
 std::vector<std::pair<const void*, size_t>> shared_arrays;   // key, offset
 std::vector<std::pair<size_t, size_t>> shared_pieces;        // offset, bytes
 std::vector<Shadow> shadow;
@@ -77,7 +95,9 @@ u32 policy;
 u64 random_state;
 void* main_stack_pointer;
 
-struct Counts { u64 read_bytes, written_bytes, sectors, ideal_sectors, shared_accesses, shared_wavefronts, barriers; } counts;
+struct Counts {
+    u64 read_bytes, written_bytes, sectors, ideal_sectors, half_lines, ideal_half_lines, shared_accesses, shared_wavefronts, barriers;
+} counts;
 
 extern "C" void emulated_switch(void** save, void* load);
 #if defined(__x86_64__)
@@ -104,7 +124,30 @@ emulated_switch:
 #error "the emulator switches fibers on x86-64 only"
 #endif
 
-void to_main() { emulated_switch(&fibers[current].stack_pointer, main_stack_pointer); }
+// What the address sanitizer must be told of stacks and of memory that is not to be touched.
+#ifdef __SANITIZE_ADDRESS__
+const void* main_stack;
+size_t main_stack_size;
+void leaves_for(const void* bottom, size_t size) { __sanitizer_start_switch_fiber(nullptr, bottom, size); }
+void arrived_in_fiber() { __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_stack_size); }
+void arrived_in_main() { __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr); }
+void leaves_for_main() { leaves_for(main_stack, main_stack_size); }
+void forbid(const void* at, size_t bytes) { __asan_poison_memory_region(at, bytes); }
+void permit(const void* at, size_t bytes) { __asan_unpoison_memory_region(at, bytes); }
+#else
+void leaves_for(const void*, size_t) {}
+void arrived_in_fiber() {}
+void arrived_in_main() {}
+void leaves_for_main() {}
+void forbid(const void*, size_t) {}
+void permit(const void*, size_t) {}
+#endif
+
+void to_main() {
+    leaves_for_main();
+    emulated_switch(&fibers[current].stack_pointer, main_stack_pointer);
+    arrived_in_fiber();
+}
 
 u64 random_next() {
     random_state ^= random_state << 13;
@@ -127,6 +170,7 @@ void report(const std::string& text) {
 }
 
 void entry() {
+    arrived_in_fiber();
     thunk(kernel_pointer, argument_pointer);
     Fiber& f = fibers[current];
     if (!f.open.empty() || !f.groups.empty()) report("a thread ended with copies under way");
@@ -140,7 +184,9 @@ void resume(u32 i) {
     current = i;
     const u32 x = block_size.x, y = block_size.y;
     thread_index = {i % x, i / x % y, i / (x * y)};
+    leaves_for(stacks + i * STACK, STACK);
     emulated_switch(&main_stack_pointer, fibers[i].stack_pointer);
+    arrived_in_main();
 }
 
 void release_block() {
@@ -162,17 +208,20 @@ void release_block() {
 // Wavefronts of one warp's access to shared memory: a phase serves 32 banks of 4 bytes; wide accesses go in phases of 128 bytes.
 void count_access(const Access& a) {
     if (!a.shared) {
-        uintptr_t sectors[128];
-        u32 n = 0, bytes = 0;
-        for (u32 l = 0; l < 32; ++l) {
-            if (!(a.lanes >> l & 1)) continue;
-            bytes += a.size;
-            for (uintptr_t s = a.at[l] / 32; s <= (a.at[l] + a.size - 1) / 32; ++s) {
-                bool known = false;
-                for (u32 k = 0; k < n && !known; ++k) known = sectors[k] == s;
-                if (!known && n < 128) sectors[n++] = s;
+        // Pieces of memory that hold what the lanes ask for.
+        auto pieces = [&](u32 bytes) {
+            uintptr_t found[128];
+            u64 n = 0;
+            for (u32 l = 0; l < 32; ++l) {
+                if (!(a.lanes >> l & 1)) continue;
+                for (uintptr_t s = a.at[l] / bytes; s <= (a.at[l] + a.size - 1) / bytes; ++s) {
+                    bool known = false;
+                    for (u64 k = 0; k < n && !known; ++k) known = found[k] == s;
+                    if (!known && n < 128) found[n++] = s;
+                }
             }
-        }
+            return n;
+        };
         // Distinct bytes, so that a value that all lanes read counts once.
         uintptr_t distinct[32];
         u32 m = 0;
@@ -182,8 +231,10 @@ void count_access(const Access& a) {
             for (u32 k = 0; k < m && !known; ++k) known = distinct[k] == a.at[l];
             if (!known) distinct[m++] = a.at[l];
         }
-        counts.sectors += n;
+        counts.sectors += pieces(32);
         counts.ideal_sectors += (m * a.size + 31) / 32;
+        counts.half_lines += pieces(64);
+        counts.ideal_half_lines += (m * a.size + 63) / 64;
         return;
     }
     const u32 lanes_a_phase = a.size >= 16 ? 8 : a.size == 8 ? 16 : 32;
@@ -224,6 +275,7 @@ void note_access(const void* site, uintptr_t at, u32 size, bool shared) {
 bool in_shared(uintptr_t at) { return at - (uintptr_t)shared_memory < SHARED_LIMIT; }
 
 void watch_shared(uintptr_t at, u32 size, bool write) {
+    if (!WATCHED) return;
     const size_t offset = at - (uintptr_t)shared_memory;
     bool inside = false;
     for (auto& piece : shared_pieces) inside |= offset >= piece.first && offset + size <= piece.first + piece.second;
@@ -267,7 +319,7 @@ void watch_global(uintptr_t at, u32 size, bool write) {
 }
 
 void access(const void* site, const void* address, u32 size, bool write) {
-    if (!alive || failed) return;
+    if (!WATCHED || !alive || failed) return;
     const uintptr_t at = (uintptr_t)address;
     if (in_shared(at)) {
         watch_shared(at, size, write);
@@ -281,14 +333,18 @@ void access(const void* site, const void* address, u32 size, bool write) {
             note_access(site, at, size, false);
             return;
         }
-        if (at >= r.begin - 4096 && at < r.end + 4096) beside = &r;
+        if (at >= r.begin - BESIDE && at < r.end + BESIDE) beside = &r;
     }
     if (beside) fail(write ? "a write beside a buffer" : "a read beside a buffer");
 }
 
 int run_block() {
-    memset(shared_memory, POISON, SHARED_LIMIT);
-    std::fill(shadow.begin(), shadow.end(), Shadow{});
+    permit(stacks, count * STACK);  // what fibers that never ended have left
+    permit(shared_memory, SHARED_LIMIT);
+    memset(shared_memory, POISON, shared_dirty);
+    forbid(shared_memory, SHARED_LIMIT);
+    permit(shared_memory + dynamic_offset, shared_used);
+    std::fill(shadow.begin(), shadow.begin() + (WATCHED ? shared_dirty : 0), Shadow{});
     shared_arrays.clear();
     for (Warp& w : warps) w = Warp{};
     alive = count;
@@ -345,6 +401,7 @@ int run_block() {
         if (const char* why = neighbours[k].second()) report(why);
     for (auto& entry : pending) count_access(entry.second);
     pending.clear();
+    shared_dirty = shared_used;
     return failed;
 }
 
@@ -414,6 +471,7 @@ void* static_shared(const void* key, size_t bytes) {
     for (auto& piece : shared_pieces) known |= piece.first == offset && piece.second == bytes;
     if (!known) shared_pieces.push_back({offset, bytes});
     shared_used = offset + bytes;
+    permit(shared_memory + offset, bytes);
     return shared_memory + offset;
 }
 
@@ -493,6 +551,8 @@ void bulk_access(const void* address, u32 bytes, bool write) {
     (write ? counts.written_bytes : counts.read_bytes) += bytes;
     counts.sectors += (at + bytes - 1) / 32 - at / 32 + 1;
     counts.ideal_sectors += (bytes + 31) / 32;
+    counts.half_lines += (at + bytes - 1) / 64 - at / 64 + 1;
+    counts.ideal_half_lines += (bytes + 63) / 64;
 }
 
 int run(const char* name, const u32* grid, const u32* block, size_t dynamic_bytes, Thunk call, const void* kernel, const void* arguments, size_t argument_bytes) {
@@ -556,18 +616,22 @@ void emulator_schedule(u32 which) { policy = which; }
 void emulator_add_buffer(u64 address, u64 bytes) {
     std::lock_guard<std::mutex> guard(one);
     regions.push_back({(uintptr_t)address, (uintptr_t)(address + bytes), false});
+    forbid((const void*)(address - BESIDE), BESIDE);
+    forbid((const void*)(address + bytes), BESIDE);
 }
 void emulator_remove_buffer(u64 address) {
     std::lock_guard<std::mutex> guard(one);
     for (size_t k = 0; k < regions.size(); ++k)
         if (regions[k].begin == address) {
+            permit((const void*)(address - BESIDE), regions[k].end - address + 2 * BESIDE);
             regions.erase(regions.begin() + k);
             return;
         }
 }
-// read bytes, written bytes, sectors touched, fewest sectors for the same bytes, shared accesses, their wavefronts, barriers
+// read bytes, written bytes, sectors touched, fewest sectors for the same bytes, the same of half-lines (64 bytes), shared accesses, their wavefronts, barriers
 void emulator_counts(u64* out) { memcpy(out, &counts, sizeof counts); }
 
+#ifndef ADVISOR_UNWATCHED
 // The hooks that -fsanitize=thread puts before every access.
 #define HOOK(size)                                                                                           \
     void __tsan_read##size(void* p) { access(__builtin_return_address(0), p, size, false); }                 \
@@ -591,4 +655,5 @@ void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
+#endif
 }

@@ -2,7 +2,7 @@
 //! every access. See `kernels/emulator/emulator.cpp` for what it finds.
 
 #[path = "../../../tests/support/emulator.rs"]
-mod build;
+pub(super) mod build;
 
 use super::machine::{Address, Clock, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording, Staging};
 pub use build::emulator;
@@ -22,6 +22,8 @@ pub struct Counts {
     pub written_bytes: u64,
     pub sectors: u64,
     pub ideal_sectors: u64,
+    pub half_lines: u64,
+    pub ideal_half_lines: u64,
     pub shared_accesses: u64,
     pub shared_wavefronts: u64,
     pub barriers: u64,
@@ -36,10 +38,16 @@ static KERNELS: LazyLock<Option<Library>> = LazyLock::new(load);
 /// Launches with their counters are one at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Names the library of kernels in a process that runs under their sanitizers.
+pub const SANITIZED: &str = "ADVISOR_TEST_SANITIZED";
+
 fn load() -> Option<Library> {
-    let built = emulator()?;
+    let kernels = match std::env::var_os(SANITIZED) {
+        Some(path) => path.into(),
+        None => emulator()?.kernels.clone(),
+    };
     // SAFETY: the library is compiled from the repository; loading it runs no code but C++ initialisers of plain data.
-    Some(unsafe { Library::new(&built.kernels) }.expect("what was just linked can be loaded"))
+    Some(unsafe { Library::new(kernels) }.expect("what was just linked can be loaded"))
 }
 
 /// Runs kernels on the CPU.
@@ -188,7 +196,7 @@ impl Machine for Emulated {
         let start = arguments.as_ptr().align_offset(64);
         bytemuck::cast_slice_mut::<u128, u8>(&mut arguments)[start * 16..][..launch.arguments.len()]
             .copy_from_slice(&launch.arguments);
-        let (mut counts, block) = ([0u64; 7], [launch.block, 1, 1]);
+        let (mut counts, block) = ([0u64; 9], [launch.block, 1, 1]);
         // SAFETY: the kernel exists and its struct has the right size (both checked); buffers are watched by the emulator; signatures are
         // those of emulator.h and emulator.cpp.
         let (code, reason) = unsafe {
@@ -204,8 +212,19 @@ impl Machine for Emulated {
         if code != 0 {
             return Err(failed(reason));
         }
-        let [read_bytes, written_bytes, sectors, ideal_sectors, shared_accesses, shared_wavefronts, barriers] = counts;
-        let counts = Counts { read_bytes, written_bytes, sectors, ideal_sectors, shared_accesses, shared_wavefronts, barriers };
+        let [read_bytes, written_bytes, sectors, ideal_sectors, half_lines, ideal_half_lines, rest @ ..] = counts;
+        let [shared_accesses, shared_wavefronts, barriers] = rest;
+        let counts = Counts {
+            read_bytes,
+            written_bytes,
+            sectors,
+            ideal_sectors,
+            half_lines,
+            ideal_half_lines,
+            shared_accesses,
+            shared_wavefronts,
+            barriers,
+        };
         self.counts.lock().expect("no test panics with it").push((launch.kernel.clone(), counts));
         Ok(())
     }

@@ -12,12 +12,16 @@ mod driver;
 mod emulated;
 mod image;
 mod kernel;
+#[cfg(test)]
+mod lint;
 mod machine;
 mod peaks;
 // A kernel's type spells out its argument struct.
 #[allow(clippy::type_complexity)]
 mod plan;
 mod product;
+#[cfg(test)]
+mod sanitizers;
 mod session;
 #[cfg(test)]
 mod tests;
