@@ -64,6 +64,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("cudarc", &["backend"]),
     ("nvml_wrapper", &["measure"]),
     ("toml", &["input"]),
+    ("tokenizers", &["data"]),
 ];
 
 #[test]

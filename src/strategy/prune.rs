@@ -3,12 +3,18 @@
 
 use super::{StrategyError, Tensor, Weights};
 use crate::graph::{Graph, Op, Role, ValueId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-/// Sets the smallest `share` of all weights of two or more axes to zero, one threshold for the whole model. Biases stay.
-pub fn prune_magnitude(weights: &mut Weights, share: f64) {
-    let mut sizes: Vec<f32> =
-        weights.tensors.iter().filter(|t| t.shape.len() > 1).flat_map(|t| t.data.iter().map(|v| v.abs())).collect();
+/// Sets the smallest `share` of the weights of an unfused graph's products to zero, one threshold for the whole model. Biases and tables
+/// of embeddings stay.
+pub fn prune_magnitude(graph: &Graph, weights: &mut Weights, share: f64) {
+    let products = products(graph);
+    let mut sizes: Vec<f32> = weights
+        .tensors
+        .iter()
+        .filter(|t| products.contains(t.name.as_str()))
+        .flat_map(|t| t.data.iter().map(|v| v.abs()))
+        .collect();
     let count = (share * sizes.len() as f64).round() as usize;
     if count == 0 {
         return;
@@ -18,7 +24,7 @@ pub fn prune_magnitude(weights: &mut Weights, share: f64) {
     // Of weights that equal the threshold only as many go as the share allows.
     let below = sizes.iter().filter(|s| **s < threshold).count();
     let mut equal_left = count - below;
-    for tensor in weights.tensors.iter_mut().filter(|t| t.shape.len() > 1) {
+    for tensor in weights.tensors.iter_mut().filter(|t| products.contains(t.name.as_str())) {
         for v in &mut tensor.data {
             let size = v.abs();
             if size < threshold {
@@ -32,9 +38,10 @@ pub fn prune_magnitude(weights: &mut Weights, share: f64) {
 }
 
 /// Sets the two smallest of every four consecutive weights along the input axis to zero, per output. The input axis of a convolution
-/// is its taps times its input channels; a last group of fewer than four stays as it is.
-pub fn prune_two_four(weights: &mut Weights) {
-    for tensor in weights.tensors.iter_mut().filter(|t| t.shape.len() > 1) {
+/// is its taps times its input channels; a last group of fewer than four stays as it is, and so do tables of embeddings.
+pub fn prune_two_four(graph: &Graph, weights: &mut Weights) {
+    let products = products(graph);
+    for tensor in weights.tensors.iter_mut().filter(|t| products.contains(t.name.as_str())) {
         let outputs = *tensor.shape.last().expect("has axes");
         let inputs = tensor.data.len() / outputs;
         for output in 0..outputs {
@@ -146,6 +153,12 @@ pub fn prune_channels(graph: &Graph, weights: &Weights, share: f64) -> Result<(G
     Ok((out, pruned))
 }
 
+/// Names of the weights of products.
+fn products(graph: &Graph) -> HashSet<&str> {
+    let weights = graph.nodes.iter().filter_map(|node| product_weight(graph, &node.op, &node.inputs));
+    weights.map(|id| graph.value(id).name.as_str()).collect()
+}
+
 /// The weight of a product with a parameter as its second operand.
 pub(super) fn product_weight(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Option<ValueId> {
     let w = *inputs.get(1)?;
@@ -213,6 +226,34 @@ fn keep_outputs(tensor: &mut Tensor, stays: &[usize]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vocab::DType;
+
+    /// A product with `w` behind a look-up in a table.
+    fn graph(shape: &[usize]) -> Graph {
+        let mut g = Graph::new();
+        let table = g.weight("table", &[3, shape[0]], 1, 1);
+        let (x, w) = (g.input("x", &[2], DType::I32), g.weight("w", shape, 1, 1));
+        let y = g.apply(Op::Embedding, &[table, x]).unwrap();
+        g.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[y, w]).unwrap();
+        g
+    }
+
+    #[test]
+    fn tables_of_embeddings_are_not_pruned() {
+        let named = |name: &str, shape: &[usize]| Tensor {
+            name: name.into(),
+            shape: shape.to_vec(),
+            data: (1..=shape.iter().product()).map(|k: usize| k as f32).collect(),
+        };
+        let whole = Weights { tensors: vec![named("table", &[3, 4]), named("w", &[4, 2])] };
+        let graph = graph(&[4, 2]);
+        let zeros =
+            |weights: &Weights| weights.tensors.iter().map(|t| t.data.iter().filter(|v| **v == 0.0).count()).collect::<Vec<_>>();
+        let (mut by_size, mut two_four) = (whole.clone(), whole.clone());
+        prune_magnitude(&graph, &mut by_size, 0.5);
+        prune_two_four(&graph, &mut two_four);
+        assert_eq!((zeros(&by_size), zeros(&two_four)), (vec![0, 4], vec![0, 4]));
+    }
 
     fn tensor(shape: &[usize], data: Vec<f32>) -> Weights {
         Weights { tensors: vec![Tensor { name: "w".into(), shape: shape.to_vec(), data }] }
@@ -221,7 +262,7 @@ mod tests {
     #[test]
     fn magnitude_zeroes_exactly_the_share_even_among_equals() {
         let mut weights = tensor(&[2, 5], vec![1.0, -1.0, 1.0, 3.0, 1.0, -1.0, 2.0, 1.0, 1.0, -1.0]);
-        prune_magnitude(&mut weights, 0.5);
+        prune_magnitude(&graph(&[2, 5]), &mut weights, 0.5);
         assert_eq!(weights.tensors[0].data.iter().filter(|v| **v == 0.0).count(), 5);
         assert!(weights.tensors[0].data.contains(&3.0) && weights.tensors[0].data.contains(&2.0));
         assert_eq!(weights.sparsity(), 0.5);
@@ -232,7 +273,7 @@ mod tests {
         // [6, 2]: one group of four inputs and a rest of two, for two outputs.
         let data = vec![1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 5.0, 0.1, 0.2, 0.3, 0.4];
         let mut weights = tensor(&[6, 2], data);
-        prune_two_four(&mut weights);
+        prune_two_four(&graph(&[6, 2]), &mut weights);
         assert_eq!(weights.tensors[0].data, vec![0.0, 8.0, 0.0, 7.0, 3.0, 0.0, 4.0, 0.0, 0.1, 0.2, 0.3, 0.4]);
     }
 

@@ -317,11 +317,11 @@ pub fn inference_programs(
     match compression {
         Compression::None => {}
         Compression::Magnitude(share) => {
-            prune_magnitude(&mut weights, share);
+            prune_magnitude(&graph, &mut weights, share);
             notes.push(format!("{:.1} % of the weights are zero; not trained again after pruning", 100.0 * weights.sparsity()));
         }
         Compression::TwoFour => {
-            prune_two_four(&mut weights);
+            prune_two_four(&graph, &mut weights);
             sparse = precision == Precision::Fp32 && rows <= TWO_FOUR_ROWS;
             let how = if sparse {
                 "products of linear layers read half the weights"

@@ -50,21 +50,6 @@ impl Layout {
         Layout { data: ranks, ..Layout::SINGLE }
     }
 
-    /// The same, and each keeps and updates a part of every parameter.
-    pub const fn zero(ranks: usize) -> Layout {
-        Layout { data: ranks, sharded: true, ..Layout::SINGLE }
-    }
-
-    /// Each of N ranks holds a part of the weights and works on every row.
-    pub const fn tensor(ranks: usize) -> Layout {
-        Layout { tensor: ranks, ..Layout::SINGLE }
-    }
-
-    /// Each rank of this layout is `ranks` of them.
-    pub const fn times_tensor(self, ranks: usize) -> Layout {
-        Layout { tensor: self.tensor * ranks, ..self }
-    }
-
     pub const fn ranks(self) -> usize {
         self.data * self.parts()
     }
@@ -199,7 +184,6 @@ mod tests {
     #[test]
     fn ranks_have_places() {
         let layout: Layout = "dp=2,tp=3".parse().unwrap();
-        assert_eq!(layout, Layout::data(2).times_tensor(3));
         assert_eq!((layout.ranks(), layout.data_ranks(), layout.tensor_ranks()), (6, 2, 3));
         assert_eq!("pp=2".parse::<Layout>().unwrap().micro_batches(24), 8);
         assert_eq!(("pp=2".parse::<Layout>().unwrap().micro_batches(9), layout.micro_batches(24)), (3, 1));

@@ -119,7 +119,7 @@ fn counted(op: &Op, operands: &[(&[usize], DType)], expected: &[&str]) -> Option
     Some(machine.take_counts())
 }
 
-/// What is left of a kernel's name without float types, layouts and tiles.
+/// What is left of a kernel's name without element types, layouts and tiles; tf32 and int8 products are families of their own.
 fn family(kernel: &str) -> String {
     const VARIANTS: [&str; 14] = ["f32", "f16", "bf16", "nn", "nt", "tn", "tt", "64", "128", "256", "16", "32", "tall", "f32out"];
     kernel.split('_').filter(|part| !VARIANTS.contains(part)).collect::<Vec<_>>().join("_")
