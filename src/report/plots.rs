@@ -187,6 +187,11 @@ fn front(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportErr
     Ok(Some(Plot { stem: stem(phase, "front"), caption, svg }))
 }
 
+/// Digits behind the point that tell a tenth of an axis of this length, at least three.
+fn decimals(length: f64) -> usize {
+    (-(length / 10.0).log10()).ceil().clamp(3.0, 9.0) as usize
+}
+
 fn paint_front<'a, X>(
     mut chart: ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, plotters::coord::types::RangedCoordf64>>,
     inputs: &Inputs,
@@ -197,6 +202,8 @@ fn paint_front<'a, X>(
 where
     X: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
+    let heights = chart.y_range();
+    let digits = decimals(heights.end - heights.start);
     chart
         .configure_mesh()
         .axis_style(INK)
@@ -207,7 +214,7 @@ where
         .x_desc(price_title(inputs, phase))
         .y_desc(metric)
         .x_label_formatter(&|v| three_figures(*v))
-        .y_label_formatter(&|v| format!("{v:.3}"))
+        .y_label_formatter(&|v| format!("{v:.digits$}"))
         .draw()?;
     let mut on_front: Vec<(f64, f64)> = points.iter().filter(|p| p.1.on_front).map(|p| (p.3, p.4)).collect();
     on_front.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -562,4 +569,14 @@ fn roc(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportError
         lines("figure of the ROC curves", &caption, 0.0..x_high, 0.0..1.0, names, &curves, SeriesLabelPosition::LowerRight)?;
     let caption = format!("{caption}; the number behind a class is its area under the curve.");
     Ok(Some(Plot { stem: stem(phase, "roc"), caption, svg }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_labels_of_an_axis_differ() {
+        assert_eq!([1.0, 0.1, 0.011, 0.003, 0.0002].map(decimals), [3, 3, 3, 4, 5]);
+    }
 }
