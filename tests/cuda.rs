@@ -165,6 +165,23 @@ fn small(size: &Size) -> Result<Graph, GraphError> {
     Ok(g)
 }
 
+/// The rate changes at every step.
+fn config(epochs: usize, optimizer: OptimizerConfig, batch_size: usize) -> TrainConfig {
+    TrainConfig {
+        epochs,
+        optimizer,
+        schedule: Schedule::Cosine,
+        init: InitKind::He,
+        l1: 0.0,
+        l2: 0.0,
+        augment: vec![],
+        seeds: 1,
+        first_seed: 1,
+        batch_size,
+        target: None,
+    }
+}
+
 /// One epoch of so many steps on patterns of three classes.
 fn trained(device: Device, precision: Precision, steps: usize) -> SeedRun {
     let part = |rows: usize| {
@@ -186,20 +203,7 @@ fn trained(device: Device, precision: Precision, steps: usize) -> SeedRun {
         test: part(BATCH),
         content_hash: String::new(),
     };
-    let config = TrainConfig {
-        epochs: 1,
-        optimizer: OptimizerConfig::new(OptimizerKind::Adam, 0.01),
-        // The rate changes at every step.
-        schedule: Schedule::Cosine,
-        init: InitKind::He,
-        l1: 0.0,
-        l2: 0.0,
-        augment: vec![],
-        seeds: 1,
-        first_seed: 1,
-        batch_size: BATCH,
-        target: None,
-    };
+    let config = config(1, OptimizerConfig::new(OptimizerKind::Adam, 0.01), BATCH);
     let (phase, compression, layout) = (Phase::Train, Compression::None, Layout::SINGLE);
     let candidate = Candidate { phase, device, precision, compression, layout, batch_size: BATCH, threads: 1 };
     let model = Model { name: "small", about: "16 hidden units, ReLU, classes", reads: RowKind::Image, build: small };
@@ -257,19 +261,7 @@ const ON_THE_STAND_IN: &str = "ADVISOR_TEST_ON_THE_STAND_IN";
 fn losses(device: Device, steps: usize) -> Vec<f64> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let set = Arc::new(DataSet::load(&DataSource::Shipped("mnist".into()), &[root]).unwrap());
-    let config = TrainConfig {
-        epochs: 5,
-        optimizer: OptimizerConfig { momentum: 0.9, ..OptimizerConfig::new(OptimizerKind::Sgd, 0.05) },
-        schedule: Schedule::Cosine,
-        init: InitKind::He,
-        l1: 0.0,
-        l2: 0.0,
-        augment: vec![],
-        seeds: 1,
-        first_seed: 1,
-        batch_size: 32,
-        target: None,
-    };
+    let config = config(5, OptimizerConfig { momentum: 0.9, ..OptimizerConfig::new(OptimizerKind::Sgd, 0.05) }, 32);
     let candidate = Candidate {
         phase: Phase::Train,
         device,

@@ -344,7 +344,7 @@ fn the_sentiment_of_texts_is_learnt_to_076_and_no_precision_or_int8_costs_two_po
     let set = Arc::new(DataSet::load(&DataSource::Shipped("sentiment-snippets".into()), &[root]).unwrap());
     let model = find("transformer").unwrap();
     let config = TrainConfig { epochs: 2, init: InitKind::Xavier, ..config(OptimizerKind::Adamw, 0.001, 64) };
-    let candidate = |phase, precision| Candidate { ..candidate(phase, precision, Layout::SINGLE, 64) };
+    let candidate = |phase, precision| candidate(phase, precision, Layout::SINGLE, 64);
     let mut trainer = Trainer::new(model, set.clone(), &candidate(Phase::Train, Precision::Fp32), &config, 1).unwrap();
     let (run, _, weights) = trainer.run(Metric::Accuracy).unwrap();
     assert!(run.metric >= 0.76, "{}", run.metric);

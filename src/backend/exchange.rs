@@ -1,15 +1,27 @@
 //! Ops that other ranks take part in, on buffers of the host: what every backend does where it has nothing better.
 
-use super::{BackendError, Links};
+use super::{BackendError, Links, Session};
 use crate::graph::Op;
 
-/// Runs an exchange on its operands, read as f32: in-place ops change them, the others give their result. `length`: elements of that.
-pub(super) fn exchange(
-    op: &Op,
-    links: Option<&Links>,
-    operands: &mut [Vec<f32>],
-    length: usize,
-) -> Result<Vec<f32>, BackendError> {
+/// Runs step `index` of a session's program, an exchange, on copies of its operands as f32.
+pub(super) fn exchange(session: &mut dyn Session, links: Option<&Links>, index: usize) -> Result<(), BackendError> {
+    let step = session.program().steps[index].clone();
+    let mut operands = Vec::with_capacity(step.inputs.len());
+    for id in &step.inputs {
+        let mut data = vec![0.0; session.program().value(*id).elements()];
+        session.download_f32(*id, &mut data)?;
+        operands.push(data);
+    }
+    let length = step.outputs.first().map_or(0, |id| session.program().value(*id).elements());
+    let made = among_ranks(&step.op, links, &mut operands, length)?;
+    for k in step.op.written_inputs(step.inputs.len()) {
+        session.upload_f32(step.inputs[k], &operands[k])?;
+    }
+    step.outputs.first().map_or(Ok(()), |id| session.upload_f32(*id, &made))
+}
+
+/// In-place ops change their operands, the others give their result. `length`: elements of that.
+fn among_ranks(op: &Op, links: Option<&Links>, operands: &mut [Vec<f32>], length: usize) -> Result<Vec<f32>, BackendError> {
     let links = links.ok_or(BackendError::Alone { op: op.name() })?;
     match op {
         Op::AllReduce => {

@@ -110,12 +110,7 @@ static CSV: Shape = Shape {
             kind: Kind::TEXT,
             need: Need::Required { example: "path = \"my-images.csv\"" },
         },
-        Field {
-            name: "label",
-            about: "Column that holds the class",
-            kind: Kind::TEXT,
-            need: Need::Required { example: "label = \"class\"" },
-        },
+        LABEL,
         Field {
             name: "shape",
             about: "Height, width and channels of an image",
@@ -134,6 +129,12 @@ static CSV: Shape = Shape {
     exclusive: &[],
 };
 
+const LABEL: Field = Field {
+    name: "label",
+    about: "Column that holds the class",
+    kind: Kind::TEXT,
+    need: Need::Required { example: "label = \"class\"" },
+};
 const SPLIT: Field = optional("split", "Column that says `train` or `test`", "none, `test_share` decides", Kind::TEXT);
 const TEST_SHARE: Field =
     optional("test_share", "Share of the rows held out for the test", "0.2", Kind::Number(Interval::between(0.0, 1.0)));
@@ -152,12 +153,7 @@ static TEXT: Shape = Shape {
             kind: Kind::TEXT,
             need: Need::Required { example: "text = \"text\"" },
         },
-        Field {
-            name: "label",
-            about: "Column that holds the class",
-            kind: Kind::TEXT,
-            need: Need::Required { example: "label = \"class\"" },
-        },
+        LABEL,
         SPLIT,
         TEST_SHARE,
         optional("length", "Words of a text that are read", "48", Kind::Whole { low: 1, high: 4096 }),

@@ -2,7 +2,7 @@
 
 use super::{CpuSession, Storage, kernels};
 use crate::{
-    backend::{BackendError, Session, exchange::exchange},
+    backend::{BackendError, exchange::exchange},
     graph::{Activation, Binary, Op, OptimizerStep, Program, Step, Unary, ValueId, Window},
     vocab::{DType, OptimizerKind},
 };
@@ -115,26 +115,6 @@ impl<'a> Operands<'a> {
 }
 
 impl CpuSession {
-    /// An op that other ranks take part in, on copies of its operands as f32.
-    fn exchange(&mut self, index: usize) -> Result<(), BackendError> {
-        let step = self.program.steps[index].clone();
-        let mut operands = Vec::with_capacity(step.inputs.len());
-        for id in &step.inputs {
-            let mut data = vec![0.0; self.program.values[id.0].elements()];
-            self.download_f32(*id, &mut data)?;
-            operands.push(data);
-        }
-        let length = step.outputs.first().map_or(0, |id| self.program.values[id.0].elements());
-        let made = exchange(&step.op, self.links.as_ref(), &mut operands, length)?;
-        for k in step.op.written_inputs(step.inputs.len()) {
-            self.upload_f32(step.inputs[k], &operands[k])?;
-        }
-        match step.outputs.first() {
-            Some(id) => self.upload_f32(*id, &made),
-            None => Ok(()),
-        }
-    }
-
     pub(super) fn run_step(&mut self, index: usize) -> Result<(), BackendError> {
         let CpuSession { program, slots, ctx, scratch, links, updates, last_update, rate, .. } = self;
         let step = &program.steps[index];
@@ -150,7 +130,8 @@ impl CpuSession {
             return Ok(());
         }
         if step.op.is_exchange() {
-            return self.exchange(index);
+            let links = links.clone();
+            return exchange(self, links.as_ref(), index);
         }
         for (out, slot) in written.iter_mut().zip(places) {
             *out = std::mem::take(&mut slots[*slot]);

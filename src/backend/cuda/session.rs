@@ -170,40 +170,6 @@ impl CudaSession {
         }
     }
 
-    fn write_f32(&self, id: ValueId, data: &[f32]) -> Result<(), BackendError> {
-        let to = self.place(id, data.len(), &FLOATS, "float")?;
-        match self.program.values[id.0].dtype {
-            DType::F32 => self.machine.upload(to, bytemuck::cast_slice(data))?,
-            DType::Bf16 => {
-                let low: Vec<bf16> = data.iter().map(|x| bf16::from_f32(*x)).collect();
-                self.machine.upload(to, bytemuck::cast_slice(&low))?;
-            }
-            _ => {
-                let low: Vec<f16> = data.iter().map(|x| f16::from_f32(*x)).collect();
-                self.machine.upload(to, bytemuck::cast_slice(&low))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn read_f32(&self, id: ValueId, out: &mut [f32]) -> Result<(), BackendError> {
-        let from = self.place(id, out.len(), &FLOATS, "float")?;
-        match self.program.values[id.0].dtype {
-            DType::F32 => self.machine.download(from, bytemuck::cast_slice_mut(out))?,
-            DType::Bf16 => {
-                let mut low = vec![bf16::ZERO; out.len()];
-                self.machine.download(from, bytemuck::cast_slice_mut(&mut low))?;
-                out.iter_mut().zip(low).for_each(|(out, low)| *out = low.to_f32());
-            }
-            _ => {
-                let mut low = vec![f16::ZERO; out.len()];
-                self.machine.download(from, bytemuck::cast_slice_mut(&mut low))?;
-                out.iter_mut().zip(low).for_each(|(out, low)| *out = low.to_f32());
-            }
-        }
-        Ok(())
-    }
-
     /// Queues what the host has for the next run.
     fn send(&mut self) -> Result<(), BackendError> {
         if self.rate_is_stale {
@@ -250,23 +216,27 @@ impl CudaSession {
     }
 
     /// Through the host.
-    fn exchange(&self, step: usize) -> Result<(), BackendError> {
-        let step = &self.program.steps[step];
-        let mut operands = Vec::with_capacity(step.inputs.len());
-        for id in &step.inputs {
-            let mut data = vec![0.0f32; self.program.values[id.0].elements()];
-            self.read_f32(*id, &mut data)?;
-            operands.push(data);
+    fn exchange(&mut self, step: usize) -> Result<(), BackendError> {
+        let links = self.links.clone();
+        exchange(self, links.as_ref(), step)
+    }
+
+    /// Runs every piece, with a clock around each step.
+    fn run_timed(&mut self, pieces: &[Piece], times: &mut Vec<Seconds>) -> Result<(), BackendError> {
+        for piece in pieces {
+            match piece {
+                Piece::Exchange(step) => {
+                    let start = std::time::Instant::now();
+                    self.exchange(*step)?;
+                    times.push(Seconds::since(start));
+                }
+                Piece::Launches { steps, .. } => {
+                    let launches: Vec<&[Launch]> = self.plan.steps[steps.clone()].iter().map(Vec::as_slice).collect();
+                    times.extend(self.machine.time(&launches)?.into_iter().map(Seconds));
+                }
+            }
         }
-        let length = step.outputs.first().map_or(0, |id| self.program.values[id.0].elements());
-        let made = exchange(&step.op, self.links.as_ref(), &mut operands, length)?;
-        for k in step.op.written_inputs(step.inputs.len()) {
-            self.write_f32(step.inputs[k], &operands[k])?;
-        }
-        match step.outputs.first() {
-            Some(id) => self.write_f32(*id, &made),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -277,7 +247,19 @@ impl Session for CudaSession {
 
     fn upload_f32(&mut self, id: ValueId, data: &[f32]) -> Result<(), BackendError> {
         self.drop_filled(id);
-        self.write_f32(id, data)
+        let to = self.place(id, data.len(), &FLOATS, "float")?;
+        match self.program.values[id.0].dtype {
+            DType::F32 => self.machine.upload(to, bytemuck::cast_slice(data))?,
+            DType::Bf16 => {
+                let low: Vec<bf16> = data.iter().map(|x| bf16::from_f32(*x)).collect();
+                self.machine.upload(to, bytemuck::cast_slice(&low))?;
+            }
+            _ => {
+                let low: Vec<f16> = data.iter().map(|x| f16::from_f32(*x)).collect();
+                self.machine.upload(to, bytemuck::cast_slice(&low))?;
+            }
+        }
+        Ok(())
     }
 
     fn upload_i32(&mut self, id: ValueId, data: &[i32]) -> Result<(), BackendError> {
@@ -310,7 +292,21 @@ impl Session for CudaSession {
 
     fn download_f32(&mut self, id: ValueId, out: &mut [f32]) -> Result<(), BackendError> {
         self.feeds.get_mut(&id).map_or(Ok(()), Feed::send)?;
-        self.read_f32(id, out)
+        let from = self.place(id, out.len(), &FLOATS, "float")?;
+        match self.program.values[id.0].dtype {
+            DType::F32 => self.machine.download(from, bytemuck::cast_slice_mut(out))?,
+            DType::Bf16 => {
+                let mut low = vec![bf16::ZERO; out.len()];
+                self.machine.download(from, bytemuck::cast_slice_mut(&mut low))?;
+                out.iter_mut().zip(low).for_each(|(out, low)| *out = low.to_f32());
+            }
+            _ => {
+                let mut low = vec![f16::ZERO; out.len()];
+                self.machine.download(from, bytemuck::cast_slice_mut(&mut low))?;
+                out.iter_mut().zip(low).for_each(|(out, low)| *out = low.to_f32());
+            }
+        }
+        Ok(())
     }
 
     fn execute(&mut self) -> Result<(), BackendError> {
@@ -351,19 +347,10 @@ impl Session for CudaSession {
     fn execute_timed(&mut self, times: &mut Vec<Seconds>) -> Result<(), BackendError> {
         self.send()?;
         times.clear();
-        for piece in &self.pieces {
-            match piece {
-                Piece::Exchange(step) => {
-                    let start = std::time::Instant::now();
-                    self.exchange(*step)?;
-                    times.push(Seconds::since(start));
-                }
-                Piece::Launches { steps, .. } => {
-                    let launches: Vec<&[Launch]> = self.plan.steps[steps.clone()].iter().map(Vec::as_slice).collect();
-                    times.extend(self.machine.time(&launches)?.into_iter().map(Seconds));
-                }
-            }
-        }
+        let pieces = std::mem::take(&mut self.pieces);
+        let done = self.run_timed(&pieces, times);
+        self.pieces = pieces;
+        done?;
         self.runs += 1;
         Ok(())
     }
