@@ -204,7 +204,7 @@ fn trained(device: Device, precision: Precision, steps: usize) -> SeedRun {
         content_hash: String::new(),
     };
     let config = config(1, OptimizerConfig::new(OptimizerKind::Adam, 0.01), BATCH);
-    let (phase, compression, layout) = (Phase::Train, Compression::None, Layout::SINGLE);
+    let (phase, compression, layout) = (Phase::Train, Compression::NONE, Layout::SINGLE);
     let candidate = Candidate { phase, device, precision, compression, layout, batch_size: BATCH, threads: 1 };
     let model = Model { name: "small", about: "16 hidden units, ReLU, classes", reads: RowKind::Image, build: small };
     let mut trainer = Trainer::new(&model, Arc::new(set), &candidate, &config, 1).unwrap();
@@ -266,7 +266,7 @@ fn losses(device: Device, steps: usize) -> Vec<f64> {
         phase: Phase::Train,
         device,
         precision: Precision::Fp32,
-        compression: Compression::None,
+        compression: Compression::NONE,
         layout: Layout::SINGLE,
         batch_size: 8,
         threads: 1,

@@ -33,7 +33,7 @@ fn config(kind: OptimizerKind, learning_rate: f64, batch_size: usize) -> TrainCo
 }
 
 fn candidate(phase: Phase, precision: Precision, layout: Layout, batch_size: usize) -> Candidate {
-    Candidate { phase, device: Device::Cpu, precision, compression: Compression::None, layout, batch_size, threads: 2 }
+    Candidate { phase, device: Device::Cpu, precision, compression: Compression::NONE, layout, batch_size, threads: 2 }
 }
 
 /// The weights that both sides compute for themselves: splitmix64 of seed, parameter and place (see `reference/pytorch_curves.py`).
@@ -270,7 +270,7 @@ fn ranks_with_parts_of_the_weights_answer_as_one_rank() {
             let candidate = Candidate { threads, compression, ..candidate(Phase::Infer, Precision::Fp32, layout, 8) };
             Predictor::new(find(model).unwrap(), set, &weights, &candidate).unwrap().scores(&part).unwrap()
         };
-        for compression in [Compression::None, Compression::Channel(0.5)] {
+        for compression in [Compression::NONE, Compression::channel(0.5)] {
             let one = scores("single", compression);
             for layout in ["tp=2", "tp=3", "dp=2,tp=2"] {
                 let split = scores(layout, compression);
@@ -314,9 +314,9 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
         let mut predictor = Predictor::new(model, &set, &weights, &candidate).unwrap();
         predictor.judge(&set).unwrap().metrics[&Metric::Accuracy]
     };
-    assert_eq!(judge(Precision::Fp32, Compression::None, Layout::SINGLE, 64), fp32);
+    assert_eq!(judge(Precision::Fp32, Compression::NONE, Layout::SINGLE, 64), fp32);
     for (precision, compression) in
-        [(Precision::Bf16, Compression::None), (Precision::Fp16, Compression::None), (Precision::Fp32, Compression::Int8)]
+        [(Precision::Bf16, Compression::NONE), (Precision::Fp16, Compression::NONE), (Precision::Fp32, Compression::INT8)]
     {
         for (layout, batch_size) in [(Layout::SINGLE, 1), (Layout::SINGLE, 64), (Layout::data(2), 64)] {
             let value = judge(precision, compression, layout, batch_size);
@@ -324,11 +324,15 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
         }
     }
     // Pruned answers do not depend on the batch or on which kernel skips the zeros.
-    for compression in [Compression::TwoFour, Compression::Magnitude(0.8), Compression::Channel(0.5)] {
+    for compression in [Compression::TWO_FOUR, Compression::magnitude(0.8), Compression::channel(0.5)] {
         let (one, many) =
             (judge(Precision::Fp32, compression, Layout::SINGLE, 1), judge(Precision::Fp32, compression, Layout::SINGLE, 64));
         assert!((one - many).abs() <= 0.001 && one > 0.5, "{compression}: {one} and {many}");
         println!("{compression}: {many:.4} against {fp32:.4}");
+        // Quantised after it was pruned, with ranges of the pruned model.
+        let both = Compression { quantization: Compression::INT8.quantization, ..compression };
+        let value = judge(Precision::Fp32, both, Layout::SINGLE, 64);
+        assert!((value - many).abs() <= 0.02, "{both}: {value} against {many}");
     }
     for precision in [Precision::Bf16, Precision::Fp16] {
         let candidate = candidate(Phase::Train, precision, Layout::SINGLE, 32);
@@ -349,7 +353,7 @@ fn the_sentiment_of_texts_is_learnt_to_076_and_no_precision_or_int8_costs_two_po
     let (run, _, weights) = trainer.run(Metric::Accuracy).unwrap();
     assert!(run.metric >= 0.76, "{}", run.metric);
     for (precision, compression) in
-        [(Precision::Bf16, Compression::None), (Precision::Fp16, Compression::None), (Precision::Fp32, Compression::Int8)]
+        [(Precision::Bf16, Compression::NONE), (Precision::Fp16, Compression::NONE), (Precision::Fp32, Compression::INT8)]
     {
         let candidate = Candidate { compression, ..candidate(Phase::Infer, precision) };
         let judged = Predictor::new(model, &set, &weights, &candidate).unwrap().judge(&set).unwrap();

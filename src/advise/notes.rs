@@ -11,12 +11,12 @@ use super::{
 use crate::{
     record::Candidate,
     stats::median,
-    vocab::{Compression, Layout, Precision, Vocabulary},
+    vocab::{Compression, Layout, Precision, Pruning, Vocabulary},
 };
 
 /// Whether a row's model size is computed, for a packed file that the program does not write.
 pub(super) fn is_packed_size(candidate: &Candidate) -> bool {
-    matches!(candidate.compression, Compression::Magnitude(_) | Compression::TwoFour)
+    matches!(candidate.compression.pruning, Some(Pruning::Magnitude(_) | Pruning::TwoFour))
 }
 
 /// 2 %: a claim of "no gain" must not hang on what the least effect of 1 % leaves undecided.
@@ -51,7 +51,7 @@ fn of(field: &Field<'_>, row: usize) -> Vec<String> {
     }
     if let Some(share) = judged.row.roofline_fraction.filter(|share| *share > 1.0) {
         let candidate = &judged.record.candidate;
-        let narrow = candidate.precision != Precision::Fp32 || candidate.compression == Compression::Int8;
+        let narrow = candidate.precision != Precision::Fp32 || candidate.compression.quantization.is_some();
         let or = if narrow { ", or its narrow arithmetic runs faster than the fp32 rate by which the roof is drawn" } else { "" };
         notes.push(format!("{share:.2} of the roof: data stayed in the cache instead of crossing to memory{or}"));
     }
@@ -77,12 +77,13 @@ fn loss(field: &Field<'_>, row: usize) -> Option<String> {
 
 fn zeros(field: &Field<'_>, row: usize) -> Option<String> {
     let candidate = &field.judged[row].record.candidate;
-    let kind = match candidate.compression {
-        Compression::Magnitude(_) => "unstructured",
-        Compression::TwoFour => "2:4",
+    let kind = match candidate.compression.pruning {
+        Some(Pruning::Magnitude(_)) => "unstructured",
+        Some(Pruning::TwoFour) => "2:4",
         _ => return None,
     };
-    let ratio = against_twin(field, row, Candidate { compression: Compression::None, ..candidate.clone() })?;
+    let dense = Compression { pruning: None, ..candidate.compression };
+    let ratio = against_twin(field, row, Candidate { compression: dense, ..candidate.clone() })?;
     let claim = match gain(ratio) {
         Gain::None if ratio.value > 1.0 - NO_GAIN => "buy no time here",
         Gain::NotShown => "are not shown to buy time here",

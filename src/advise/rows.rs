@@ -17,7 +17,7 @@ pub(super) fn baseline(records: &[&RunRecord], train_batch: usize) -> Option<usi
         let candidate = &record.candidate;
         record.status == Status::Ok
             && candidate.precision == Precision::Fp32
-            && candidate.compression == Compression::None
+            && candidate.compression == Compression::NONE
             && candidate.layout == Layout::SINGLE
     };
     let rank = |record: &RunRecord| {

@@ -106,9 +106,9 @@ pub(crate) fn train(precision: Precision, rate: f64, seeds: &[(Option<f64>, f64)
     RunRecord {
         training: Some(TrainingOutcome { seeds: seeds.collect(), target: Some(0.97) }),
         measurement: Some(measurement(64, rate, 0..8, |_| 1.0, 0.002, 77 + precision as u64)),
-        candidate: Candidate { precision, ..candidate(Phase::Train, Compression::None, 64) },
+        candidate: Candidate { precision, ..candidate(Phase::Train, Compression::NONE, 64) },
         quality: None,
-        ..infer(Compression::None, 64, rate, 0, 0.0, 1)
+        ..infer(Compression::NONE, 64, rate, 0, 0.0, 1)
     }
 }
 

@@ -28,14 +28,14 @@ fn infeasible(phase: &PhaseAdvice) -> &Infeasible {
     }
 }
 
-const MAGNITUDE: Compression = Compression::Magnitude(0.8);
+const MAGNITUDE: Compression = Compression::magnitude(0.8);
 
 #[test]
 fn a_planted_three_percent_is_found_under_drift() {
     let records = vec![
-        infer(Compression::None, 64, 10_000.0, 20, 0.003, 1),
+        infer(Compression::NONE, 64, 10_000.0, 20, 0.003, 1),
         infer(MAGNITUDE, 64, 10_300.0, 20, 0.003, 2),
-        infer(Compression::TwoFour, 64, 9_900.0, 20, 0.003, 3),
+        infer(Compression::TWO_FOUR, 64, 9_900.0, 20, 0.003, 3),
     ];
     let phase = advised(&run(records, Objective::Cost, Constraints::default()));
     let pick = picked(&phase);
@@ -60,7 +60,7 @@ fn the_same_program_twice_is_a_tie() {
     let mut false_alarms = 0;
     for seed in 0..100 {
         let records = vec![
-            infer(Compression::None, 64, 10_000.0, 20, 0.02, 2 * seed + 1),
+            infer(Compression::NONE, 64, 10_000.0, 20, 0.02, 2 * seed + 1),
             infer(MAGNITUDE, 64, 10_000.0, 20, 0.02, 2 * seed + 2),
         ];
         let phase = advised(&run(records, Objective::Throughput, Constraints::default()));
@@ -73,7 +73,7 @@ fn the_same_program_twice_is_a_tie() {
 
 #[test]
 fn too_few_rounds_tell_nothing_apart_and_give_no_odds() {
-    let mut records = vec![infer(Compression::None, 64, 10_000.0, 20, 0.003, 1), infer(MAGNITUDE, 64, 20_000.0, 20, 0.003, 2)];
+    let mut records = vec![infer(Compression::NONE, 64, 10_000.0, 20, 0.003, 1), infer(MAGNITUDE, 64, 20_000.0, 20, 0.003, 2)];
     let advised_with = |records: &[RunRecord], rounds: u32| {
         let mut records = records.to_vec();
         for record in &mut records {
@@ -94,7 +94,7 @@ fn too_few_rounds_tell_nothing_apart_and_give_no_odds() {
     assert!(picked(&phase).ties.is_empty() && picked(&phase).probability_best.unwrap() > 0.99);
     // Six rounds are twelve pairs: enough for many rows.
     for seed in 0..10 {
-        let mut record = infer(Compression::Int8, 64, 9_000.0, 20, 0.003, 10 + seed);
+        let mut record = infer(Compression::INT8, 64, 9_000.0, 20, 0.003, 10 + seed);
         record.candidate.batch_size = 100 + seed as usize;
         records.push(record);
     }
@@ -111,7 +111,7 @@ fn rows_of_two_groups_are_told_apart_by_way_of_the_baseline() {
     };
     let advised_of = |rate: f64, rounds: u32, seed: u64| {
         let mut base = group(10_000.0, 0..2 * rounds, seed, 64);
-        base.candidate.compression = Compression::None;
+        base.candidate.compression = Compression::NONE;
         let records = vec![base, group(20_000.0, 0..rounds, seed + 1, 32), group(rate, rounds..2 * rounds, seed + 2, 128)];
         advised(&run(records, Objective::Throughput, Constraints::default()))
     };
@@ -165,11 +165,11 @@ fn a_target_that_no_row_reaches_binds_and_is_not_replaced_by_another_figure() {
 fn rows_of_groups_that_ran_at_different_times_are_compared_without_the_drift() {
     // Group 1 ran while the machine was half as fast; its candidate is the better one all the same.
     let slow = |round: u32| if round >= 8 { 0.5 } else { 1.0 };
-    let mut base = infer(Compression::None, 64, 10_000.0, 20, 0.0, 1);
+    let mut base = infer(Compression::NONE, 64, 10_000.0, 20, 0.0, 1);
     base.measurement = Some(measurement(64, 10_000.0, 0..16, slow, 0.002, 1));
     let mut early = infer(MAGNITUDE, 64, 0.0, 20, 0.0, 1);
     early.measurement = Some(measurement(64, 12_000.0, 0..8, slow, 0.002, 2));
-    let mut late = infer(Compression::Int8, 64, 0.0, 20, 0.0, 1);
+    let mut late = infer(Compression::INT8, 64, 0.0, 20, 0.0, 1);
     late.measurement = Some(measurement(64, 15_000.0, 8..16, slow, 0.002, 3));
     let phase = advised(&run(vec![base, early, late], Objective::Cost, Constraints::default()));
     let pick = picked(&phase);
@@ -182,9 +182,9 @@ fn rows_of_groups_that_ran_at_different_times_are_compared_without_the_drift() {
 #[test]
 fn a_loss_of_accuracy_above_the_limit_is_kept_out_and_the_flip_says_which_limit_lets_it_in() {
     let records = vec![
-        infer(Compression::None, 64, 10_000.0, 20, 0.002, 1),
-        infer(Compression::Int8, 64, 20_000.0, 44, 0.002, 2),
-        infer(Compression::Channel(0.5), 64, 12_000.0, 23, 0.002, 3),
+        infer(Compression::NONE, 64, 10_000.0, 20, 0.002, 1),
+        infer(Compression::INT8, 64, 20_000.0, 44, 0.002, 2),
+        infer(Compression::channel(0.5), 64, 12_000.0, 23, 0.002, 3),
     ];
     let constraints = Constraints { max_accuracy_drop: Some(0.005), ..Constraints::default() };
     let phase = advised(&run(records, Objective::Cost, constraints));
@@ -207,11 +207,11 @@ fn a_loss_of_accuracy_above_the_limit_is_kept_out_and_the_flip_says_which_limit_
 #[test]
 fn a_limit_on_the_loss_is_met_broken_or_not_proven() {
     let records = vec![
-        infer(Compression::None, 64, 10_000.0, 20, 0.002, 1),
-        infer(Compression::Channel(0.5), 64, 12_000.0, 22, 0.002, 2),
-        infer(Compression::TwoFour, 64, 11_000.0, 28, 0.002, 3),
+        infer(Compression::NONE, 64, 10_000.0, 20, 0.002, 1),
+        infer(Compression::channel(0.5), 64, 12_000.0, 22, 0.002, 2),
+        infer(Compression::TWO_FOUR, 64, 11_000.0, 28, 0.002, 3),
         infer(MAGNITUDE, 64, 15_000.0, 32, 0.002, 4),
-        infer(Compression::Int8, 64, 20_000.0, 60, 0.002, 5),
+        infer(Compression::INT8, 64, 20_000.0, 60, 0.002, 5),
     ];
     let constraints = Constraints { max_accuracy_drop: Some(0.005), ..Constraints::default() };
     let phase = advised(&run(records, Objective::Cost, constraints));
@@ -231,7 +231,7 @@ fn a_limit_on_the_loss_is_met_broken_or_not_proven() {
 
 #[test]
 fn the_interval_of_a_rate_holds_the_noise_of_the_baseline_too() {
-    let mut base = infer(Compression::None, 64, 1.0, 20, 0.0, 1);
+    let mut base = infer(Compression::NONE, 64, 1.0, 20, 0.0, 1);
     base.measurement = Some(measurement(64, 10_000.0, 0..12, |_| 1.0, 0.05, 5));
     let mut twin = infer(MAGNITUDE, 64, 1.0, 20, 0.0, 1);
     // The same noise in every block: the ratio is exactly 2, the rate is not known any better than the baseline's.
@@ -269,7 +269,7 @@ fn no_gain_is_only_said_where_it_is_shown() {
 
 #[test]
 fn the_reason_states_cost_speedup_and_odds() {
-    let records = vec![infer(Compression::None, 64, 10_000.0, 20, 0.0, 1), infer(Compression::Int8, 256, 20_000.0, 20, 0.0, 2)];
+    let records = vec![infer(Compression::NONE, 64, 10_000.0, 20, 0.0, 1), infer(Compression::INT8, 256, 20_000.0, 20, 0.0, 2)];
     let mut phase = advised(&run(records, Objective::Cost, Constraints::default()));
     let Outcome::Pick(pick) = &mut phase.outcome else { panic!() };
     let first = &pick.reasons[0];
@@ -287,7 +287,7 @@ fn the_reason_states_cost_speedup_and_odds() {
 
 #[test]
 fn break_evens_follow_from_the_prices_and_the_speeds() {
-    let records = vec![infer(Compression::None, 64, 10_000.0, 20, 0.0, 1), infer(Compression::Int8, 64, 20_000.0, 20, 0.0, 2)];
+    let records = vec![infer(Compression::NONE, 64, 10_000.0, 20, 0.0, 1), infer(Compression::INT8, 64, 20_000.0, 20, 0.0, 2)];
     let mut stored = run(records, Objective::Cost, Constraints::default());
     stored.header.environment.instruction_sets = vec!["avx2".into()];
     let evens = picked(&advised(&stored)).break_evens.clone();
@@ -318,9 +318,9 @@ fn break_evens_follow_from_the_prices_and_the_speeds() {
 
 #[test]
 fn an_infeasible_set_names_the_limit_that_binds_and_the_nearest_row() {
-    let mut heavy = infer(Compression::None, 64, 10_000.0, 20, 0.0, 1);
+    let mut heavy = infer(Compression::NONE, 64, 10_000.0, 20, 0.0, 1);
     heavy.peak_memory = Some(Bytes(200 << 20));
-    let records = vec![heavy, infer(MAGNITUDE, 64, 9_000.0, 20, 0.0, 2), infer(Compression::Int8, 64, 12_000.0, 20, 0.0, 3)];
+    let records = vec![heavy, infer(MAGNITUDE, 64, 9_000.0, 20, 0.0, 2), infer(Compression::INT8, 64, 12_000.0, 20, 0.0, 3)];
     let constraints =
         Constraints { max_latency_p50: Some(Seconds(0.005)), max_memory_bytes: Some(100 << 20), ..Constraints::default() };
     let phase = advised(&run(records, Objective::Cost, constraints));
@@ -334,7 +334,7 @@ fn an_infeasible_set_names_the_limit_that_binds_and_the_nearest_row() {
 
 #[test]
 fn a_missing_tail_breaks_the_limit_on_it() {
-    let mut record = infer(Compression::None, 64, 10_000.0, 20, 0.0, 1);
+    let mut record = infer(Compression::NONE, 64, 10_000.0, 20, 0.0, 1);
     let measurement = record.measurement.as_mut().unwrap();
     measurement.latency_p99 = None;
     measurement.blocks.truncate(4);
@@ -346,7 +346,7 @@ fn a_missing_tail_breaks_the_limit_on_it() {
 
 #[test]
 fn without_an_energy_counter_the_objective_itself_binds() {
-    let mut records = vec![infer(Compression::None, 64, 10_000.0, 20, 0.0, 1), infer(MAGNITUDE, 64, 9_000.0, 20, 0.0, 2)];
+    let mut records = vec![infer(Compression::NONE, 64, 10_000.0, 20, 0.0, 1), infer(MAGNITUDE, 64, 9_000.0, 20, 0.0, 2)];
     let phase = advised(&run(records.clone(), Objective::Energy, Constraints::default()));
     assert_eq!(infeasible(&phase).binding, "minimise = \"energy\"");
     assert!(infeasible(&phase).reasons[0].contains("no energy counter"));
@@ -406,7 +406,7 @@ fn training_loss_of_accuracy_is_judged_by_the_mean_over_seeds() {
 fn limits_of_serving_do_not_bind_training_beside_inference() {
     let mut training = train(Precision::Fp32, 5000.0, &[(Some(10.0), 0.98)]);
     training.measurement.as_mut().unwrap().latency_p99 = None;
-    let records = vec![training, infer(Compression::None, 64, 10_000.0, 20, 0.0, 1)];
+    let records = vec![training, infer(Compression::NONE, 64, 10_000.0, 20, 0.0, 1)];
     let constraints = Constraints { max_latency_p99: Some(Seconds(1.0)), ..Constraints::default() };
     let advice = advise(&run(records, Objective::Cost, constraints), &PriceBook::shipped()).unwrap();
     assert_eq!(advice.phases.iter().map(|p| p.phase).collect::<Vec<_>>(), [Phase::Train, Phase::Infer]);
@@ -417,9 +417,9 @@ fn limits_of_serving_do_not_bind_training_beside_inference() {
 #[test]
 fn equal_memory_goes_to_the_earlier_row_and_one_measurement_has_no_odds() {
     let mut records = vec![
-        infer(Compression::None, 64, 10_000.0, 20, 0.0, 1),
+        infer(Compression::NONE, 64, 10_000.0, 20, 0.0, 1),
         infer(MAGNITUDE, 64, 9_000.0, 20, 0.0, 2),
-        infer(Compression::Int8, 64, 9_000.0, 20, 0.0, 3),
+        infer(Compression::INT8, 64, 9_000.0, 20, 0.0, 3),
     ];
     records[2].peak_memory = Some(Bytes(100 << 20));
     let phase = advised(&run(records, Objective::Memory, Constraints::default()));
@@ -432,9 +432,9 @@ fn equal_memory_goes_to_the_earlier_row_and_one_measurement_has_no_odds() {
 #[test]
 fn accuracy_is_decided_by_the_paired_test() {
     let records = vec![
-        infer(Compression::None, 64, 10_000.0, 40, 0.0, 1),
+        infer(Compression::NONE, 64, 10_000.0, 40, 0.0, 1),
         infer(MAGNITUDE, 64, 9_000.0, 38, 0.0, 2),
-        infer(Compression::Int8, 64, 9_000.0, 90, 0.0, 3),
+        infer(Compression::INT8, 64, 9_000.0, 90, 0.0, 3),
     ];
     let phase = advised(&run(records, Objective::Accuracy, Constraints::default()));
     let pick = picked(&phase);
@@ -448,12 +448,12 @@ fn remarks_compare_a_row_with_its_twin_and_not_with_another_batch_size() {
         record.candidate = candidate;
         record
     };
-    let dp = Candidate { layout: Layout::data(2), ..candidate(Phase::Infer, Compression::None, 256) };
+    let dp = Candidate { layout: Layout::data(2), ..candidate(Phase::Infer, Compression::NONE, 256) };
     let records = vec![
-        infer(Compression::None, 64, 10_000.0, 20, 0.002, 1),
-        infer(Compression::None, 256, 20_000.0, 20, 0.002, 2),
+        infer(Compression::NONE, 64, 10_000.0, 20, 0.002, 1),
+        infer(Compression::NONE, 256, 20_000.0, 20, 0.002, 2),
         infer(MAGNITUDE, 256, 20_050.0, 20, 0.002, 3),
-        double(infer(Compression::None, 256, 15_000.0, 20, 0.002, 4), dp),
+        double(infer(Compression::NONE, 256, 15_000.0, 20, 0.002, 4), dp),
     ];
     let phase = advised(&run(records, Objective::Cost, Constraints::default()));
     let note = |row: usize, start: &str| phase.rows[row].notes.iter().any(|note| note.starts_with(start));
@@ -465,7 +465,7 @@ fn remarks_compare_a_row_with_its_twin_and_not_with_another_batch_size() {
 #[test]
 fn the_roof_is_the_lower_of_arithmetic_and_memory() {
     // 1 MFLOP a unit on 2 x 50 GFLOP/s: 100,000 a second; 100 kB a unit at 10 GB/s: 100,000 a second; a third of that is reached.
-    let mut records = vec![infer(Compression::None, 64, 33_333.0, 20, 0.0, 1), infer(MAGNITUDE, 64, 250_000.0, 20, 0.0, 1)];
+    let mut records = vec![infer(Compression::NONE, 64, 33_333.0, 20, 0.0, 1), infer(MAGNITUDE, 64, 250_000.0, 20, 0.0, 1)];
     records[0].measurement = Some(measurement(64, 33_333.0, 0..8, |_| 1.0, 0.0, 1));
     let phase = advised(&run(records.clone(), Objective::Cost, Constraints::default()));
     assert!((phase.rows[0].roofline_fraction.unwrap() - 0.33333).abs() < 1e-6);
@@ -477,8 +477,8 @@ fn the_roof_is_the_lower_of_arithmetic_and_memory() {
 #[test]
 fn holes_are_rows_and_not_panics() {
     let nothing = |status, batch| RunRecord {
-        candidate: candidate(Phase::Infer, Compression::None, batch),
-        ..RunRecord::without_result(candidate(Phase::Infer, Compression::None, batch), status, "a reason".into())
+        candidate: candidate(Phase::Infer, Compression::NONE, batch),
+        ..RunRecord::without_result(candidate(Phase::Infer, Compression::NONE, batch), status, "a reason".into())
     };
     let empty = run(vec![], Objective::Cost, Constraints::default());
     assert!(advise(&empty, &PriceBook::shipped()).unwrap().phases.is_empty());
@@ -487,7 +487,7 @@ fn holes_are_rows_and_not_panics() {
     assert_eq!(phase.outcome, Outcome::Nothing);
     assert_eq!(phase.rows.iter().map(|row| row.status).collect::<Vec<_>>(), [RowStatus::Failed, RowStatus::Skipped]);
     // Only a compressed row: no baseline, and no judgement of its loss.
-    let lone = run(vec![infer(Compression::Int8, 64, 1e4, 20, 0.0, 1)], Objective::Cost, Constraints::default());
+    let lone = run(vec![infer(Compression::INT8, 64, 1e4, 20, 0.0, 1)], Objective::Cost, Constraints::default());
     let phase = advised(&lone);
     assert_eq!((phase.baseline, phase.rows[0].speedup, phase.rows[0].drop), (None, None, None));
     assert!(picked(&phase).reasons[0].contains("no fp32 baseline"));
@@ -501,7 +501,7 @@ fn holes_are_rows_and_not_panics() {
 
 #[test]
 fn the_same_run_gives_the_same_advice() {
-    let records = vec![infer(Compression::None, 64, 1e4, 20, 0.02, 1), infer(MAGNITUDE, 64, 1.01e4, 22, 0.02, 2)];
+    let records = vec![infer(Compression::NONE, 64, 1e4, 20, 0.02, 1), infer(MAGNITUDE, 64, 1.01e4, 22, 0.02, 2)];
     let stored = run(records, Objective::Cost, Constraints::default());
     let book = PriceBook::shipped();
     assert_eq!(advise(&stored, &book).unwrap(), advise(&stored, &book).unwrap());
@@ -529,7 +529,7 @@ fn loose() -> impl Strategy<Value = Loose> {
 /// A record with any part missing or odd.
 fn loosened(loose: &Loose, seed: u64) -> RunRecord {
     let hole = |bit: u32| loose.holes >> bit & 7 == 0;
-    let compression = [Compression::None, MAGNITUDE, Compression::Int8, Compression::TwoFour][loose.kind % 4];
+    let compression = [Compression::NONE, MAGNITUDE, Compression::INT8, Compression::TWO_FOUR][loose.kind % 4];
     let mut record = infer(compression, loose.batch, loose.rate, loose.wrong, 0.0, seed);
     if loose.kind >= 4 {
         let seeds: Vec<_> = loose.times.iter().map(|time| (*time, loose.noise)).collect();

@@ -45,7 +45,7 @@ fn answer(line: &str, set: &Arc<DataSet>, ready: &mut HashMap<String, (Ready, f6
         phase: request.phase,
         device: Device::Cpu,
         precision: request.precision,
-        compression: Compression::None,
+        compression: Compression::NONE,
         layout: Layout::SINGLE,
         batch_size: request.batch_size,
         threads: request.threads,

@@ -3,7 +3,7 @@
 use super::Exit;
 use crate::{
     backend::cuda::{self, TuneError, Tuned},
-    graph::{Graph, Program},
+    graph::Program,
     measure::kernel_cases,
     models,
     strategy::Calibration,
@@ -87,9 +87,9 @@ fn programs(filter: &str) -> anyhow::Result<Vec<Program>> {
             let config = super::bench_step::timing_config(batch);
             let weights = initial_weights(&forward, config.init, config.first_seed);
             for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
-                let no_ranges = |_: &Graph| Ok(Calibration::default());
+                let no_ranges = || Ok(Calibration::default());
                 out.push(training_program(&forward, precision, &config, Layout::SINGLE)?.program);
-                out.push(inference_program(&forward, &weights, precision, Compression::None, no_ranges)?.program);
+                out.push(inference_program(&forward, &weights, precision, Compression::NONE, no_ranges)?.program);
             }
         }
     }

@@ -119,17 +119,26 @@ fn kind(kind: &Kind) -> Map<String, Value> {
     }
 }
 
-/// `none` is a constant; `magnitude:0.8` and `dp=2` stand for their family: letters, a sign, a number.
+/// `none` is a constant; `magnitude:0.8` and `dp=2` stand for their family: letters, a sign, a number. So does each part of `dp=2,tp=2`
+/// and of `channel:0.5+int8`.
 fn form_schema(form: &str, about: &str) -> Value {
     let letters = |head: &str| !head.is_empty() && head.chars().all(|c| c.is_ascii_alphabetic());
-    let parts = form.split_once(':').map(|(head, tail)| (head, ':', tail));
-    match parts.or(form.split_once('=').map(|(head, tail)| (head, '=', tail))) {
-        Some((head, sign, tail)) if letters(head) => {
-            let digits = if tail.contains('.') { "[0-9.eE+-]+" } else { "[0-9]+" };
-            json!({ "type": "string", "pattern": format!("^{head}{sign}{digits}$"), "description": about, "examples": [form] })
+    let mut pattern = String::new();
+    for part in form.split_inclusive([',', '+']) {
+        let (word, joint) = part.strip_suffix(['+', ',']).map_or((part, ""), |word| (word, &part[word.len()..]));
+        match word.split_once([':', '=']) {
+            Some((head, number)) if letters(head) => {
+                let digits = if number.contains('.') { "[0-9.eE+-]+" } else { "[0-9]+" };
+                pattern += &format!("{}{digits}", &word[..=head.len()]);
+            }
+            _ => pattern += word,
         }
-        _ => json!({ "const": form, "description": about }),
+        pattern += if joint == "+" { "\\+" } else { joint };
     }
+    if pattern == form {
+        return json!({ "const": form, "description": about });
+    }
+    json!({ "type": "string", "pattern": format!("^{pattern}$"), "description": about, "examples": [form] })
 }
 
 #[cfg(test)]

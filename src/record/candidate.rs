@@ -36,7 +36,7 @@ impl Candidate {
     /// What a person calls it: `bf16, int8, dp=2, batch 64, 2 threads` without the parts that are plain.
     pub fn title(&self) -> String {
         let mut parts = vec![self.precision.name().to_string()];
-        if self.compression != Compression::None {
+        if self.compression != Compression::NONE {
             parts.push(self.compression.to_string());
         }
         if self.layout != Layout::SINGLE {
@@ -62,7 +62,7 @@ mod tests {
             phase: Phase::Infer,
             device: Device::Cpu,
             precision: Precision::Bf16,
-            compression: Compression::None,
+            compression: Compression::NONE,
             layout: Layout::data(2),
             batch_size: 64,
             threads: 2,

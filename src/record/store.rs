@@ -196,7 +196,7 @@ mod tests {
             phase: Phase::Infer,
             device: Device::Cpu,
             precision: Precision::Fp32,
-            compression: Compression::Int8,
+            compression: Compression::INT8,
             layout: Layout::SINGLE,
             batch_size,
             threads: 1,

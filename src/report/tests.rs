@@ -12,7 +12,7 @@ use crate::{
 const HOSTILE: &str = "<script>alert(\"&'</script>";
 
 fn full() -> StoredRun {
-    let mut fast = synthetic::infer(Compression::Int8, 64, 15_000.0, 22, 0.01, 2);
+    let mut fast = synthetic::infer(Compression::INT8, 64, 15_000.0, 22, 0.01, 2);
     fast.notes = vec![format!("a `name` and {HOSTILE}")];
     fast.time_split = Some(TimeSplit { compute: Seconds(0.003), memory: Seconds(0.001), ..TimeSplit::default() });
     fast.profile = vec![OpProfile {
@@ -24,21 +24,21 @@ fn full() -> StoredRun {
         time: Some(Seconds(0.0004)),
     }];
     let failed = RunRecord::without_result(
-        synthetic::candidate(Phase::Infer, Compression::TwoFour, 64),
+        synthetic::candidate(Phase::Infer, Compression::TWO_FOUR, 64),
         Status::Failed,
         format!("ended by signal 9 {HOSTILE}"),
     );
     let skipped = RunRecord::without_result(
-        synthetic::candidate(Phase::Infer, Compression::Channel(0.5), 64),
+        synthetic::candidate(Phase::Infer, Compression::channel(0.5), 64),
         Status::Skipped,
         "not applicable".into(),
     );
     let records = vec![
         synthetic::train(Precision::Fp32, 5_000.0, &[(Some(2.0), 0.975), (Some(2.2), 0.972), (Some(2.1), 0.974)]),
         synthetic::train(Precision::Bf16, 7_000.0, &[(None, 0.965), (Some(1.9), 0.971), (Some(1.7), 0.972)]),
-        synthetic::infer(Compression::None, 64, 10_000.0, 20, 0.01, 1),
+        synthetic::infer(Compression::NONE, 64, 10_000.0, 20, 0.01, 1),
         fast,
-        synthetic::infer(Compression::Magnitude(0.8), 64, 10_050.0, 400, 0.01, 3),
+        synthetic::infer(Compression::magnitude(0.8), 64, 10_050.0, 400, 0.01, 3),
         failed,
         skipped,
     ];
@@ -52,7 +52,7 @@ fn full() -> StoredRun {
 
 fn empty() -> StoredRun {
     let failed =
-        RunRecord::without_result(synthetic::candidate(Phase::Infer, Compression::None, 64), Status::Failed, "no memory".into());
+        RunRecord::without_result(synthetic::candidate(Phase::Infer, Compression::NONE, 64), Status::Failed, "no memory".into());
     synthetic::run(vec![failed], Objective::Energy, Constraints::default())
 }
 

@@ -4,7 +4,7 @@ use super::{Grid, Scenario};
 use crate::{
     data::DataSource,
     record::{Candidate, RunRecord, Status},
-    vocab::{Compression, Device, Layout, Phase, Precision},
+    vocab::{Compression, Device, Layout, Phase, Precision, Quantization},
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -43,7 +43,7 @@ impl Grid {
     /// Compression acts on trained weights, so training knows only `none`.
     fn compressions(&self, phase: Phase) -> &[Compression] {
         match phase {
-            Phase::Train => &[Compression::None],
+            Phase::Train => &[Compression::NONE],
             Phase::Infer => &self.compressions,
         }
     }
@@ -114,7 +114,7 @@ impl Scenario {
             phase,
             device,
             precision: Precision::Fp32,
-            compression: Compression::None,
+            compression: Compression::NONE,
             layout: Layout::SINGLE,
             batch_size: if has_training { self.train.batch_size } else { largest },
             threads: if device.is_cuda() { 1 } else { most() },
@@ -212,10 +212,10 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
     if layout.pipeline_ranks() > 1 && layout.shares_state() {
         return Some(format!("{layout}: the stages of a pipeline keep their optimizer's state"));
     }
-    if layout.tensor_ranks() > 1 && candidate.compression == Compression::Int8 {
+    if layout.tensor_ranks() > 1 && candidate.compression.quantization.is_some() {
         return Some(format!("{layout} splits products in floating point: int8 weights are not split"));
     }
-    if candidate.compression == Compression::Int8 && candidate.precision != Precision::Fp32 {
+    if candidate.compression.quantization == Some(Quantization::Int8) && candidate.precision != Precision::Fp32 {
         return Some("int8 stores weights and activations in 8 bits, so a second storage type has no meaning".into());
     }
     None

@@ -187,7 +187,7 @@ fn grid(table: Option<&Table>) -> Grid {
         precisions: table.and_then(|table| words(table, "precision")).unwrap_or_else(|| vec![Precision::Fp32]),
         compressions: table
             .and_then(|table| table.words("compression", |text| text.parse().ok()))
-            .unwrap_or_else(|| vec![Compression::None]),
+            .unwrap_or_else(|| vec![Compression::NONE]),
         layouts: table.and_then(|table| table.words("layout", |text| text.parse().ok())).unwrap_or_else(|| vec![Layout::SINGLE]),
         batch_sizes: table.and_then(|table| table.counts("batch_size")).unwrap_or_else(|| vec![64]),
         threads: table.and_then(|table| table.counts("threads")).unwrap_or_default(),
@@ -298,7 +298,7 @@ mod tests {
         let grid = Grid {
             devices: vec![Device::Auto],
             precisions: vec![Precision::Fp32],
-            compressions: vec![Compression::None],
+            compressions: vec![Compression::NONE],
             layouts: vec![Layout::SINGLE],
             batch_sizes: vec![64],
             threads: vec![],

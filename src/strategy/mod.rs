@@ -22,7 +22,7 @@ mod weights;
 pub use parallel::{Trained, all_reduce_gradients, scatter_gradients, update_parts};
 pub use pipeline::{Stage, Task, Unrolled, cut_stages, schedule};
 pub use precision::{LowPrecision, to_storage};
-pub use prune::{prune_channels, prune_magnitude, prune_two_four, use_two_four};
+pub use prune::{prune, use_two_four};
 pub use quantize::{Calibration, quantize, watch_inputs};
 pub use tensor::{Shards, split_tensor};
 pub use weights::{Tensor, Weights};

@@ -2,12 +2,26 @@
 //! 2017, L1 norm of a channel's incoming weights).
 
 use super::{StrategyError, Tensor, Weights};
-use crate::graph::{Graph, Op, Role, ValueId};
+use crate::{
+    graph::{Graph, Op, Role, ValueId},
+    vocab::Pruning,
+};
 use std::collections::{HashMap, HashSet};
+
+/// Prunes the trained `weights` of an unfused forward graph; both in their new shapes.
+pub fn prune(graph: &Graph, weights: &Weights, pruning: Pruning) -> Result<(Graph, Weights), StrategyError> {
+    let mut pruned = weights.clone();
+    match pruning {
+        Pruning::Magnitude(share) => prune_magnitude(graph, &mut pruned, share),
+        Pruning::TwoFour => prune_two_four(graph, &mut pruned),
+        Pruning::Channel(share) => return prune_channels(graph, weights, share),
+    }
+    Ok((graph.clone(), pruned))
+}
 
 /// Sets the smallest `share` of the weights of an unfused graph's products to zero, one threshold for the whole model. Biases and tables
 /// of embeddings stay.
-pub fn prune_magnitude(graph: &Graph, weights: &mut Weights, share: f64) {
+fn prune_magnitude(graph: &Graph, weights: &mut Weights, share: f64) {
     let products = products(graph);
     let mut sizes: Vec<f32> = weights
         .tensors
@@ -39,7 +53,7 @@ pub fn prune_magnitude(graph: &Graph, weights: &mut Weights, share: f64) {
 
 /// Sets the two smallest of every four consecutive weights along the input axis to zero, per output. The input axis of a convolution
 /// is its taps times its input channels; a last group of fewer than four stays as it is, and so do tables of embeddings.
-pub fn prune_two_four(graph: &Graph, weights: &mut Weights) {
+fn prune_two_four(graph: &Graph, weights: &mut Weights) {
     let products = products(graph);
     for tensor in weights.tensors.iter_mut().filter(|t| products.contains(t.name.as_str())) {
         let outputs = *tensor.shape.last().expect("has axes");
@@ -70,7 +84,7 @@ pub fn use_two_four(graph: &Graph) -> Graph {
 
 /// Removes `share` of the output channels of every product whose result only flows through ops that keep channels apart into
 /// another product; at least one channel stays. Takes an unfused forward graph; the result is smaller in shape, weights and work.
-pub fn prune_channels(graph: &Graph, weights: &Weights, share: f64) -> Result<(Graph, Weights), StrategyError> {
+fn prune_channels(graph: &Graph, weights: &Weights, share: f64) -> Result<(Graph, Weights), StrategyError> {
     // Channels that stay on the last axis of a value; absent: all.
     let mut kept: HashMap<ValueId, Vec<usize>> = HashMap::new();
     let mut now: Vec<Option<ValueId>> = vec![None; graph.values.len()];

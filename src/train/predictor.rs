@@ -10,7 +10,7 @@ use crate::{
     models::{Model, Size},
     record::{Candidate, Quality},
     stats::median,
-    strategy::{Calibration, Shards, Weights},
+    strategy::{Calibration, Shards, Weights, prune},
     vocab::{Device, Layout},
 };
 use std::time::Instant;
@@ -72,7 +72,13 @@ impl Predictor {
         candidate: &Candidate,
     ) -> Result<Self, TrainError> {
         let layout = candidate.layout;
-        let ranges = |_: &Graph| calibrate(set, calibrated, weights, candidate.device, candidate.threads);
+        let ranges = || {
+            let (graph, weights) = match candidate.compression.pruning {
+                Some(pruning) => prune(calibrated, weights, pruning)?,
+                None => (calibrated.clone(), weights.clone()),
+            };
+            calibrate(set, &graph, &weights, candidate.device, candidate.threads)
+        };
         let mut parts = inference_programs(forward, weights, candidate.precision, candidate.compression, layout, ranges)?;
         let loaded: Vec<_> = parts.iter().map(|(part, _)| (&part.program, part.weights.clone())).collect();
         let team = Team::new(candidate.device, &loaded, layout, candidate.threads)?;

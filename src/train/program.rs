@@ -3,16 +3,15 @@
 //! Training: parts of the weights, precision, fusion, loss, autodiff, sums over ranks, updates, lowering. Answering: compression, parts of
 //! the weights, precision, fusion, lowering.
 
-use super::{LossScale, TrainError, weight_bytes};
+use super::{LossScale, TrainError, tensor_for, weight_bytes};
 use crate::{
     graph::{Binary, Graph, Op, OptimizerStep, Program, ValueId, differentiate, differentiate_from, fuse, lower},
     record::TrainConfig,
     strategy::{
-        Calibration, Shards, Stage, Task, Tensor, Trained, Unrolled, Weights, all_reduce_gradients, cut_stages, prune_channels,
-        prune_magnitude, prune_two_four, quantize, scatter_gradients, schedule, split_tensor, to_storage, update_parts,
-        use_two_four, watch_inputs,
+        Calibration, Shards, Stage, Task, Tensor, Trained, Unrolled, Weights, all_reduce_gradients, cut_stages, prune, quantize,
+        scatter_gradients, schedule, split_tensor, to_storage, update_parts, use_two_four,
     },
-    vocab::{Compression, DType, Layout, Precision},
+    vocab::{Compression, DType, Layout, Precision, Pruning, Quantization},
 };
 
 use std::collections::HashMap;
@@ -288,13 +287,13 @@ pub struct InferenceProgram {
 const TWO_FOUR_ROWS: usize = 4;
 
 /// Applies `compression`, then `precision`, to a forward graph with trained `weights`, on one rank. `calibrate` is asked for activation
-/// ranges of the given watched graph where int8 needs them.
+/// ranges of the pruned model where int8 needs them.
 pub fn inference_program(
     forward: &Graph,
     weights: &Weights,
     precision: Precision,
     compression: Compression,
-    calibrate: impl FnOnce(&Graph) -> Result<Calibration, TrainError>,
+    calibrate: impl FnOnce() -> Result<Calibration, TrainError>,
 ) -> Result<InferenceProgram, TrainError> {
     let mut made = inference_programs(forward, weights, precision, compression, Layout::SINGLE, calibrate)?;
     Ok(made.remove(0).0)
@@ -307,46 +306,41 @@ pub fn inference_programs(
     precision: Precision,
     compression: Compression,
     layout: Layout,
-    calibrate: impl FnOnce(&Graph) -> Result<Calibration, TrainError>,
+    calibrate: impl FnOnce() -> Result<Calibration, TrainError>,
 ) -> Result<Vec<(InferenceProgram, Shards)>, TrainError> {
-    let mut graph = forward.clone();
-    let mut weights = weights.clone();
+    let (mut graph, mut weights) = (forward.clone(), weights.clone());
     let mut notes = Vec::new();
     let rows = graph.output("logits").map_or(1, |id| graph.shape(id)[0]);
-    let mut sparse = false;
-    match compression {
-        Compression::None => {}
-        Compression::Magnitude(share) => {
-            prune_magnitude(&graph, &mut weights, share);
-            notes.push(format!("{:.1} % of the weights are zero; not trained again after pruning", 100.0 * weights.sparsity()));
-        }
-        Compression::TwoFour => {
-            prune_two_four(&graph, &mut weights);
-            sparse = precision == Precision::Fp32 && rows <= TWO_FOUR_ROWS;
-            let how = if sparse {
-                "products of linear layers read half the weights"
-            } else {
-                "products run dense: at this batch size or precision the sparse ones are slower on this processor"
-            };
-            notes.push(format!("two of four weights are zero; {how}; not trained again after pruning"));
-        }
-        Compression::Channel(share) => {
-            let before = weight_count(&weights);
-            (graph, weights) = prune_channels(&graph, &weights, share)?;
-            let left = 100.0 * weight_count(&weights) as f64 / before as f64;
-            notes.push(format!("{left:.1} % of the weights are left; not trained again after pruning"));
-        }
-        Compression::Int8 => {
+    let sparse = compression == Compression::TWO_FOUR && precision == Precision::Fp32 && rows <= TWO_FOUR_ROWS;
+    if let Some(pruning) = compression.pruning {
+        let before = weight_count(&weights);
+        (graph, weights) = prune(&graph, &weights, pruning)?;
+        let what = match pruning {
+            Pruning::Magnitude(_) => format!("{:.1} % of the weights are zero", 100.0 * weights.sparsity()),
+            Pruning::Channel(_) => {
+                format!("{:.1} % of the weights are left", 100.0 * weight_count(&weights) as f64 / before as f64)
+            }
+            Pruning::TwoFour if sparse => "two of four weights are zero; products of linear layers read half the weights".into(),
+            Pruning::TwoFour => {
+                "two of four weights are zero; products run dense: at this batch size or in this number format the \
+                                 sparse ones are slower on this processor or there are none"
+                    .into()
+            }
+        };
+        notes.push(format!("{what}; not trained again after pruning"));
+    }
+    match compression.quantization {
+        None => {}
+        Some(Quantization::Int8) => {
             let fused = fuse(graph, false);
-            let calibration = calibrate(&watch_inputs(&fused))?;
-            (graph, weights) = quantize(&fused, &weights, &calibration)?;
+            (graph, weights) = quantize(&fused, &weights, &calibrate()?)?;
         }
     }
     // Weights as stored: a sparse matrix needs its values and where they stand.
-    let stored = |dense: u64| match compression {
-        Compression::Magnitude(_) => sparse_bytes(&weights, precision),
-        Compression::TwoFour => two_four_bytes(&weights, precision),
-        _ => dense,
+    let stored = |program: &Program| match compression.pruning {
+        Some(Pruning::Magnitude(_)) => sparse_bytes(program, &weights),
+        Some(Pruning::TwoFour) => two_four_bytes(program, &weights),
+        _ => weight_bytes(program),
     };
     let lowered = |graph: &Graph| -> Result<Program, TrainError> {
         let low = to_storage(graph, precision.storage())?;
@@ -354,7 +348,7 @@ pub fn inference_programs(
         Ok(lower(&if sparse { use_two_four(&fused) } else { fused }))
     };
     // Of the whole model, whoever holds its parts.
-    let model_bytes = stored(weight_bytes(&lowered(&graph)?));
+    let model_bytes = stored(&lowered(&graph)?);
     let made = parts(&graph, layout)?.into_iter().map(|(graph, shards)| {
         let program = lowered(&graph)?;
         let x = program.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
@@ -369,31 +363,30 @@ fn weight_count(weights: &Weights) -> usize {
     weights.tensors.iter().map(|t| t.data.len()).sum()
 }
 
+/// Bytes of what a program keeps, its matrices as `of(values, element bytes)` says, the rest dense.
+fn packed_bytes(program: &Program, weights: &Weights, of: impl Fn(&Tensor, u64) -> u64) -> u64 {
+    let stored = program.kept().map(|(_, value)| match tensor_for(weights, &value.name) {
+        Some(tensor) if tensor.shape.len() >= 2 => of(tensor, value.dtype.size() as u64),
+        _ => value.bytes() as u64,
+    });
+    stored.sum()
+}
+
 /// Matrices as non-zero values with 16-bit column gaps (a bitmap where that is smaller), the rest dense.
-fn sparse_bytes(weights: &Weights, precision: Precision) -> u64 {
-    let size = precision.storage().size() as u64;
-    let of = |t: &Tensor| {
-        let elements = t.data.len() as u64;
-        if t.shape.len() < 2 {
-            return elements * 4;
-        }
-        let filled = t.data.iter().filter(|v| **v != 0.0).count() as u64;
+fn sparse_bytes(program: &Program, weights: &Weights) -> u64 {
+    packed_bytes(program, weights, |tensor, size| {
+        let elements = tensor.data.len() as u64;
+        let filled = tensor.data.iter().filter(|v| **v != 0.0).count() as u64;
         (filled * size + (filled * 2).min(elements.div_ceil(8))).min(elements * size)
-    };
-    weights.tensors.iter().map(of).sum()
+    })
 }
 
 /// Matrices as half their values and two bits a value for its place, the rest dense.
-fn two_four_bytes(weights: &Weights, precision: Precision) -> u64 {
-    let size = precision.storage().size() as u64;
-    let of = |t: &Tensor| {
-        let elements = t.data.len() as u64;
-        if t.shape.len() < 2 {
-            return elements * 4;
-        }
-        let outputs = *t.shape.last().expect("has axes") as u64;
+fn two_four_bytes(program: &Program, weights: &Weights) -> u64 {
+    packed_bytes(program, weights, |tensor, size| {
+        let elements = tensor.data.len() as u64;
+        let outputs = *tensor.shape.last().expect("has axes") as u64;
         let grouped = elements / outputs / 4 * 4 * outputs;
         grouped / 2 * size + (grouped / 2).div_ceil(4) + (elements - grouped) * size
-    };
-    weights.tensors.iter().map(of).sum()
+    })
 }

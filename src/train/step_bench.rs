@@ -58,8 +58,8 @@ impl StepBench {
                 session
             }
             Phase::Infer => {
-                let no_ranges = |_: &Graph| Ok(Calibration::default());
-                let inference = inference_program(forward, &weights, precision, Compression::None, no_ranges)?;
+                let no_ranges = || Ok(Calibration::default());
+                let inference = inference_program(forward, &weights, precision, Compression::NONE, no_ranges)?;
                 let mut session = backend.load(inference.program.clone(), None)?;
                 load_weights(&mut *session, &inference.weights)?;
                 upload_rows(&mut *session, inference.x)?;

@@ -198,7 +198,7 @@ impl Trainer {
             &self.set,
             &self.forward,
             &weights,
-            &Candidate { compression: Compression::None, ..self.candidate.clone() },
+            &Candidate { compression: Compression::NONE, ..self.candidate.clone() },
         )?;
         let mut run = SeedRun {
             seed: self.seed,

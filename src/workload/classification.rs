@@ -11,7 +11,7 @@ use crate::{
     strategy::Weights,
     train::{Checkpoint, Identity, Predictor, StepTimes, Team, TrainError, Trainer, scaled_rate},
     units::{Bytes, Flops, Seconds},
-    vocab::{Compression, Device, Layout, Phase, Precision},
+    vocab::{Compression, Device, Layout, Phase, Precision, Quantization},
 };
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
@@ -117,7 +117,7 @@ impl Ready {
             Phase::Infer => {
                 let (hash, weights) = trained_weights(&setup, model, &set)?;
                 checkpoint = Some(hash);
-                if candidate.compression == Compression::Int8 {
+                if candidate.compression.quantization == Some(Quantization::Int8) {
                     notes.push(format!(
                         "activation ranges from {} training rows, none of them a test row",
                         crate::train::CALIBRATION_ROWS.min(set.train.rows())
@@ -352,7 +352,7 @@ fn trained_weights(
     let reference = crate::record::Candidate {
         phase: Phase::Train,
         precision: Precision::Fp32,
-        compression: Compression::None,
+        compression: Compression::NONE,
         layout: Layout::SINGLE,
         batch_size: train.batch_size,
         device: setup.reference_device,
@@ -422,7 +422,7 @@ mod tests {
                 phase,
                 device: Device::Cpu,
                 precision: Precision::Fp32,
-                compression: Compression::None,
+                compression: Compression::NONE,
                 layout,
                 batch_size: 32,
                 threads: 2,
