@@ -93,7 +93,7 @@ fn loss_curves_agree_with_pytorch_for_every_optimizer() {
             let rows: Vec<u32> = (0..batch).map(|k| ((step * batch + k) % set.train.rows()) as u32).collect();
             let Inputs::Images(all) = &set.train.inputs else { panic!("images") };
             let mut images = vec![0.0; batch * set.row.elements()];
-            gather(all, set.row.elements(), &rows, None, &mut images);
+            gather(all, set.row.elements(), &rows, &mut images);
             let labels: Vec<i32> = rows.iter().map(|row| set.train.labels[*row as usize] as i32).collect();
             let session = team.first();
             session.upload_f32(training.x[0], &images).unwrap();

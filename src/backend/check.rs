@@ -90,6 +90,18 @@ pub fn check_products(backend: &dyn Backend, seed: u64) -> Result<Vec<Checked>, 
     Ok(out)
 }
 
+/// Images of ragged extents under random maps, in fp32 alone, in which they are changed.
+///
+/// # Errors
+/// As above.
+pub fn check_warp(backend: &dyn Backend, seed: u64) -> Result<Checked, BackendError> {
+    let mut graph = Graph::new();
+    let (images, maps) = (graph.input("images", &[5, 17, 9, 3], DType::F32), graph.input("maps", &[5, 6], DType::F32));
+    let y = graph.apply(Op::Warp, &[images, maps]).expect("the extents fit");
+    graph.mark_output("y", y);
+    compare(backend, &graph, seed, "warp".into(), STORAGE[0].1)
+}
+
 fn compare(backend: &dyn Backend, graph: &Graph, seed: u64, name: String, tolerance: f64) -> Result<Checked, BackendError> {
     let data = contents(graph, seed);
     let mut expected = data.clone();

@@ -34,6 +34,14 @@ fn forward_and_backward_match_the_reference_in_every_storage_type() {
 }
 
 #[test]
+fn warped_images_match_the_reference() {
+    for (device, backend) in devices() {
+        let checked = check::check_warp(&*backend, 3).unwrap();
+        assert!(checked.passes(), "{device}: {}", checked.worst);
+    }
+}
+
+#[test]
 fn a_wrong_result_does_not_pass() {
     let checked = |error: f64| check::Checked { name: String::new(), error, tolerance: 0.1, worst: String::new() }.passes();
     assert!(checked(0.1) && !checked(0.11) && !checked(f64::NAN));

@@ -1,6 +1,5 @@
 //! The order of training rows, and their way into a batch.
 
-use super::Augmenter;
 use crate::stats::Generator;
 
 /// Batches of one data set, in an order of its own for every epoch. Rows that do not fill a batch wait for another epoch.
@@ -44,15 +43,10 @@ impl Batches {
     }
 }
 
-/// Copies images into a batch `[rows, H, W, C]`. With an augmenter each image is changed on the way, as
-/// its seed and epoch say.
-pub fn gather(all: &[f32], elements: usize, rows: &[u32], augment: Option<(&Augmenter, u64, u64)>, images: &mut [f32]) {
+/// Copies images into a batch `[rows, H, W, C]`.
+pub fn gather(all: &[f32], elements: usize, rows: &[u32], images: &mut [f32]) {
     for (row, image) in rows.iter().zip(images.chunks_exact_mut(elements)) {
-        let from = &all[*row as usize * elements..][..elements];
-        match augment {
-            Some((augmenter, seed, epoch)) => augmenter.apply(from, seed, epoch, *row, image),
-            None => image.copy_from_slice(from),
-        }
+        image.copy_from_slice(&all[*row as usize * elements..][..elements]);
     }
 }
 
@@ -104,7 +98,7 @@ mod tests {
     #[test]
     fn gathered_rows_are_the_asked_ones() {
         let (mut images, mut tokens) = (vec![0.0; 8], vec![0; 8]);
-        gather(&(0..12).map(|v| v as f32).collect::<Vec<_>>(), 4, &[2, 0], None, &mut images);
+        gather(&(0..12).map(|v| v as f32).collect::<Vec<_>>(), 4, &[2, 0], &mut images);
         gather_tokens(&(0..12).collect::<Vec<_>>(), 4, &[2, 0], &mut tokens);
         assert_eq!(images, [8.0, 9.0, 10.0, 11.0, 0.0, 1.0, 2.0, 3.0]);
         assert_eq!(tokens, [8, 9, 10, 11, 0, 1, 2, 3]);

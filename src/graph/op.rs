@@ -201,6 +201,9 @@ pub enum Op {
     EmbeddingGrad {
         vocabulary: usize,
     },
+    /// images f32 `[B, H, W, C]`, maps f32 `[B, 6]` to images of the same shape, for each of whose pixels the map says where it comes from:
+    /// with (dy, dx) from the middle of the image, at (m0 dy + m1 dx + m2, m3 dy + m4 dx + m5), between four pixels, and 0 outside.
+    Warp,
     Cast {
         to: DType,
     },
@@ -355,6 +358,7 @@ impl Op {
             Op::CrossEntropy { .. } => "softmax_cross_entropy",
             Op::Embedding => "embedding",
             Op::EmbeddingGrad { .. } => "embedding_grad",
+            Op::Warp => "warp",
             Op::Cast { .. } => "cast",
             Op::Update { .. } => "update",
             Op::LinearUpdate { .. } => "linear_grad_update",
@@ -607,6 +611,13 @@ impl Op {
             {
                 one(&[*vocabulary, dy.shape[dy.shape.len() - 1]], dy.dtype)
             }
+            (Op::Warp, [images, maps]) => {
+                let is_f32 = images.dtype == DType::F32 && maps.dtype == DType::F32;
+                if images.shape.len() != 4 || !is_f32 || maps.shape != [images.shape[0], 6] {
+                    return Err(fail("f32 images [B, H, W, C] and maps [B, 6]"));
+                }
+                one(&images.shape, DType::F32)
+            }
             (Op::Cast { to }, [x]) if float(x) && to.is_float() => one(&x.shape, *to),
             (Op::Update { optimizer, guarded }, [w, g, rest @ ..]) => {
                 let state = optimizer.state_arrays();
@@ -737,6 +748,8 @@ impl Op {
             Op::Binary(_) | Op::AddBias | Op::Scale { .. } | Op::MulScalar | Op::MeanGrad { .. } => out,
             Op::SumLeading | Op::SumFirst | Op::Mean { .. } => input,
             Op::Softmax | Op::SoftmaxGrad => 5 * out,
+            // Two coordinates by two multiply-adds each, three blends of two multiplications and a sum.
+            Op::Warp => 17 * out,
             Op::LayerNorm { .. } => 8 * out,
             Op::LayerNormGrad => 14 * out,
             Op::CrossEntropy { .. } => 8 * input,

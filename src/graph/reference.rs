@@ -387,6 +387,29 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             let n = last(0);
             vec![x(1).iter().flat_map(|i| x(0)[*i as usize * n..][..n].to_vec()).collect()]
         }
+        Op::Warp => {
+            let [height, width, channels] = [1, 2, 3].map(|axis| shape(0)[axis]);
+            let middle = [height, width].map(|extent| (extent as f64 - 1.0) / 2.0);
+            let mut out = Vec::with_capacity(x(0).len());
+            for (image, m) in x(0).chunks(height * width * channels).zip(x(1).chunks(6)) {
+                let pixel = |y: f64, x: f64, channel: usize| {
+                    let inside = y >= 0.0 && x >= 0.0 && y < height as f64 && x < width as f64;
+                    if inside { image[(y as usize * width + x as usize) * channels + channel] } else { 0.0 }
+                };
+                for at in 0..image.len() {
+                    let (row, column, channel) = (at / channels / width, at / channels % width, at % channels);
+                    let (dy, dx) = (row as f64 - middle[0], column as f64 - middle[1]);
+                    let (y, x) = (m[0] * dy + m[1] * dx + m[2], m[3] * dy + m[4] * dx + m[5]);
+                    let mut sum = 0.0;
+                    for (i, j) in [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)] {
+                        let weight = (1.0 - (y.floor() + i - y).abs()) * (1.0 - (x.floor() + j - x).abs());
+                        sum += weight * pixel(y.floor() + i, x.floor() + j, channel);
+                    }
+                    out.push(sum);
+                }
+            }
+            vec![out]
+        }
         Op::EmbeddingGrad { vocabulary } => {
             let n = last(1);
             let mut table = vec![0.0; vocabulary * n];

@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
+//! | `augment` | images are changed in the training step itself |
 //! | `precision` | storage in bf16 or fp16, fp32 accumulation and master weights |
 //! | `prune` | magnitude, 2:4 (same shapes), channels (the graph shrinks) |
 //! | `quantize` | static int8 |
@@ -11,6 +12,7 @@
 //!
 //! All compressions here are applied to trained weights once, without training afterwards.
 
+mod augment;
 mod parallel;
 mod pipeline;
 mod precision;
@@ -19,6 +21,7 @@ mod quantize;
 mod tensor;
 mod weights;
 
+pub use augment::{Warped, warp_input};
 pub use parallel::{Trained, all_reduce_gradients, scatter_gradients, update_parts};
 pub use pipeline::{Stage, Task, Unrolled, cut_stages, schedule};
 pub use precision::{LowPrecision, to_storage};

@@ -1,38 +1,37 @@
-//! Rows of a part into a session's input, without a copy where the session's memory is the host's.
+//! Rows of a part into a session's inputs, without a copy where the session's memory is the host's.
 
 use super::TrainError;
 use crate::{
     backend::Session,
-    data::{Augmenter, Inputs, Part, gather, gather_tokens},
+    data::{Inputs, Part, gather, gather_tokens},
     graph::ValueId,
 };
 
-/// Writes `rows` of `part` into `x`, images changed as an augmenter, seed and epoch say.
-pub(super) fn feed(
-    session: &mut dyn Session,
-    x: ValueId,
-    part: &Part,
-    rows: &[u32],
-    augment: Option<(&Augmenter, u64, u64)>,
-) -> Result<(), TrainError> {
+/// Writes `rows` of `part` into `x`.
+pub(super) fn feed(session: &mut dyn Session, x: ValueId, part: &Part, rows: &[u32]) -> Result<(), TrainError> {
     let elements = session.program().value(x).elements() / rows.len().max(1);
     match &part.inputs {
-        Inputs::Images(images) => match session.host_f32(x) {
-            Some(batch) => gather(images, elements, rows, augment, batch),
-            None => {
-                let mut batch = vec![0.0; rows.len() * elements];
-                gather(images, elements, rows, augment, &mut batch);
-                session.upload_f32(x, &batch)?;
-            }
-        },
+        Inputs::Images(images) => feed_f32(session, x, |batch| gather(images, elements, rows, batch)),
         Inputs::Tokens(tokens) => match session.host_i32(x) {
-            Some(batch) => gather_tokens(tokens, elements, rows, batch),
+            Some(batch) => Ok(gather_tokens(tokens, elements, rows, batch)),
             None => {
                 let mut batch = vec![0; rows.len() * elements];
                 gather_tokens(tokens, elements, rows, &mut batch);
-                session.upload_i32(x, &batch)?;
+                Ok(session.upload_i32(x, &batch)?)
             }
         },
+    }
+}
+
+/// Writes what `fill` makes into an fp32 input.
+pub(super) fn feed_f32(session: &mut dyn Session, id: ValueId, fill: impl FnOnce(&mut [f32])) -> Result<(), TrainError> {
+    match session.host_f32(id) {
+        Some(places) => fill(places),
+        None => {
+            let mut numbers = vec![0.0; session.program().value(id).elements()];
+            fill(&mut numbers);
+            session.upload_f32(id, &numbers)?;
+        }
     }
     Ok(())
 }

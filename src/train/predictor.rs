@@ -171,7 +171,7 @@ impl Predictor {
         let mut times = Vec::with_capacity(repeats);
         for _ in 0..repeats {
             let start = Instant::now();
-            feed(session, x, part, &state.rows, None)?;
+            feed(session, x, part, &state.rows)?;
             times.push(start.elapsed().as_secs_f64());
         }
         Ok(median(&times).unwrap_or(0.0))
@@ -184,7 +184,7 @@ fn answer(
     part: &Part,
     state: &mut RankState,
 ) -> Result<(), TrainError> {
-    feed(session, inference.x, part, &state.rows, None)?;
+    feed(session, inference.x, part, &state.rows)?;
     session.execute()?;
     session.download_f32(inference.logits, &mut state.scores)?;
     Ok(())
@@ -209,7 +209,7 @@ pub fn calibrate(
     for chunk in rows.chunks(batch) {
         // The last batch is filled up with its first rows again: a maximum does not mind.
         let filled: Vec<u32> = chunk.iter().copied().cycle().take(batch).collect();
-        feed(&mut *session, x, &set.train, &filled, None)?;
+        feed(&mut *session, x, &set.train, &filled)?;
         session.execute()?;
         let watched: Vec<_> = session.program().outputs.clone();
         for (name, id) in watched {

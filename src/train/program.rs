@@ -8,8 +8,8 @@ use crate::{
     graph::{Binary, Graph, Op, OptimizerStep, Program, ValueId, differentiate, differentiate_from, fuse, lower},
     record::TrainConfig,
     strategy::{
-        Calibration, Shards, Stage, Task, Tensor, Trained, Unrolled, Weights, all_reduce_gradients, cut_stages, prune, quantize,
-        scatter_gradients, schedule, split_tensor, to_storage, update_parts, use_two_four,
+        Calibration, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped, Weights, all_reduce_gradients, cut_stages, prune,
+        quantize, scatter_gradients, schedule, split_tensor, to_storage, update_parts, use_two_four, warp_input,
     },
     vocab::{Compression, DType, Layout, Precision, Pruning, Quantization},
 };
@@ -22,6 +22,8 @@ pub struct TrainingProgram {
     pub program: Program,
     /// The rows, micro-batch by micro-batch; none where another rank reads them.
     pub x: Vec<ValueId>,
+    /// How the images of each micro-batch are to be changed, f32 `[B, 6]` as `Op::Warp` takes it; none where they stay as they are.
+    pub maps: Vec<ValueId>,
     /// i32 `[B]` of each micro-batch, where the rank has the loss.
     pub labels: Vec<ValueId>,
     /// This rank's part of the batch's mean loss; the parts of all ranks add up to it.
@@ -110,7 +112,8 @@ pub fn training_program(
     graph.outputs.clear();
     graph.mark_output("loss", loss);
     let x = graph.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
-    Ok(TrainingProgram { program: lower(&graph), x: vec![x], labels: vec![labels], loss: Some(loss), scale })
+    let (x, maps) = augmented(&mut graph, vec![x], config)?;
+    Ok(TrainingProgram { program: lower(&graph), x, maps, labels: vec![labels], loss: Some(loss), scale })
 }
 
 /// Ends a step: sums of gradients over ranks, updates, the loss scale.
@@ -266,7 +269,17 @@ fn stage_program(
     if let Some(loss) = loss {
         graph.mark_output("loss", loss);
     }
-    Ok(TrainingProgram { program: lower(&graph), x, labels, loss, scale })
+    let (x, maps) = augmented(&mut graph, x, config)?;
+    Ok(TrainingProgram { program: lower(&graph), x, maps, labels, loss, scale })
+}
+
+/// The inputs of a step whose images are changed as `config` asks, and the maps; texts stay as they are.
+fn augmented(graph: &mut Graph, x: Vec<ValueId>, config: &TrainConfig) -> Result<(Vec<ValueId>, Vec<ValueId>), TrainError> {
+    if config.augment.is_empty() || x.iter().any(|id| graph.shape(*id).len() != 4) {
+        return Ok((x, Vec::new()));
+    }
+    let warped = x.into_iter().map(|id| warp_input(graph, id)).collect::<Result<Vec<_>, _>>()?;
+    Ok(warped.into_iter().map(|Warped { images, maps }| (images, maps)).unzip())
 }
 
 /// A forward pass of one rank with the weights it wants.

@@ -2,7 +2,7 @@
 
 use super::{
     Predictor, StepTimes, Team, TrainError, TrainingProgram,
-    feed::{feed, take_labels},
+    feed::{feed, feed_f32, take_labels},
     initial_weights,
     team::{KEPT_STEPS, Rank},
     training_programs,
@@ -163,9 +163,9 @@ impl Trainer {
                     state.batches.epoch((step / per_epoch) as u64);
                 }
                 let rows = state.batches.shard(step % per_epoch, layout.place(number).0, layout.data_ranks());
-                let augment = (!augmenter.is_identity()).then_some((augmenter, seed, (step / per_epoch) as u64));
+                let draw = |row| augmenter.map(seed, (step / per_epoch) as u64, row);
                 rank.session.set_rate_factor(schedule.factor(step, per_epoch * epochs));
-                one_step(set, &training[layout.place(number).1], rank, &mut state.labels, rows, augment)?;
+                one_step(set, &training[layout.place(number).1], rank, &mut state.labels, rows, &draw)?;
                 if step - first < kept {
                     rank.session.note_time()?;
                 }
@@ -266,9 +266,9 @@ impl Trainer {
         let mut times = Vec::with_capacity(repeats);
         for k in 0..repeats {
             let start = Instant::now();
-            let augment = (!self.augmenter.is_identity()).then_some((&self.augmenter, self.seed, 0));
+            let draw = |row| self.augmenter.map(self.seed, 0, row);
             let rows = state.batches.shard(k % state.batches.per_epoch(), 0, ranks);
-            fetch(session, &self.training[0], &set, rows, augment, &mut state.labels)?;
+            fetch(session, &self.training[0], &set, rows, &draw, &mut state.labels)?;
             times.push(start.elapsed().as_secs_f64());
         }
         Ok(median(&times).unwrap_or(0.0))
@@ -282,25 +282,31 @@ fn one_step(
     rank: &mut Rank,
     labels: &mut [i32],
     rows: &[u32],
-    augment: Option<(&Augmenter, u64, u64)>,
+    draw: &dyn Fn(u32) -> [f32; 6],
 ) -> Result<(), TrainError> {
     let session = &mut *rank.session;
-    fetch(session, training, set, rows, augment, labels)?;
+    fetch(session, training, set, rows, draw, labels)?;
     session.execute()?;
     training.loss.map_or(Ok(()), |loss| Ok(session.note_f32(loss)?))
 }
 
-/// Puts rows and their classes where a step reads them, micro-batch by micro-batch. `labels` has room for all.
+/// Puts rows and their classes where a step reads them, micro-batch by micro-batch, and what `draw` says of the changes of each row.
+/// `labels` has room for all.
 fn fetch(
     session: &mut dyn Session,
     training: &TrainingProgram,
     set: &DataSet,
     rows: &[u32],
-    augment: Option<(&Augmenter, u64, u64)>,
+    draw: &dyn Fn(u32) -> [f32; 6],
     labels: &mut [i32],
 ) -> Result<(), TrainError> {
     for (x, rows) in training.x.iter().zip(rows.chunks(rows.len() / training.x.len().max(1))) {
-        feed(session, *x, &set.train, rows, augment)?;
+        feed(session, *x, &set.train, rows)?;
+    }
+    for (maps, rows) in training.maps.iter().zip(rows.chunks(rows.len() / training.maps.len().max(1))) {
+        feed_f32(session, *maps, |places| {
+            places.chunks_exact_mut(6).zip(rows).for_each(|(map, row)| map.copy_from_slice(&draw(*row)));
+        })?;
     }
     for (id, rows) in training.labels.iter().zip(rows.chunks(rows.len() / training.labels.len().max(1))) {
         match session.host_i32(*id) {

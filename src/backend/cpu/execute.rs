@@ -401,6 +401,10 @@ impl Run<'_> {
                 let indices: &[u32] = bytemuck::cast_slice(o.get::<i32>(1));
                 kernels::embedding(ctx, o.shape(0)[1], o.get::<T>(0), indices, first.as_mut_slice(o.out_len(0)));
             }
+            Op::Warp => {
+                let shape = o.shape(0).try_into().expect("checked: four axes");
+                kernels::warp(ctx, shape, o.get::<f32>(0), o.get::<f32>(1), first.as_mut_slice(o.out_len(0)));
+            }
             Op::EmbeddingGrad { .. } => {
                 let indices: &[u32] = bytemuck::cast_slice(o.get::<i32>(0));
                 let width = o.out_shape(0)[1];

@@ -405,6 +405,15 @@ impl Planner<'_> {
                 let launch = kernel.launch([ceil(pieces, THREADS as usize), 1, 1], 0, arguments);
                 self.push(launch);
             }
+            Op::Warp => {
+                let shape = four(self.shape(inputs[0])).map(|extent| extent as u32);
+                let kernel: Kernel<(In<f32>, In<f32>, Out<f32>, [u32; 4])> = Kernel::new("rotate_scale_f32".into(), THREADS);
+                let [images, height, width, channels] = shape;
+                let blocks = ceil((height * width * channels) as usize, THREADS as usize);
+                let launch =
+                    kernel.launch([blocks, images.min(65_535), 1], 0, (In::at(at(0)), In::at(at(1)), Out::at(out(0)), shape));
+                self.push(launch);
+            }
             Op::EmbeddingGrad { vocabulary } => self.embedding_grad::<T>(step, *vocabulary),
             Op::SumLeading | Op::SumFirst | Op::Mean { .. } => {
                 let shape = self.shape(inputs[0]).to_vec();

@@ -20,6 +20,7 @@
 //! | `optimizer` | [`Update`], [`update`] |
 //! | `peak` | [`multiply_add_rate`], [`sustained_rate`]: what a core can do at most |
 //! | `sparse` | [`Packed24`], [`sparse_gemm`] |
+//! | `warp` | [`warp()`]: images rotated, scaled, mirrored |
 
 mod conv;
 mod conv_pool;
@@ -35,6 +36,7 @@ mod pooling;
 mod rows;
 mod simd;
 mod sparse;
+mod warp;
 
 #[cfg(test)]
 mod check;
@@ -56,3 +58,4 @@ pub use rows::{
 };
 pub use simd::{Element, Isa};
 pub use sparse::{Packed24, sparse_gemm};
+pub use warp::warp;
