@@ -1,9 +1,10 @@
 // conformance_hopper.cu: the functions of hopper.cuh alone, as conformance.cu has those of common.cuh.
 // Architectures: sm_90a
-// Entries  conform_pack_{f16,bf16}, conform_mbarrier, conform_registers, conform_wgmma_{f16,bf16}_{nn,nt,tn}_{128,256}
+// Entries  conform_pack_{f16,bf16}, conform_mbarrier, conform_registers, conform_wgmma_{f16,bf16}_{nn,nt,tn}_{128,256}, conform_tma
 // Shapes   wgmma: x holds the bytes of shared memory as they are to lie there: the tile of A (64 x 64, 8192 bytes), then that of B
 //          (64 x N). Tiles come by ordinary stores, so that descriptor, swizzle and majorness are tested without TMA. Accumulator i of
 //          thread t goes to y[128 i + t].
+//          tma: boxes of 64 columns of a matrix, row of boxes by row, each as it lies in shared memory (128 bytes a row of it, swizzled).
 // Numbers  inputs of wgmma are small integers: sums are exact in every order.
 #include "hopper.cuh"
 
@@ -92,3 +93,32 @@ PRODUCTS(f16, 128)
 PRODUCTS(bf16, 128)
 PRODUCTS(f16, 256)
 PRODUCTS(bf16, 256)
+
+// `rows` of a box; `across` boxes beside each other, `down` below each other, the last of each reaching beyond the matrix. Two stages,
+// so that each barrier sees both parities.
+struct TmaArguments { TensorMap map; u32* y; u32 rows, across, down; u32 unused[11]; };
+KERNEL(128) conform_tma(ARGUMENTS(TmaArguments) p) {
+    DYNAMIC_SHARED(memory);
+    const u32 bytes = p.rows * 128;
+    u64* const full = (u64*)(memory + 2 * bytes);
+    if (thread() == 0) {
+        tma_prefetch_map(&p.map);
+        UNROLL for (u32 k = 0; k < 2; ++k) mbarrier_init(full + k, 1);
+        mbarrier_init_fence();
+    }
+    block_sync();
+    const u32 boxes = p.across * p.down;
+    for (u32 box = 0; box < boxes; box += 2) {
+        UNROLL for (u32 k = 0; k < 2; ++k) {
+            if (thread() != 0 || box + k >= boxes) continue;
+            mbarrier_arrive_expect(full + k, bytes);
+            tma_load_2d(memory + k * bytes, &p.map, full + k, (i32)(64 * ((box + k) % p.across)), (i32)(p.rows * ((box + k) / p.across)));
+        }
+        for (u32 k = 0; k < 2 && box + k < boxes; ++k) {
+            mbarrier_wait(full + k, box / 2 % 2);
+            for (u32 i = thread(); i < bytes / 4; i += threads()) p.y[(box + k) * (bytes / 4) + i] = ((const u32*)(memory + k * bytes))[i];
+        }
+        block_sync();
+    }
+}
+EXPORT(conform_tma)

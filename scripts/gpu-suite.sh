@@ -114,6 +114,23 @@ raise SystemExit(0 if torch.cuda.is_available() else 4)' >/dev/null 2>&1
     esac
 }
 
+# PyTorch brings the vendor's library in a folder that no loader looks into.
+find_cublas() {
+    [[ -z ${ADVISOR_CUBLAS-} ]] || return 0
+    local found
+    found=$(limited 10 "$python" -c '
+import glob, importlib.util
+for name in ("nvidia", "torch"):
+    spec = importlib.util.find_spec(name)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(glob.glob(folder + "/**/libcublas.so.1[0-9]", recursive=True)):
+            print(path)
+            raise SystemExit' 2>/dev/null) && [[ -n $found ]] || return 0
+    export ADVISOR_CUBLAS=$found
+    # The library of its own that it opens lies beside it.
+    export LD_LIBRARY_PATH=$(dirname "$found")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+}
+
 run_part() {
     local part=$1 seconds=$((LIMITS[$1] < limit ? LIMITS[$1] : limit)) extra='' reason='' status=failed code=0 begin
     local command=()
@@ -135,6 +152,7 @@ run_part() {
         local name=bench
         [[ $part == steps ]] && name=steps
         command=("$advisor" kernels --device cuda --json --part "$name")
+        find_cublas
         find_peer
         if [[ -z $peer_reason ]]; then
             command+=(--peer "$python scripts/gpu_pytorch.py")

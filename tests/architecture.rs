@@ -62,6 +62,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("sysinfo", &["measure"]),
     ("flate2", &["data", "backend"]),
     ("cudarc", &["backend"]),
+    ("libloading", &["backend"]),
     ("nvml_wrapper", &["measure"]),
     ("toml", &["input"]),
     ("tokenizers", &["data"]),

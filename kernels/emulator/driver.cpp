@@ -8,6 +8,7 @@
 // As late as a device may be: what a stream is asked for happens when somebody waits for it, and not before. So a missing wait is found:
 // page-locked memory that is changed or freed before a queued copy has read it breaks the context. A copy from pageable memory waits
 // for the stream, as it may with the driver.
+// The same file holds the calls of cuBLAS that src/backend/cuda/cublas.rs makes, so that they can queue work on a stream.
 // Not like the driver: a capture is a list, so a missing dependency between streams is not found. The code that runs is the emulator's;
 // of an image only its headers are read.
 //
@@ -810,4 +811,99 @@ CALL cuTensorMapEncodeTiled(TensorMap* out, int type, u32 rank, void* base, cons
     memcpy(out, &map, sizeof map);
     count("tensor_maps");
     return SUCCESS;
+}
+
+// cuBLAS. Codes of cublas_api.h; like the driver's own calls they refuse what the library refuses.
+namespace {
+enum Status { BLAS_SUCCESS = 0, BLAS_NOT_INITIALIZED = 1, BLAS_INVALID_VALUE = 7, BLAS_EXECUTION_FAILED = 13, BLAS_NOT_SUPPORTED = 15 };
+struct Blas { Context* context; Stream* stream = nullptr; u64 workspace = 0; };
+std::map<Blas*, std::unique_ptr<Blas>>& blas() {
+    static auto& all = *new std::map<Blas*, std::unique_ptr<Blas>>;
+    return all;
+}
+enum Numbers { R32F = 0, R16F = 2, R16BF = 14 };
+float number(u64 at, u64 element, int type) {
+    if (type == R32F) return ((const float*)at)[element];
+    return type == R16F ? to_f32(((const f16*)at)[element]) : to_f32(((const bf16*)at)[element]);
+}
+void put_number(u64 at, u64 element, int type, float x) {
+    if (type == R32F) ((float*)at)[element] = x;
+    else if (type == R16F) ((f16*)at)[element] = from_f32<f16>(x);
+    else ((bf16*)at)[element] = from_f32<bf16>(x);
+}
+}  // namespace
+
+#define OF_BLAS(handle)                                                      \
+    LOCKED;                                                                  \
+    if (usable() || !holds(blas(), handle)) return BLAS_NOT_INITIALIZED
+
+CALL cublasCreate_v2(Blas** out) {
+    LOCKED;
+    if (usable() || forbidden_in_capture()) return BLAS_NOT_INITIALIZED;
+    if (!out) return BLAS_INVALID_VALUE;
+    std::unique_ptr<Blas> made(new Blas{current});
+    *out = made.get();
+    blas()[*out] = std::move(made);
+    count("blas_handles");
+    return BLAS_SUCCESS;
+}
+
+CALL cublasDestroy_v2(Blas* handle) {
+    OF_BLAS(handle);
+    catch_up(*handle->context);
+    blas().erase(handle);
+    count("blas_handles_destroyed");
+    return BLAS_SUCCESS;
+}
+
+CALL cublasGetVersion_v2(Blas* handle, int* version) {
+    OF_BLAS(handle);
+    *version = 120901;
+    return BLAS_SUCCESS;
+}
+
+CALL cublasSetStream_v2(Blas* handle, Stream* stream) {
+    OF_BLAS(handle);
+    if (!holds(current->streams, stream)) return BLAS_INVALID_VALUE;
+    handle->stream = stream;
+    handle->workspace = 0;  // the library goes back to its own
+    return BLAS_SUCCESS;
+}
+
+CALL cublasSetWorkspace_v2(Blas* handle, void* workspace, size_t bytes) {
+    OF_BLAS(handle);
+    if ((u64)workspace % 256 || !in_memory((u64)workspace, bytes)) return BLAS_INVALID_VALUE;
+    handle->workspace = (u64)workspace;
+    return BLAS_SUCCESS;
+}
+
+// Column-major: C [m, n] = alpha op(A) op(B) + beta C, where A lies as [m, k] (or [k, m] if it is transposed) and B as [k, n] (or [n, k]).
+CALL cublasGemmEx(Blas* handle, int turn_a, int turn_b, int m, int n, int k, const void* alpha, const void* a, int type_a, int lead_a, const void* b, int type_b, int lead_b,
+                  const void* beta, void* c, int type_c, int lead_c, int arithmetic, int algorithm) {
+    OF_BLAS(handle);
+    Stream* stream = nullptr;
+    if (stream_of(handle->stream, stream)) return BLAS_EXECUTION_FAILED;
+    constexpr int COMPUTE_32F = 68, DEFAULT = -1;
+    if (type_a != type_b || type_a != type_c || (type_a != R32F && type_a != R16F && type_a != R16BF) || arithmetic != COMPUTE_32F || algorithm != DEFAULT) return BLAS_NOT_SUPPORTED;
+    if (m < 0 || n < 0 || k < 0 || turn_a < 0 || turn_a > 1 || turn_b < 0 || turn_b > 1 || !alpha || !beta) return BLAS_INVALID_VALUE;
+    const auto least = [](int rows) { return rows > 1 ? rows : 1; };
+    if (lead_a < least(turn_a ? k : m) || lead_b < least(turn_b ? n : k) || lead_c < least(m)) return BLAS_INVALID_VALUE;
+    const u64 size = type_a == R32F ? 4 : 2;
+    const u64 bytes_a = size * lead_a * (turn_a ? m : k), bytes_b = size * lead_b * (turn_b ? k : n), bytes_c = size * lead_c * n;
+    const float scale = *(const float*)alpha, keep = *(const float*)beta;  // the pointers are the host's
+    count("blas_products");
+    queue(stream, [=](Context& context) {
+        if (!in_memory((u64)a, bytes_a) || !in_memory((u64)b, bytes_b) || !in_memory((u64)c, bytes_c)) return fault(context, "a product of the library reads or writes outside of its operands");
+        for (int column = 0; column < n; ++column)
+            for (int row = 0; row < m; ++row) {
+                double sum = 0;
+                for (int i = 0; i < k; ++i) {
+                    const u64 of_a = turn_a ? (u64)row * lead_a + i : (u64)i * lead_a + row, of_b = turn_b ? (u64)i * lead_b + column : (u64)column * lead_b + i;
+                    sum += (double)number((u64)a, of_a, type_a) * number((u64)b, of_b, type_b);
+                }
+                const u64 to = (u64)column * lead_c + row;
+                put_number((u64)c, to, type_c, (float)(scale * sum + (keep ? keep * number((u64)c, to, type_c) : 0)));
+            }
+    });
+    return BLAS_SUCCESS;
 }

@@ -14,6 +14,7 @@ use crate::{
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::{
+    cell::RefCell,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -26,6 +27,7 @@ use std::{
                         advisor kernels --from reports/gpu > docs/performance-gpu.md\n  advisor kernels --tune\n\n\
                         What `--tune` finds is kept in advisor/tuning.json in your folder for caches and used by every later run on the same GPU; \
                         ADVISOR_TUNING names another file, or `off`: tiles are then chosen by a model alone.\n\n\
+                        On a GPU, products are timed beside cuBLAS where its library is found; ADVISOR_CUBLAS names its file, or `off`.\n\n\
                         Exit codes: 0 done; 1 a check failed; 2 wrong input; 4 there is no such device."
 )]
 pub struct Args {
@@ -118,7 +120,11 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             None
         }
     };
-    let mut peer = args.peer.as_deref().map(Peer::start).transpose()?;
+    let peer = args.peer.as_deref().map(Peer::start).transpose()?.map(RefCell::new);
+    let vendor = match device {
+        Device::Cuda(ordinal) if args.part.includes(Part::Bench) => Some(cuda::Cublas::open(ordinal)),
+        _ => None,
+    };
     let mut run = KernelRun {
         schema_version: SCHEMA_VERSION,
         device: device.to_string(),
@@ -126,7 +132,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         command: command(args),
         environment,
         gpu,
-        peer: peer.as_ref().map(|peer| peer.name.clone()),
+        peer: peer.as_ref().map(|peer| peer.borrow().name.clone()),
+        vendor: vendor.as_ref().map(|opened| opened.as_ref().map_or_else(ToString::to_string, |library| library.name().into())),
         checks: Vec::new(),
         kernels: Vec::new(),
         steps: Vec::new(),
@@ -138,17 +145,18 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if args.part.includes(Part::Correctness) {
         run.checks.extend(checks(&*backend, &args.filter)?);
     }
+    let mut vendor = vendor.and_then(Result::ok);
     if args.part.includes(Part::Bench) {
         for case in kernel_cases(device) {
             let line = format!("{} {} {}", case.op.name(), case.shape(), case.dtype.name());
             if line.contains(&args.filter) {
                 eprintln!("timing {line}");
-                run.kernels.push(kernel(&*backend, &case, args.rounds, peer.as_mut()));
+                run.kernels.push(kernel(&*backend, &case, args.rounds, peer.as_ref(), vendor.as_mut()));
             }
         }
     }
     if args.part.includes(Part::Steps) {
-        run.steps = steps(&*backend, args, peer.as_mut())?;
+        run.steps = steps(&*backend, args, peer.as_ref())?;
     }
     if let Some(folder) = &args.out {
         let mut text = serde_json::to_vec_pretty(&run)?;
@@ -218,6 +226,7 @@ fn checks(backend: &dyn Backend, filter: &str) -> anyhow::Result<Vec<CheckRow>> 
     // Fresh numbers each time; the seed stands in what a failed check says.
     let seed = super::unix_seconds();
     let mut all = check::check(backend, seed)?;
+    all.push(check::check_warp(backend, seed)?);
     all.extend(check::check_products(backend, seed)?);
     let row = |checked: check::Checked| CheckRow {
         passes: checked.passes(),
@@ -260,7 +269,18 @@ fn in_turns(
     Ok((a, b))
 }
 
-/// Samples of ours and, by the names of their requests, of the other's, all taken in turns.
+/// Something that is timed beside ours: each call takes a sample, the first holds its preparation.
+struct Other<'a> {
+    name: String,
+    sample: Box<dyn FnMut() -> Result<f64, String> + 'a>,
+}
+
+/// What a peer is asked for.
+fn asked<'a>(peer: &'a RefCell<Peer>, name: String, request: Value) -> Other<'a> {
+    Other { name, sample: Box::new(move || peer.borrow_mut().ask(&request)) }
+}
+
+/// Samples of ours and, by their names, of the others, all taken in turns.
 #[derive(Default)]
 struct Timed {
     ours: Vec<f64>,
@@ -269,35 +289,37 @@ struct Timed {
     reason: Option<String>,
 }
 
-/// Times ours beside what `peer` is asked for. What it does not know is left out; with nothing left ours are taken alone.
-fn beside(
-    rounds: usize,
-    ours: impl FnMut() -> Result<f64, String>,
-    mut peer: Option<&mut Peer>,
-    requests: &[(String, Value)],
-) -> Timed {
+/// Times ours beside others. One that cannot do it is left out; with nothing left ours are taken alone.
+fn beside(rounds: usize, ours: impl FnMut() -> Result<f64, String>, others: Vec<Other>) -> Timed {
     let mut timed = Timed::default();
     let mut known = Vec::new();
-    for (name, request) in requests {
-        // The first answer holds their preparation.
-        match peer.as_deref_mut().map(|peer| peer.ask(request)) {
-            Some(Ok(_)) => known.push((name, request)),
-            Some(Err(reason)) => timed.reason = Some(format!("no time of {name}: {reason}")),
-            None => {}
+    for mut other in others {
+        match (other.sample)() {
+            Ok(_) => known.push(other),
+            Err(reason) => timed.reason = Some(format!("no time of {}: {reason}", other.name)),
         }
     }
-    let theirs = |other: usize| peer.as_deref_mut().expect("it answered before").ask(known[other].1);
-    match in_turns(rounds, known.len(), ours, theirs) {
+    match in_turns(rounds, known.len(), ours, |other| (known[other].sample)()) {
         Ok((ours, theirs)) => {
             timed.ours = ours;
-            timed.theirs = known.iter().map(|(name, _)| name.to_string()).zip(theirs).collect();
+            timed.theirs = known.into_iter().map(|other| other.name).zip(theirs).collect();
         }
         Err(reason) => timed.reason = Some(reason),
     }
     timed
 }
 
-fn kernel(backend: &dyn Backend, case: &KernelCase, rounds: usize, peer: Option<&mut Peer>) -> KernelRow {
+/// Names of the others of a kernel.
+const PEER: &str = "the other";
+const VENDOR: &str = "the vendor's library";
+
+fn kernel(
+    backend: &dyn Backend,
+    case: &KernelCase,
+    rounds: usize,
+    peer: Option<&RefCell<Peer>>,
+    vendor: Option<&mut cuda::Cublas>,
+) -> KernelRow {
     let work = case.work();
     let mut row = KernelRow {
         family: case.family.to_string(),
@@ -309,6 +331,7 @@ fn kernel(backend: &dyn Backend, case: &KernelCase, rounds: usize, peer: Option<
         bytes: work.bytes.0,
         call_s: Vec::new(),
         peer_call_s: None,
+        vendor_call_s: None,
         reason: None,
         choice: None,
     };
@@ -319,14 +342,26 @@ fn kernel(backend: &dyn Backend, case: &KernelCase, rounds: usize, peer: Option<
             return row;
         }
     };
-    (row.cold, row.choice) = (bench.cold, bench.choice());
-    let requests: Vec<(String, Value)> = peer_request(case).map(|request| ("the other".into(), request)).into_iter().collect();
-    if peer.is_some() && requests.is_empty() {
-        row.reason = Some("no time of the other: it is not asked for this op".into());
+    (row.cold, row.choice) = (bench.cold, bench.choice.take());
+    let mut others = Vec::new();
+    if let Some(peer) = peer {
+        match peer_request(case) {
+            Some(request) => others.push(asked(peer, PEER.into(), request)),
+            None => row.reason = Some("no time of the other: it is not asked for this op".into()),
+        }
     }
-    let timed = beside(rounds, || bench.sample().map_err(|e| e.to_string()), peer, &requests);
+    match vendor.and_then(|library| KernelBench::of_vendor(library, case)) {
+        Some(Ok(mut theirs)) => {
+            others.push(Other { name: VENDOR.into(), sample: Box::new(move || theirs.sample().map_err(|e| e.to_string())) });
+        }
+        Some(Err(error)) => row.reason = Some(format!("no time of {VENDOR}: {error}")),
+        None => {}
+    }
+    let timed = beside(rounds, || bench.sample().map_err(|e| e.to_string()), others);
     row.call_s = timed.ours;
-    row.peer_call_s = timed.theirs.into_iter().next().map(|(_, times)| times);
+    for (name, times) in timed.theirs {
+        *(if name == VENDOR { &mut row.vendor_call_s } else { &mut row.peer_call_s }) = Some(times);
+    }
     row.reason = timed.reason.or(row.reason);
     row
 }
@@ -383,7 +418,7 @@ fn peer_request(case: &KernelCase) -> Option<Value> {
 const PEER_MODES: [&str; 3] = ["eager", "graph", "compile"];
 
 /// Every model in every precision: training at two batches, answering at three.
-fn steps(backend: &dyn Backend, args: &Args, mut peer: Option<&mut Peer>) -> anyhow::Result<Vec<StepRow>> {
+fn steps(backend: &dyn Backend, args: &Args, peer: Option<&RefCell<Peer>>) -> anyhow::Result<Vec<StepRow>> {
     const PHASES: [(Phase, usize); 5] =
         [(Phase::Train, 64), (Phase::Train, 256), (Phase::Infer, 1), (Phase::Infer, 64), (Phase::Infer, 256)];
     let mut rows = Vec::new();
@@ -393,7 +428,7 @@ fn steps(backend: &dyn Backend, args: &Args, mut peer: Option<&mut Peer>) -> any
                 let line = format!("{} {} {} batch {batch_size}", model.name, phase.name(), precision.name());
                 if line.contains(&args.filter) {
                     eprintln!("timing {line}");
-                    rows.push(step(backend, model, phase, precision, batch_size, args.rounds, peer.as_deref_mut())?);
+                    rows.push(step(backend, model, phase, precision, batch_size, args.rounds, peer)?);
                 }
             }
         }
@@ -408,7 +443,7 @@ fn step(
     precision: Precision,
     batch_size: usize,
     rounds: usize,
-    peer: Option<&mut Peer>,
+    peer: Option<&RefCell<Peer>>,
 ) -> anyhow::Result<StepRow> {
     let mut row = StepRow {
         model: model.name.to_string(),
@@ -427,15 +462,17 @@ fn step(
             return Ok(row);
         }
     };
-    let name = peer.as_ref().map(|peer| peer.name.clone()).unwrap_or_default();
-    let requests = PEER_MODES.map(|mode| {
-        let request = json!({
+    let request = |mode: &str| {
+        json!({
             "step": model.name, "phase": phase.name(), "precision": precision.name(), "batch_size": batch_size, "mode": mode,
             "seconds": 0.05,
-        });
-        (format!("{name} {mode}"), request)
+        })
+    };
+    let others = peer.map_or_else(Vec::new, |peer| {
+        let name = peer.borrow().name.clone();
+        PEER_MODES.map(|mode| asked(peer, format!("{name} {mode}"), request(mode))).into()
     });
-    let timed = beside(rounds, || bench.sample().map_err(|e| e.to_string()), peer, &requests);
+    let timed = beside(rounds, || bench.sample().map_err(|e| e.to_string()), others);
     row.step_s = timed.ours;
     row.peers = timed.theirs;
     row.reason = timed.reason;

@@ -5,7 +5,10 @@
 //! any cache, every call is cold.
 
 use crate::{
-    backend::{Backend, BackendError, Session},
+    backend::{
+        Backend, BackendError, Session,
+        cuda::{Cublas, ProductBench, VendorProduct},
+    },
     graph::{Activation, Graph, Op, OptimizerStep, Program, Unary, ValueId, Window, Work, lower},
     stats::Generator,
     vocab::{DType, Device, OptimizerKind},
@@ -140,6 +143,22 @@ impl KernelCase {
         self.graph(1).expect("the cases fit their ops: tested").work()
     }
 
+    /// Calls in a program that are timed together.
+    fn calls(&self) -> usize {
+        BEYOND_CACHES.div_ceil((self.work().bytes.0 as usize).max(1)).clamp(*CALLS.start(), *CALLS.end())
+    }
+
+    /// A plain product of two matrices as the vendor's library is asked for it.
+    fn vendor_product(&self) -> Option<VendorProduct> {
+        let Op::MatMul { transpose_a, transpose_b } = self.op else { return None };
+        let pair = |shape: &[usize], turned: bool| match *shape {
+            [rows, columns] => Some(if turned { (columns, rows) } else { (rows, columns) }),
+            _ => None,
+        };
+        let ((m, k), (_, n)) = (pair(&self.shapes[0], transpose_a)?, pair(&self.shapes[1], transpose_b)?);
+        Some(VendorProduct { m, n, k, transpose_a, transpose_b, dtype: self.dtype })
+    }
+
     /// `[4096, 4096] x [4096, 4096]`.
     pub fn shape(&self) -> String {
         let each: Vec<String> = self.shapes.iter().map(|shape| format!("{shape:?}")).collect();
@@ -147,23 +166,53 @@ impl KernelCase {
     }
 }
 
-/// Calls of one case, ready for the clock.
-pub struct KernelBench {
-    session: Box<dyn Session>,
-    calls: usize,
-    /// Runs of the program in a sample.
-    runs: usize,
-    pub cold: bool,
+/// A series of calls on operands of their own, queued by one call.
+trait Series {
+    fn execute(&mut self) -> Result<(), BackendError>;
+    fn synchronize(&mut self) -> Result<(), BackendError>;
 }
 
-impl KernelBench {
+struct OfProgram(Box<dyn Session>);
+
+impl Series for OfProgram {
+    fn execute(&mut self) -> Result<(), BackendError> {
+        self.0.execute()
+    }
+
+    fn synchronize(&mut self) -> Result<(), BackendError> {
+        self.0.synchronize()
+    }
+}
+
+impl Series for ProductBench<'_> {
+    fn execute(&mut self) -> Result<(), BackendError> {
+        Ok(ProductBench::execute(self)?)
+    }
+
+    fn synchronize(&mut self) -> Result<(), BackendError> {
+        Ok(ProductBench::synchronize(self)?)
+    }
+}
+
+/// Calls of one case, ready for the clock.
+pub struct KernelBench<'a> {
+    series: Box<dyn Series + 'a>,
+    calls: usize,
+    /// Runs of the series in a sample.
+    runs: usize,
+    pub cold: bool,
+    /// Which kernel a call runs where there are several, and why.
+    pub choice: Option<String>,
+}
+
+impl<'a> KernelBench<'a> {
     /// Fills the operands with random numbers and runs them until their kernels are loaded.
     ///
     /// # Errors
     /// Where the device cannot run the op or has not the memory.
-    pub fn new(backend: &dyn Backend, case: &KernelCase) -> Result<KernelBench, BackendError> {
+    pub fn new(backend: &dyn Backend, case: &KernelCase) -> Result<KernelBench<'a>, BackendError> {
         let bytes = case.work().bytes.0 as usize;
-        let calls = BEYOND_CACHES.div_ceil(bytes.max(1)).clamp(*CALLS.start(), *CALLS.end());
+        let calls = case.calls();
         let graph = case.graph(calls).expect("the cases fit their ops: tested");
         let mut session = backend.load(lower(&graph), None)?;
         let vocabulary = case.shapes[0].first().copied().unwrap_or(1);
@@ -185,29 +234,41 @@ impl KernelBench {
                 }
             }
         }
-        let mut bench = KernelBench { session, calls, runs: 1, cold: calls * bytes >= BEYOND_CACHES };
-        // Loads, records, replays; then finds out how many runs make a sample.
+        let choice = session.reasons().into_iter().flatten().next();
+        KernelBench::warm(OfProgram(session), calls, calls * bytes >= BEYOND_CACHES, choice)
+    }
+
+    /// The same series by the vendor's library; `None` for what it has not.
+    ///
+    /// # Errors
+    /// Where the library refuses the call or the device has not the memory.
+    pub fn of_vendor(library: &'a mut Cublas, case: &KernelCase) -> Option<Result<KernelBench<'a>, BackendError>> {
+        let product = case.vendor_product()?;
+        let bytes = case.work().bytes.0 as usize;
+        let calls = case.calls();
+        let series = library.product(&product, calls).map_err(BackendError::from);
+        Some(series.and_then(|series| KernelBench::warm(series, calls, calls * bytes >= BEYOND_CACHES, None)))
+    }
+
+    /// Loads, records, replays; then finds out how many runs make a sample.
+    fn warm(series: impl Series + 'a, calls: usize, cold: bool, choice: Option<String>) -> Result<KernelBench<'a>, BackendError> {
+        let mut bench = KernelBench { series: Box::new(series), calls, runs: 1, cold, choice };
         for _ in 0..3 {
-            bench.session.execute()?;
+            bench.series.execute()?;
         }
-        bench.session.synchronize()?;
+        bench.series.synchronize()?;
         let call = bench.sample()?;
         bench.runs = (SAMPLE_S / (call * calls as f64).max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
         Ok(bench)
-    }
-
-    /// Which kernel a call runs where there are several, and why.
-    pub fn choice(&self) -> Option<String> {
-        self.session.reasons().into_iter().flatten().next()
     }
 
     /// Mean seconds of a call over one sample.
     pub fn sample(&mut self) -> Result<f64, BackendError> {
         let start = Instant::now();
         for _ in 0..self.runs {
-            self.session.execute()?;
+            self.series.execute()?;
         }
-        self.session.synchronize()?;
+        self.series.synchronize()?;
         Ok(start.elapsed().as_secs_f64() / (self.runs * self.calls) as f64)
     }
 }

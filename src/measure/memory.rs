@@ -31,9 +31,9 @@ mod tests {
         drop(std::hint::black_box(vec![1u8; BIG as usize]));
         let before = peak_resident();
         forget_peak_resident();
-        // Other tests of this process need memory too, though never so much.
+        // Other tests of this process need memory too, and hold it meanwhile.
         if let (Some(before), Some(after)) = (before, peak_resident()) {
-            assert!(before.0 >= BIG && after.0 < BIG, "{before} then {after}");
+            assert!(before.0 >= BIG && after.0 + BIG / 2 < before.0, "{before} then {after}");
         }
     }
 

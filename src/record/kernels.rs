@@ -23,6 +23,9 @@ pub struct KernelRow {
     pub call_s: Vec<f64>,
     /// The same of another library, sample by sample taken in turns with ours; absent where it was not asked or could not answer.
     pub peer_call_s: Option<Vec<f64>>,
+    /// The same of the vendor's library on the device, called by this program; absent where it is not there or has no such call.
+    #[serde(default)]
+    pub vendor_call_s: Option<Vec<f64>>,
     /// Why there is no time of ours or of the other library.
     pub reason: Option<String>,
     /// Which kernel ran where there are several, and why.
@@ -70,6 +73,9 @@ pub struct KernelRun {
     pub gpu: Option<Gpu>,
     /// Name and version of the library beside ours.
     pub peer: Option<String>,
+    /// Name and version of the vendor's library on a GPU, or why it was not called.
+    #[serde(default)]
+    pub vendor: Option<String>,
     pub checks: Vec<CheckRow>,
     pub kernels: Vec<KernelRow>,
     pub steps: Vec<StepRow>,

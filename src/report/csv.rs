@@ -194,6 +194,7 @@ pub(super) fn kernels(run: &KernelRun, floor_s: impl Fn(&KernelRow) -> Option<f6
         real("flops_per_s", &|row| Some(row.flops as f64 / median(&row.call_s)?)),
         real("roof_fraction", &|row| Some(floor_s(row)? / median(&row.call_s)?)),
         real("peer_time_s", &|row| median(row.peer_call_s.as_deref()?)),
+        real("vendor_time_s", &|row| median(row.vendor_call_s.as_deref()?)),
         text("reason", rows, |row| row.reason.as_deref()),
     ];
     let mut frame = DataFrame::new_infer_height(columns)?;

@@ -82,6 +82,10 @@ pub fn kernels_markdown(run: &KernelRun) -> String {
     put(format!("Measured on {} with `{}`: {device}.", words::date(run.started_unix_s), run.command));
     let peer = run.peer.as_deref().unwrap_or("no other library");
     put(format!("Beside it, in turns with every sample: {peer}."));
+    let has_vendor = run.kernels.iter().any(|row| row.vendor_call_s.is_some());
+    if let Some(vendor) = &run.vendor {
+        put(if has_vendor { format!("So was {vendor}.") } else { format!("The vendor's library was not called: {vendor}.") });
+    }
     if !run.checks.is_empty() {
         let failed: Vec<_> = run.checks.iter().filter(|check| !check.passes).collect();
         put(String::new());
@@ -92,16 +96,22 @@ pub fn kernels_markdown(run: &KernelRun) -> String {
     }
     if !run.kernels.is_empty() {
         put(String::new());
-        put("| kernel | shape | type | operands | time | GB/s | GFLOP/s | of the roof | against the other |".into());
-        put("|---|---|---|---|---|---|---|---|---|".into());
+        let (name, line) = if has_vendor { (" against the vendor's library |", "---|") } else { ("", "") };
+        put(format!("| kernel | shape | type | operands | time | GB/s | GFLOP/s | of the roof | against the other |{name}"));
+        put(format!("|---|---|---|---|---|---|---|---|---|{line}"));
         for row in &run.kernels {
             let (bytes, flops) = rates(row);
             let against = match &row.reason {
                 Some(reason) => reason.clone(),
                 None => ratio_text(&row.call_s, row.peer_call_s.as_deref()),
             };
+            let vendor = match &row.vendor_call_s {
+                Some(theirs) => format!(" {} |", ratio_text(&row.call_s, Some(theirs))),
+                None if has_vendor => " |".into(),
+                None => String::new(),
+            };
             put(format!(
-                "| {} | {} | {} | {} | {} | {bytes} | {flops} | {} | {against} |",
+                "| {} | {} | {} | {} | {} | {bytes} | {flops} | {} | {against} |{vendor}",
                 row.op,
                 row.shape,
                 row.dtype.name(),
@@ -216,6 +226,7 @@ mod tests {
             bytes: 1_000,
             call_s: vec![2e-6, 2e-6, 2e-6],
             peer_call_s: Some(vec![1e-6, 1e-6, 1e-6]),
+            vendor_call_s: None,
             reason: None,
             choice: Some("gemm_bf16_nn_64: 1 tile".into()),
         };
@@ -235,6 +246,7 @@ mod tests {
             environment: Environment::default(),
             gpu: Some(gpu),
             peer: Some("library 1.0".into()),
+            vendor: Some("no library".into()),
             checks: vec![CheckRow {
                 name: "relu".into(),
                 error: None,
@@ -269,6 +281,23 @@ mod tests {
     }
 
     #[test]
+    fn the_vendors_library_has_a_column_where_it_was_called_and_a_reason_where_not() {
+        let mut run = run();
+        let text = kernels_markdown(&run);
+        assert!(
+            text.contains("The vendor's library was not called: no library.") && !text.contains("against the vendor"),
+            "{text}"
+        );
+        run.vendor = Some("cuBLAS 12.9.1".into());
+        run.kernels[0].vendor_call_s = Some(vec![1.8e-6; 3]);
+        let text = kernels_markdown(&run);
+        assert!(text.contains("So was cuBLAS 12.9.1.") && text.contains("| against the vendor's library |"), "{text}");
+        assert!(text.contains("| 0.50x (0.50 to 0.50) | 0.90x (0.90 to 0.90) |"), "{text}");
+        // Not every row has a call of the vendor's.
+        assert!(text.contains("| out of memory | |"), "{text}");
+    }
+
+    #[test]
     fn a_step_keeps_its_time_where_another_has_none() {
         let mut run = run();
         run.steps[0].reason = Some("no time of compiled: it ended".into());
@@ -289,7 +318,7 @@ mod tests {
         let csv = String::from_utf8(kernels_csv(&run()).unwrap()).unwrap();
         let lines: Vec<&str> = csv.lines().collect();
         assert_eq!(lines.len(), 3, "{csv}");
-        assert!(lines[2].ends_with(",,,,,,out of memory"), "{csv}");
+        assert!(lines[2].ends_with(",,,,,,,out of memory"), "{csv}");
         assert!(kernels_plot(&run()).unwrap().unwrap().svg.contains("<svg"));
         assert!(kernels_plot(&KernelRun { kernels: vec![], ..run() }).unwrap().is_none());
     }

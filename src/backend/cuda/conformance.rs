@@ -7,8 +7,9 @@
 use super::{
     driver::Driver,
     kernel::{In, Kernel, Out},
-    machine::{Address, CudaError, Launch, Machine},
+    machine::{Address, CudaError, Launch, Machine, MatrixMap, encode_maps},
 };
+use crate::vocab::{DType, Vocabulary};
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, ops::Range};
@@ -61,9 +62,35 @@ struct Case {
     shared_bytes: u32,
     /// The number that the kernel takes beside its input.
     count: u64,
+    /// For the copy engine: the input is a matrix, of which the kernel takes boxes.
+    matrix: Option<Boxes>,
     input: Vec<u32>,
     words: usize,
     same: Same,
+}
+
+/// A matrix of 16-bit numbers and the boxes of 64 columns that cover it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Boxes {
+    dtype: DType,
+    rows: usize,
+    columns: usize,
+    /// Rows of a box.
+    height: usize,
+}
+
+impl Boxes {
+    fn across(&self) -> usize {
+        self.columns.div_ceil(64)
+    }
+
+    fn down(&self) -> usize {
+        self.rows.div_ceil(self.height)
+    }
+
+    fn bytes_of_one(&self) -> usize {
+        128 * self.height
+    }
 }
 
 /// Every bit of the file follows from it and the table below.
@@ -162,7 +189,7 @@ fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     let mut add = |name: &str, entry: &str, (grid, block, shared_bytes): (u32, u32, u32), count, input, words, same| {
         let (name, entry) = (name.to_string(), format!("conform_{entry}"));
-        all.push(Case { name, entry, grid, block, shared_bytes, count, input, words, same });
+        all.push(Case { name, entry, grid, block, shared_bytes, count, matrix: None, input, words, same });
     };
     let (words, one_warp) = ((4, 128, 0), (1, 32, 0));
     let n = COUNT as u64;
@@ -251,6 +278,24 @@ fn cases() -> Vec<Case> {
             }
         }
     }
+    // The last boxes reach beyond the matrix on both sides.
+    for (dtype, height, rows) in [(DType::F16, 64, 100), (DType::Bf16, 64, 100), (DType::Bf16, 128, 200), (DType::Bf16, 256, 300)]
+    {
+        let boxes = Boxes { dtype, rows, columns: 136, height };
+        all.push(Case {
+            name: format!("copy engine, {} boxes of {height} x 64", dtype.name()),
+            entry: "conform_tma".into(),
+            grid: 1,
+            block: 128,
+            // Two boxes, then their barriers.
+            shared_bytes: (2 * boxes.bytes_of_one() + 16) as u32,
+            count: 0,
+            matrix: Some(boxes),
+            input: random.words(rows * boxes.columns / 2),
+            words: boxes.across() * boxes.down() * boxes.bytes_of_one() / 4,
+            same: Same::Bits,
+        });
+    }
     all
 }
 
@@ -260,7 +305,9 @@ fn answer(machine: &dyn Machine, case: &Case) -> Result<Vec<u8>, CudaError> {
     let y = machine.allocate(4 * case.words);
     let run = |y: Address| {
         machine.upload(x, bytemuck::cast_slice(&case.input))?;
-        machine.launch(&launch(case, x, y))?;
+        let mut launch = launch(case, x, y);
+        encode_maps(machine, std::iter::once(&mut launch))?;
+        machine.launch(&launch)?;
         let mut bytes = vec![0; 4 * case.words];
         machine.download(y, &mut bytes)?;
         Ok(bytes)
@@ -275,6 +322,13 @@ fn answer(machine: &dyn Machine, case: &Case) -> Result<Vec<u8>, CudaError> {
 }
 
 fn launch(case: &Case, x: Address, y: Address) -> Launch {
+    if let Some(boxes) = case.matrix {
+        let Boxes { dtype, rows, columns, height } = boxes;
+        let map = MatrixMap { base: x, dtype, rows, columns, tile: [height as u32, 64] };
+        let numbers = [height, boxes.across(), boxes.down()].map(|number| number as u32);
+        let kernel = Kernel::<(MatrixMap, Out<u32>, [u32; 3], [u32; 11])>::new(case.entry.clone(), case.block);
+        return kernel.launch([case.grid, 1, 1], case.shared_bytes, (map, Out::at(y), numbers, [0; 11]));
+    }
     let kernel = Kernel::<(In<u32>, Out<u32>, u64)>::new(case.entry.clone(), case.block);
     kernel.launch([case.grid, 1, 1], case.shared_bytes, (In::at(x), Out::at(y), case.count))
 }
@@ -420,6 +474,7 @@ mod tests {
             block: 1,
             shared_bytes: 0,
             count: 0,
+            matrix: None,
             input: vec![1],
             words,
             same,

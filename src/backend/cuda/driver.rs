@@ -1,4 +1,4 @@
-//! NVIDIA's driver as a machine, and the only door to cudarc: every `unsafe` of the backend stands here.
+//! NVIDIA's driver as a machine, and the only door to cudarc. Every `unsafe` of the backend stands here, but for the calls of `cublas`.
 //!
 //! The driver library is opened when it is first asked for. cudarc panics where the library or one of its symbols is missing, so its
 //! presence is asked for first and the opening is fenced; error codes are printed by name, since cudarc's own messages ask the driver.
@@ -386,6 +386,47 @@ impl Driver {
         };
         answer.map_err(|error| CudaError::Launch { launch: launch.to_string(), shapes: String::new(), reason: code(error) })
     }
+
+    /// Makes one replayable piece of what `queue` puts on the stream; the context is current.
+    fn capture(&self, queue: impl FnOnce() -> Result<(), CudaError>) -> Result<Recording, CudaError> {
+        // SAFETY: the stream is ours; every path below ends the capture.
+        called("cuStreamBeginCapture", unsafe {
+            stream::begin_capture(self.queue.stream, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        })?;
+        let started = queue();
+        // SAFETY: a capture is under way on this stream.
+        let captured = called("cuStreamEndCapture", unsafe { stream::end_capture(self.queue.stream) });
+        let mut executable: sys::CUgraphExec = std::ptr::null_mut();
+        // The launch that failed says more than the capture that it ended.
+        let made = started.and(captured.clone()).and_then(|captured| {
+            // SAFETY: the graph was just captured; flags 0 ask for nothing special.
+            called("cuGraphInstantiate", unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, captured, 0) }.result())
+        });
+        let captured = match (made, captured) {
+            (Ok(()), Ok(captured)) => captured,
+            (Err(error), Ok(unused)) => {
+                // SAFETY: nobody else has the graph.
+                let _ = unsafe { graph::destroy(unused) };
+                return Err(error);
+            }
+            (Err(error), Err(_)) | (Ok(()), Err(error)) => return Err(error),
+        };
+        let mut handles = self.handles();
+        handles.graphs.push(Some(Graph { graph: captured, executable }));
+        Ok(Recording(handles.graphs.len() - 1))
+    }
+
+    /// Records calls of another library, which queues them on the stream that it is handed.
+    pub fn record_calls(&self, calls: impl FnOnce(*mut c_void) -> Result<(), CudaError>) -> Result<Recording, CudaError> {
+        self.queue.enter()?;
+        self.capture(|| calls(self.queue.stream.cast()))
+    }
+
+    /// Runs calls of another library with the context current.
+    pub fn with_stream<T>(&self, calls: impl FnOnce(*mut c_void) -> Result<T, CudaError>) -> Result<T, CudaError> {
+        self.queue.enter()?;
+        calls(self.queue.stream.cast())
+    }
 }
 
 impl Machine for Driver {
@@ -483,31 +524,7 @@ impl Machine for Driver {
         self.queue.enter()?;
         // Modules are loaded before: loading is not allowed while a stream is recorded.
         launches.iter().try_for_each(|launch| self.function(launch).map(|_| ()))?;
-        // SAFETY: the stream is ours; every path below ends the capture.
-        called("cuStreamBeginCapture", unsafe {
-            stream::begin_capture(self.queue.stream, CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
-        })?;
-        let started = launches.iter().try_for_each(|launch| self.start(launch));
-        // SAFETY: a capture is under way on this stream.
-        let captured = called("cuStreamEndCapture", unsafe { stream::end_capture(self.queue.stream) });
-        let mut executable: sys::CUgraphExec = std::ptr::null_mut();
-        // The launch that failed says more than the capture that it ended.
-        let made = started.and(captured.clone()).and_then(|captured| {
-            // SAFETY: the graph was just captured; flags 0 ask for nothing special.
-            called("cuGraphInstantiate", unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, captured, 0) }.result())
-        });
-        let captured = match (made, captured) {
-            (Ok(()), Ok(captured)) => captured,
-            (Err(error), Ok(unused)) => {
-                // SAFETY: nobody else has the graph.
-                let _ = unsafe { graph::destroy(unused) };
-                return Err(error);
-            }
-            (Err(error), Err(_)) | (Ok(()), Err(error)) => return Err(error),
-        };
-        let mut handles = self.handles();
-        handles.graphs.push(Some(Graph { graph: captured, executable }));
-        Ok(Some(Recording(handles.graphs.len() - 1)))
+        self.capture(|| launches.iter().try_for_each(|launch| self.start(launch))).map(Some)
     }
 
     fn replay(&self, recording: &Recording) -> Result<(), CudaError> {

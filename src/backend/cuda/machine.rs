@@ -65,6 +65,8 @@ pub enum CudaError {
     OldDriver(String),
     #[error("there is no CUDA device {ordinal}: the driver shows {count}")]
     Ordinal { ordinal: usize, count: usize },
+    #[error("cuBLAS cannot be opened: {0}")]
+    NoLibrary(String),
     #[error("`{call}` failed: {code}")]
     Call { call: &'static str, code: String },
     #[error("{launch}: {reason} (operands {shapes})")]

@@ -6,6 +6,8 @@
 
 mod conformance;
 #[allow(unsafe_code)]
+mod cublas;
+#[allow(unsafe_code)]
 mod driver;
 #[cfg(test)]
 #[allow(unsafe_code)]
@@ -28,6 +30,7 @@ mod tests;
 mod tune;
 
 pub use conformance::{Checked, Verdict, conformance};
+pub use cublas::{CUBLAS, Cublas, ProductBench, VendorProduct};
 pub use driver::{device_count, driver_version, facts, uuid};
 pub use machine::{CudaError, Facts};
 pub use peaks::{Peaks, peaks};

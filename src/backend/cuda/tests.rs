@@ -236,6 +236,8 @@ fn through_the_driver(tests: &[&str], capability: &str) -> Option<BTreeMap<Strin
         .env("ADVISOR_STANDIN_CAPABILITY", capability)
         .env(THROUGH_THE_DRIVER, "1")
         .env(super::TUNING, "off")
+        // The name by which cudarc opens the stand-in: one file, one state.
+        .env(super::CUBLAS, emulator()?.driver.join("libcuda.so"))
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&run.stdout);
@@ -272,6 +274,14 @@ fn products_by_warpgroups_have_their_tensor_maps_from_the_driver() {
     let Some(counts) = through_the_driver(&["every_configuration_of_a_product"], "9.0") else { return };
     assert!(counts["tensor_maps"] == 2 * 2 * 3 * 2, "{counts:?}");
     assert_eq!(left(&counts), Vec::<String>::new());
+}
+
+#[test]
+fn the_vendors_library_is_called_as_its_manual_says() {
+    let Some(counts) = through_the_driver(&["the_vendors_products_are_those_that_were_asked_for"], "9.0") else { return };
+    // Each of the two of a series once before it is recorded and once in the recording.
+    assert_eq!((counts["blas_products"], counts["graphs_captured"], counts["graphs_launched"]), (3 * 4 * 4, 12, 24));
+    assert_eq!((counts["blas_handles_destroyed"], left(&counts)), (1, Vec::new()));
 }
 
 #[test]
