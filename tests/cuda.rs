@@ -9,7 +9,7 @@ use advisor::{
     models::{Model, Size, find},
     record::{Candidate, OptimizerConfig, SeedRun, TrainConfig},
     train::Trainer,
-    vocab::{Compression, DType, Device, InitKind, Layout, Metric, OptimizerKind, Phase, Precision, RowKind, RowShape, Schedule},
+    vocab::{Compression, DType, Device, Layout, Metric, OptimizerKind, Phase, Precision, RowKind, RowShape, Schedule},
 };
 use serde_json::Value;
 use std::{
@@ -167,19 +167,7 @@ fn small(size: &Size) -> Result<Graph, GraphError> {
 
 /// The rate changes at every step.
 fn config(epochs: usize, optimizer: OptimizerConfig, batch_size: usize) -> TrainConfig {
-    TrainConfig {
-        epochs,
-        optimizer,
-        schedule: Schedule::Cosine,
-        init: InitKind::He,
-        l1: 0.0,
-        l2: 0.0,
-        augment: vec![],
-        seeds: 1,
-        first_seed: 1,
-        batch_size,
-        target: None,
-    }
+    TrainConfig { schedule: Schedule::Cosine, ..TrainConfig::new(epochs, optimizer, batch_size) }
 }
 
 /// One epoch of so many steps on patterns of three classes.

@@ -17,19 +17,7 @@ fn mnist() -> Arc<DataSet> {
 }
 
 fn config(kind: OptimizerKind, learning_rate: f64, batch_size: usize) -> TrainConfig {
-    TrainConfig {
-        epochs: 4,
-        optimizer: OptimizerConfig::new(kind, learning_rate),
-        schedule: Schedule::Cosine,
-        init: InitKind::He,
-        l1: 0.0,
-        l2: 0.0,
-        augment: vec![],
-        seeds: 1,
-        first_seed: 1,
-        batch_size,
-        target: None,
-    }
+    TrainConfig { schedule: Schedule::Cosine, ..TrainConfig::new(4, OptimizerConfig::new(kind, learning_rate), batch_size) }
 }
 
 fn candidate(phase: Phase, precision: Precision, layout: Layout, batch_size: usize) -> Candidate {

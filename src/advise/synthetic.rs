@@ -8,7 +8,7 @@ use crate::{
     },
     stats::Generator,
     units::{Bytes, Flops, Joules, Seconds, UsdPerHour},
-    vocab::{Compression, Device, InitKind, Layout, Metric, Objective, OptimizerKind, Phase, Precision, Schedule},
+    vocab::{Compression, Device, Layout, Metric, Objective, OptimizerKind, Phase, Precision},
 };
 
 pub(crate) fn candidate(phase: Phase, compression: Compression, batch_size: usize) -> Candidate {
@@ -147,19 +147,7 @@ pub(crate) fn run(records: Vec<RunRecord>, objective: Objective, constraints: Co
         unit: "image".into(),
         model: "mlp".into(),
         data: "mnist".into(),
-        train: TrainConfig {
-            epochs: 3,
-            optimizer: OptimizerConfig::new(OptimizerKind::Sgd, 0.05),
-            schedule: Schedule::Constant,
-            init: InitKind::He,
-            l1: 0.0,
-            l2: 0.0,
-            augment: vec![],
-            seeds: 3,
-            first_seed: 1,
-            batch_size: 64,
-            target: None,
-        },
+        train: TrainConfig { seeds: 3, ..TrainConfig::new(3, OptimizerConfig::new(OptimizerKind::Sgd, 0.05), 64) },
         goal: Goal { constraints, objective },
         cost: CostBasis::Hourly(UsdPerHour(3.6)),
         primary_metric: Metric::Accuracy,

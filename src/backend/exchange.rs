@@ -1,11 +1,13 @@
 //! Ops that other ranks take part in, on buffers of the host: what every backend does where it has nothing better.
 
 use super::{BackendError, Links, Session};
-use crate::graph::Op;
+use crate::graph::{Exchange, Op};
 
 /// Runs step `index` of a session's program, an exchange, on copies of its operands as f32.
 pub(super) fn exchange(session: &mut dyn Session, links: Option<&Links>, index: usize) -> Result<(), BackendError> {
     let step = session.program().steps[index].clone();
+    let Op::Exchange(kind) = &step.op else { unreachable!("the session looked") };
+    let links = links.ok_or(BackendError::Alone { op: kind.name() })?;
     let mut operands = Vec::with_capacity(step.inputs.len());
     for id in &step.inputs {
         let mut data = vec![0.0; session.program().value(*id).elements()];
@@ -13,33 +15,32 @@ pub(super) fn exchange(session: &mut dyn Session, links: Option<&Links>, index: 
         operands.push(data);
     }
     let length = step.outputs.first().map_or(0, |id| session.program().value(*id).elements());
-    let made = among_ranks(&step.op, links, &mut operands, length)?;
-    for k in step.op.written_inputs(step.inputs.len()) {
+    let made = among_ranks(kind, links, &mut operands, length)?;
+    for k in kind.written_inputs(step.inputs.len()) {
         session.upload_f32(step.inputs[k], &operands[k])?;
     }
     step.outputs.first().map_or(Ok(()), |id| session.upload_f32(*id, &made))
 }
 
 /// In-place ops change their operands, the others give their result. `length`: elements of that.
-fn among_ranks(op: &Op, links: Option<&Links>, operands: &mut [Vec<f32>], length: usize) -> Result<Vec<f32>, BackendError> {
-    let links = links.ok_or(BackendError::Alone { op: op.name() })?;
-    match op {
-        Op::AllReduce => {
+fn among_ranks(exchange: &Exchange, links: &Links, operands: &mut [Vec<f32>], length: usize) -> Result<Vec<f32>, BackendError> {
+    match exchange {
+        Exchange::AllReduce => {
             operands.iter_mut().try_for_each(|data| links.data.all_reduce_sum(data))?;
             Ok(Vec::new())
         }
-        Op::SumRanks => {
+        Exchange::SumRanks => {
             let mut sum = std::mem::take(&mut operands[0]);
             links.tensor.all_reduce_sum(&mut sum)?;
             Ok(sum)
         }
-        Op::ReduceScatter { .. } => {
+        Exchange::ReduceScatter { .. } => {
             let mut part = vec![0.0; length];
             links.data.reduce_scatter_sum(&operands[0], &mut part)?;
             Ok(part)
         }
-        Op::TakePart { .. } => Ok(own_part(&operands[0], links.data.rank(), length)),
-        Op::EveryRank => {
+        Exchange::TakePart { .. } => Ok(own_part(&operands[0], links.data.rank(), length)),
+        Exchange::EveryRank => {
             let mut flags = [operands[0][0]];
             links.data.all_reduce_sum(&mut flags)?;
             links.tensor.all_reduce_sum(&mut flags)?;
@@ -47,18 +48,18 @@ fn among_ranks(op: &Op, links: Option<&Links>, operands: &mut [Vec<f32>], length
             let ranks = links.data.ranks() * links.tensor.ranks() * links.pipeline.ranks();
             Ok(vec![f32::from(u8::from(flags[0] == ranks as f32))])
         }
-        Op::Send { to_next } => {
+        Exchange::Send { to_next } => {
             let rank = links.pipeline.rank();
             links.pipeline.send(if *to_next { rank + 1 } else { rank - 1 }, &operands[0])?;
             Ok(Vec::new())
         }
-        Op::Receive { from_before, .. } => {
+        Exchange::Receive { from_before, .. } => {
             let rank = links.pipeline.rank();
             let mut data = vec![0.0; length];
             links.pipeline.receive(if *from_before { rank - 1 } else { rank + 1 }, &mut data)?;
             Ok(data)
         }
-        Op::AllGather { .. } => {
+        Exchange::AllGather { .. } => {
             let (whole, rest) = operands.split_first_mut().expect("it has two operands: checked by infer");
             links.data.all_gather(&rest[0], whole)?;
             if let Some(copy) = rest.get_mut(1) {
@@ -66,7 +67,6 @@ fn among_ranks(op: &Op, links: Option<&Links>, operands: &mut [Vec<f32>], length
             }
             Ok(Vec::new())
         }
-        _ => unreachable!("only exchanges come here"),
     }
 }
 

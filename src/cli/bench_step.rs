@@ -9,7 +9,7 @@ use crate::{
     models,
     record::{Candidate, OptimizerConfig, TrainConfig},
     train::{Predictor, StepTimes, TrainError, Trainer},
-    vocab::{Compression, Device, InitKind, Layout, OptimizerKind, Phase, Precision, Schedule},
+    vocab::{Compression, Device, Layout, OptimizerKind, Phase, Precision},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -97,17 +97,5 @@ fn prepare(candidate: &Candidate, set: &Arc<DataSet>) -> Result<Ready, TrainErro
 
 /// How models are trained whose steps are only timed.
 pub(super) fn timing_config(batch_size: usize) -> TrainConfig {
-    TrainConfig {
-        epochs: 1,
-        optimizer: OptimizerConfig::new(OptimizerKind::Sgd, 0.01),
-        schedule: Schedule::Constant,
-        init: InitKind::He,
-        l1: 0.0,
-        l2: 0.0,
-        augment: Vec::new(),
-        seeds: 1,
-        first_seed: 1,
-        batch_size,
-        target: None,
-    }
+    TrainConfig::new(1, OptimizerConfig::new(OptimizerKind::Sgd, 0.01), batch_size)
 }

@@ -3,7 +3,7 @@
 //! The loss is the first result of a `CrossEntropy`, whose second result already is its gradient by the logits. Only values on a path
 //! from `wrt` to the loss get a gradient, so the first layer's input costs nothing.
 
-use super::{Activation, Binary, Graph, GraphError, Node, Op, Unary, ValueId};
+use super::{Activation, Binary, Exchange, Graph, GraphError, Node, Op, Unary, ValueId};
 use crate::vocab::DType;
 use std::collections::HashMap;
 
@@ -279,10 +279,10 @@ impl<'g> Pass<'g> {
                 self.add(input(0), dx)?;
             }
             Op::Replicate => {
-                let dx = self.graph.apply(Op::SumRanks, &[dy])?;
+                let dx = self.graph.apply(Op::Exchange(Exchange::SumRanks), &[dy])?;
                 self.add(input(0), dx)?;
             }
-            Op::SumRanks => self.add(input(0), dy)?,
+            Op::Exchange(Exchange::SumRanks) => self.add(input(0), dy)?,
             Op::Reshape { .. } => {
                 let shape = self.graph.shape(input(0)).to_vec();
                 let dx = self.graph.apply(Op::Reshape { shape }, &[dy])?;

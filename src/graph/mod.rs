@@ -6,6 +6,7 @@
 
 mod autodiff;
 pub(crate) mod cases;
+mod exchange;
 mod fuse;
 mod lower;
 mod op;
@@ -14,6 +15,7 @@ pub mod reference;
 mod tests;
 
 pub use autodiff::{Gradients, differentiate, differentiate_from};
+pub use exchange::Exchange;
 pub use fuse::fuse;
 pub use lower::{Program, Slot, Step, lower};
 pub use op::{Activation, Binary, DEAD_CODE, GraphError, Op, OptimizerStep, Unary, Window, Work};

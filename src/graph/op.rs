@@ -2,7 +2,7 @@
 //!
 //! A backend matches on `Op` and runs it; the cost model asks `work`; passes rewrite nodes. Formulas stand at the variants.
 
-use super::Value;
+use super::{Exchange, Value};
 use crate::{
     units::{Bytes, Flops},
     vocab::{DType, OptimizerKind, Vocabulary},
@@ -227,37 +227,10 @@ pub enum Op {
         growth_interval: u32,
         largest: f64,
     },
-    /// In place: the sum over the data-parallel ranks of every operand.
-    AllReduce,
     /// x as it is on every tensor-parallel rank; its gradient is summed over them (`f` of Shoeybi et al. 2019). Costs nothing.
     Replicate,
-    /// The sum of x over the tensor-parallel ranks; its gradient goes back as it is (`g` there).
-    SumRanks,
-    /// The sum of x, f32 `[..]` of n elements, over the data-parallel ranks, of which each keeps its part: `[ceil(n / ranks)]`, zeros
-    /// behind the last element.
-    ReduceScatter {
-        ranks: usize,
-    },
-    /// A rank's own part of x, cut as `ReduceScatter` cuts.
-    TakePart {
-        ranks: usize,
-    },
-    /// A flag that is 1 where it is 1 on every rank of every kind, else 0.
-    EveryRank,
-    /// Hands x to the stage of a pipeline behind this one, or before it.
-    Send {
-        to_next: bool,
-    },
-    /// What the stage before this one has sent, or the one behind it; in the order of sending.
-    Receive {
-        shape: Vec<usize>,
-        dtype: DType,
-        from_before: bool,
-    },
-    /// In place: (x, part, optionally a low-precision copy): x, and the copy, from the parts of all data-parallel ranks.
-    AllGather {
-        ranks: usize,
-    },
+    /// Something that other ranks take part in.
+    Exchange(Exchange),
     /// x f32 `[.., K]`, W f32 `[K, N]` of which two in every four consecutive weights along K are zero, b `[N]`: reads only the others.
     LinearTwoFour {
         activation: Activation,
@@ -312,7 +285,7 @@ impl Work {
     }
 }
 
-type Made = Vec<(Vec<usize>, DType)>;
+pub(super) type Made = Vec<(Vec<usize>, DType)>;
 
 impl Op {
     /// The op's family, as profiles and kernels call it.
@@ -364,15 +337,8 @@ impl Op {
             Op::LinearUpdate { .. } => "linear_grad_update",
             Op::AllFinite => "all_finite",
             Op::AdjustLossScale { .. } => "adjust_loss_scale",
-            Op::AllReduce => "all_reduce",
             Op::Replicate => "replicate",
-            Op::SumRanks => "sum_ranks",
-            Op::ReduceScatter { .. } => "reduce_scatter",
-            Op::TakePart { .. } => "take_part",
-            Op::EveryRank => "every_rank",
-            Op::Send { .. } => "send",
-            Op::Receive { .. } => "receive",
-            Op::AllGather { .. } => "all_gather",
+            Op::Exchange(exchange) => exchange.name(),
             Op::LinearTwoFour { .. } => "linear_2_4",
             Op::LinearInt8 { .. } => "linear_int8",
             Op::Conv2dInt8 { .. } => "conv2d_int8",
@@ -381,30 +347,11 @@ impl Op {
 
     /// True for ops that write their operands, or send them away, and have no outputs of their own.
     pub fn is_in_place(&self) -> bool {
-        matches!(
-            self,
-            Op::Update { .. }
-                | Op::LinearUpdate { .. }
-                | Op::AdjustLossScale { .. }
-                | Op::AllReduce
-                | Op::AllGather { .. }
-                | Op::Send { .. }
-        )
-    }
-
-    /// True for ops that other ranks take part in, or that depend on the rank that runs them: a session runs them between kernels.
-    pub fn is_exchange(&self) -> bool {
-        matches!(
-            self,
-            Op::AllReduce
-                | Op::SumRanks
-                | Op::ReduceScatter { .. }
-                | Op::TakePart { .. }
-                | Op::EveryRank
-                | Op::AllGather { .. }
-                | Op::Send { .. }
-                | Op::Receive { .. }
-        )
+        match self {
+            Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } => true,
+            Op::Exchange(exchange) => exchange.is_in_place(),
+            _ => false,
+        }
     }
 
     /// True for ops that are another name for their operand's memory.
@@ -422,8 +369,7 @@ impl Op {
             }
             Op::LinearUpdate { .. } => std::iter::once(0).chain(3..inputs).collect(),
             Op::AdjustLossScale { .. } => vec![0, 1, 2],
-            Op::AllReduce => (0..inputs).collect(),
-            Op::AllGather { .. } => (0..inputs).filter(|k| *k != 1).collect(),
+            Op::Exchange(exchange) => exchange.written_inputs(inputs),
             _ => Vec::new(),
         }
     }
@@ -649,23 +595,8 @@ impl Op {
                     && [scale, loss, finite].iter().all(|v| v.shape.is_empty());
                 if fits { Ok(vec![]) } else { Err(fail("f32 loss scale [], counts [2], loss [] and flag []")) }
             }
-            (Op::AllReduce, [_, ..]) if operands.iter().all(|v| v.dtype == DType::F32) => Ok(vec![]),
-            (Op::Send { .. }, [x]) if float(x) => Ok(vec![]),
-            (Op::Receive { shape, dtype, .. }, []) if dtype.is_float() => one(shape, *dtype),
-            (Op::EveryRank, [flag]) if flag.shape.is_empty() && flag.dtype == DType::F32 => one(&[], DType::F32),
-            (Op::Replicate | Op::SumRanks, [x]) if float(x) => one(&x.shape, x.dtype),
-            (Op::ReduceScatter { ranks } | Op::TakePart { ranks }, [x]) if x.dtype == DType::F32 && *ranks > 0 => {
-                one(&[x.elements().div_ceil(*ranks)], DType::F32)
-            }
-            (Op::AllGather { ranks }, [x, part, copy @ ..]) if x.dtype == DType::F32 && *ranks > 0 => {
-                let fits = part.shape == [x.elements().div_ceil(*ranks)] && part.dtype == DType::F32;
-                let copied = copy.len() <= 1 && copy.iter().all(|copy| copy.shape == x.shape && float(copy));
-                if fits && copied {
-                    Ok(vec![])
-                } else {
-                    Err(fail("f32 x [..], a part of it, and optionally a copy of x's shape"))
-                }
-            }
+            (Op::Replicate, [x]) if float(x) => one(&x.shape, x.dtype),
+            (Op::Exchange(exchange), _) => exchange.infer(operands).map_err(fail),
             (Op::AllFinite, [_, ..]) if operands.iter().all(|v| float(v)) => one(&[], DType::F32),
             (Op::LinearTwoFour { .. }, [x, w, b]) => {
                 let fits = w.shape.len() == 2
@@ -760,8 +691,7 @@ impl Op {
                 let products = if written.is_empty() { 1 } else { 2 };
                 input * (2 * rows * products + optimizer.flops_per_weight())
             }
-            Op::AllReduce => read.iter().map(|v| elements(v)).sum(),
-            Op::SumRanks | Op::ReduceScatter { .. } | Op::EveryRank => input,
+            Op::Exchange(exchange) => exchange.sums(read),
             Op::AllFinite => read.iter().map(|v| elements(v)).sum(),
             // Two counters and the scale.
             Op::AdjustLossScale { .. } => 3,
@@ -770,10 +700,6 @@ impl Op {
             | Op::RepeatFirst { .. }
             | Op::Reshape { .. }
             | Op::Replicate
-            | Op::TakePart { .. }
-            | Op::AllGather { .. }
-            | Op::Send { .. }
-            | Op::Receive { .. }
             | Op::Permute { .. }
             | Op::Embedding
             | Op::Cast { .. } => 0,
@@ -794,8 +720,7 @@ impl Op {
             }
         };
         let message_bytes = match self {
-            Op::AllReduce | Op::SumRanks | Op::ReduceScatter { .. } | Op::EveryRank | Op::Send { .. } => Bytes(total(read)),
-            Op::AllGather { .. } => Bytes(read[0].bytes() as u64),
+            Op::Exchange(exchange) => exchange.message_bytes(read),
             _ => Bytes(0),
         };
         Work { flops: Flops(flops), bytes: Bytes(bytes), message_bytes }

@@ -2,7 +2,7 @@
 //!
 //! Element types do not matter here; results are not rounded to them. In-place ops write their operands as on a device.
 
-use super::{Activation, Binary, DEAD_CODE, Graph, Node, Op, OptimizerStep, Unary, Value, ValueId, Window};
+use super::{Activation, Binary, DEAD_CODE, Exchange, Graph, Node, Op, OptimizerStep, Unary, Value, ValueId, Window};
 use crate::vocab::OptimizerKind;
 
 /// Runs `nodes` over `data`, the flat contents of each value (labels and indices as numbers). `updates`: weight updates done before.
@@ -317,8 +317,9 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             vec![(0..x(0).len() * extent).map(|k| x(0)[from(k)] / *extent as f64).collect()]
         }
         // Alone, a sum over ranks is what it is made of.
-        Op::Reshape { .. } | Op::Cast { .. } | Op::Replicate | Op::SumRanks | Op::EveryRank => vec![x(0).to_vec()],
-        Op::ReduceScatter { .. } | Op::TakePart { .. } => vec![x(0).to_vec()],
+        Op::Reshape { .. } | Op::Cast { .. } | Op::Replicate => vec![x(0).to_vec()],
+        Op::Exchange(Exchange::Receive { .. }) => unreachable!("alone, nobody sends"),
+        Op::Exchange(_) => vec![x(0).to_vec()],
         Op::Permute { axes } => {
             let strides: Vec<usize> = (0..axes.len()).map(|a| shape(0)[a + 1..].iter().product()).collect();
             let to = out_shape(0);
@@ -434,15 +435,7 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             let z = z.iter().enumerate().map(|(k, z)| z * input_scale * x(2)[k % last(1)]).collect();
             vec![biased(z, node.inputs.get(3), *activation)]
         }
-        Op::Update { .. }
-        | Op::LinearUpdate { .. }
-        | Op::AdjustLossScale { .. }
-        | Op::AllReduce
-        | Op::AllGather { .. }
-        | Op::Send { .. }
-        | Op::Receive { .. } => {
-            unreachable!("done in place")
-        }
+        Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } => unreachable!("done in place"),
     }
 }
 
@@ -456,8 +449,8 @@ fn softmax(row: &[f64]) -> Vec<f64> {
 fn in_place(node: &Node, data: &mut [Vec<f64>], updates: u64, shape: &[usize]) -> Option<Vec<Vec<f64>>> {
     let id = |k: usize| node.inputs[k].0;
     let (rule, gradient, states, unscale) = match &node.op {
-        Op::AllReduce | Op::Send { .. } => return Some(Vec::new()),
-        Op::AllGather { .. } => {
+        Op::Exchange(Exchange::AllReduce | Exchange::Send { .. }) => return Some(Vec::new()),
+        Op::Exchange(Exchange::AllGather { .. }) => {
             let part = data[id(1)].clone();
             for k in (0..node.inputs.len()).filter(|k| *k != 1) {
                 data[id(k)] = part.clone();

@@ -25,6 +25,25 @@ pub struct TrainConfig {
     pub target: Option<Target>,
 }
 
+impl TrainConfig {
+    /// One run of so many epochs from seed 1, at a constant rate, without regularisation, changed images or a target.
+    pub fn new(epochs: usize, optimizer: OptimizerConfig, batch_size: usize) -> Self {
+        TrainConfig {
+            epochs,
+            optimizer,
+            schedule: Schedule::Constant,
+            init: InitKind::He,
+            l1: 0.0,
+            l2: 0.0,
+            augment: Vec::new(),
+            seeds: 1,
+            first_seed: 1,
+            batch_size,
+            target: None,
+        }
+    }
+}
+
 /// Update rule and its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerConfig {

@@ -151,7 +151,7 @@ impl StoredRun {
 mod tests {
     use super::*;
     use crate::record::{Candidate, Constraints, CostBasis, Environment, Goal, OptimizerConfig, Status, TrainConfig};
-    use crate::vocab::{Compression, Device, InitKind, Layout, Metric, Objective, OptimizerKind, Phase, Precision, Schedule};
+    use crate::vocab::{Compression, Device, Layout, Metric, Objective, OptimizerKind, Phase, Precision};
 
     fn header() -> RunHeader {
         RunHeader {
@@ -172,19 +172,7 @@ mod tests {
             unit: "image".into(),
             model: "mlp".into(),
             data: "mnist".into(),
-            train: TrainConfig {
-                epochs: 1,
-                optimizer: OptimizerConfig::new(OptimizerKind::Sgd, 0.05),
-                schedule: Schedule::Constant,
-                init: InitKind::He,
-                l1: 0.0,
-                l2: 0.0,
-                augment: vec![],
-                seeds: 1,
-                first_seed: 1,
-                batch_size: 64,
-                target: None,
-            },
+            train: TrainConfig::new(1, OptimizerConfig::new(OptimizerKind::Sgd, 0.05), 64),
             goal: Goal { constraints: Constraints::default(), objective: Objective::Cost },
             cost: CostBasis::Auto,
             primary_metric: Metric::Accuracy,

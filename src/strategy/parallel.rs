@@ -5,14 +5,14 @@
 
 use super::StrategyError;
 use crate::{
-    graph::{Graph, Op, OptimizerStep, ValueId},
+    graph::{Exchange, Graph, Op, OptimizerStep, ValueId},
     vocab::DType,
 };
 
 /// Appends the all-reduce of `gradients`, last computed first, as the backward pass yields them.
 pub fn all_reduce_gradients(graph: &mut Graph, gradients: &[ValueId]) -> Result<(), StrategyError> {
     for gradient in gradients.iter().rev() {
-        graph.apply_all(Op::AllReduce, &[*gradient])?;
+        graph.apply_all(Op::Exchange(Exchange::AllReduce), &[*gradient])?;
     }
     Ok(())
 }
@@ -38,8 +38,8 @@ pub struct Part {
 pub fn scatter_gradients(graph: &mut Graph, trained: &[Trained], ranks: usize) -> Result<Vec<Part>, StrategyError> {
     // Last computed first, as the backward pass yields them.
     let parts = trained.iter().rev().map(|one| {
-        let gradient = graph.apply(Op::ReduceScatter { ranks }, &[one.gradient])?;
-        Ok(Part { parameter: graph.apply(Op::TakePart { ranks }, &[one.parameter])?, gradient })
+        let gradient = graph.apply(Op::Exchange(Exchange::ReduceScatter { ranks }), &[one.gradient])?;
+        Ok(Part { parameter: graph.apply(Op::Exchange(Exchange::TakePart { ranks }), &[one.parameter])?, gradient })
     });
     let mut parts: Vec<Part> = parts.collect::<Result<_, StrategyError>>()?;
     parts.reverse();
@@ -64,7 +64,7 @@ pub fn update_parts(
         graph.apply_all(Op::Update { optimizer, guarded: guard.is_some() }, &operands)?;
         let mut whole = vec![one.parameter, part.parameter];
         whole.extend(one.copy);
-        graph.apply_all(Op::AllGather { ranks }, &whole)?;
+        graph.apply_all(Op::Exchange(Exchange::AllGather { ranks }), &whole)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 
 use super::StrategyError;
 use crate::{
-    graph::{Graph, Op, Role, ValueId},
+    graph::{Exchange, Graph, Op, Role, ValueId},
     vocab::PipelineSchedule,
 };
 use std::{collections::HashMap, ops::Range};
@@ -148,13 +148,13 @@ impl Unrolled {
     /// Appends the receipt of a value like `like` of the forward graph.
     pub fn receive(&mut self, forward: &Graph, like: ValueId, from_before: bool) -> Result<ValueId, StrategyError> {
         let value = forward.value(like);
-        let op = Op::Receive { shape: value.shape.clone(), dtype: value.dtype, from_before };
+        let op = Op::Exchange(Exchange::Receive { shape: value.shape.clone(), dtype: value.dtype, from_before });
         Ok(self.graph.apply(op, &[])?)
     }
 
     /// Appends the sending of a value.
     pub fn send(&mut self, value: ValueId, to_next: bool) -> Result<(), StrategyError> {
-        Ok(self.graph.apply_all(Op::Send { to_next }, &[value]).map(|_| ())?)
+        Ok(self.graph.apply_all(Op::Exchange(Exchange::Send { to_next }), &[value]).map(|_| ())?)
     }
 }
 

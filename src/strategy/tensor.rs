@@ -5,7 +5,7 @@
 //! convolution and the layer behind it, and the heads of an attention. Whatever cannot be split so is done by every rank.
 
 use super::{StrategyError, Tensor, Weights, prune::product_weight};
-use crate::graph::{Graph, Op, Role, ValueId};
+use crate::graph::{Exchange, Graph, Op, Role, ValueId};
 use std::{collections::HashMap, ops::Range};
 
 /// A part of a parameter: places along one axis, in order.
@@ -263,7 +263,7 @@ fn split(graph: &Graph, columns: &Columns, ranks: usize, rank: usize) -> Result<
         let mut made = out.apply_all(op, &inputs)?;
         let is_product = product_weight(graph, &node.op, &node.inputs).is_some();
         if is_product && held.contains_key(&node.inputs[0]) {
-            made[0] = out.apply(Op::SumRanks, &made)?;
+            made[0] = out.apply(Op::Exchange(Exchange::SumRanks), &made)?;
         }
         for (old, new) in node.outputs.iter().zip(made) {
             now[old.0] = Some(new);
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!((shape(2, "b1"), shape(2, "b2")), (vec![3], vec![3]));
         for (graph, _) in &parts {
             let count = |op: &Op| graph.nodes.iter().filter(|node| node.op == *op).count();
-            assert_eq!((count(&Op::SumRanks), count(&Op::Replicate)), (1, 1));
+            assert_eq!((count(&Op::Exchange(Exchange::SumRanks)), count(&Op::Replicate)), (1, 1));
             assert_eq!(graph.values.len(), parts[0].0.values.len());
         }
         assert!(matches!(split_tensor(&two_layers(2), 3), Err(StrategyError::NothingToSplit { ranks: 3 })));

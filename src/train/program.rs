@@ -5,7 +5,7 @@
 
 use super::{LossScale, TrainError, tensor_for, weight_bytes};
 use crate::{
-    graph::{Binary, Graph, Op, OptimizerStep, Program, ValueId, differentiate, differentiate_from, fuse, lower},
+    graph::{Binary, Exchange, Graph, Op, OptimizerStep, Program, ValueId, differentiate, differentiate_from, fuse, lower},
     record::TrainConfig,
     strategy::{
         Calibration, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped, Weights, all_reduce_gradients, cut_stages, prune,
@@ -139,7 +139,7 @@ fn apply_updates(
     let mut finite = if scale.is_some() { Some(graph.apply(Op::AllFinite, &all)?) } else { None };
     // Ranks that see other gradients must skip the same steps.
     if let Some(flag) = finite.as_mut().filter(|_| shared_out || layout.parts() > 1) {
-        *flag = graph.apply(Op::EveryRank, &[*flag])?;
+        *flag = graph.apply(Op::Exchange(Exchange::EveryRank), &[*flag])?;
     }
     if shared_out {
         let guard = loss_scale.zip(finite).map(|(scale, finite)| [scale, finite]);
@@ -360,10 +360,17 @@ pub fn inference_programs(
         let fused = fuse(low.graph, false);
         Ok(lower(&if sparse { use_two_four(&fused) } else { fused }))
     };
+    let whole = lowered(&graph)?;
     // Of the whole model, whoever holds its parts.
-    let model_bytes = stored(&lowered(&graph)?);
-    let made = parts(&graph, layout)?.into_iter().map(|(graph, shards)| {
-        let program = lowered(&graph)?;
+    let model_bytes = stored(&whole);
+    let programs = match layout.tensor_ranks() {
+        1 => vec![(whole, Shards::default())],
+        ranks => {
+            let parts = split_tensor(&graph, ranks)?.into_iter();
+            parts.map(|(graph, shards)| Ok((lowered(&graph)?, shards))).collect::<Result<Vec<_>, TrainError>>()?
+        }
+    };
+    let made = programs.into_iter().map(|(program, shards)| {
         let x = program.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
         let logits = program.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
         let (weights, notes) = (shards.cut(&weights), notes.clone());

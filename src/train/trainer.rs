@@ -83,8 +83,11 @@ impl Trainer {
         let size = Size { batch: batch_size / ranks, row: set.row, classes: set.classes.len() };
         let forward = (model.build)(&size)?;
         let pieces = layout.micro_batches(size.batch);
-        let of_piece = (model.build)(&Size { batch: size.batch / pieces, ..size })?;
-        let parts = training_programs(&of_piece, pieces, candidate.precision, &config, layout)?;
+        let of_piece = match pieces {
+            1 => None,
+            pieces => Some((model.build)(&Size { batch: size.batch / pieces, ..size })?),
+        };
+        let parts = training_programs(of_piece.as_ref().unwrap_or(&forward), pieces, candidate.precision, &config, layout)?;
         let weights = initial_weights(&forward, config.init, seed);
         let loaded: Vec<_> = parts.iter().map(|(part, shards)| (&part.program, shards.cut(&weights))).collect();
         let mut team = Team::new(candidate.device, &loaded, layout, candidate.threads)?;

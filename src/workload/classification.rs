@@ -2,7 +2,7 @@
 
 use crate::{
     data::{DataSet, Inputs, Part},
-    graph::Program,
+    graph::{Op, Program},
     harness::{Described, Request, Response, Setup, WindowEnergy, Work},
     measure::{EnergyCounter, GpuSensor, forget_peak_resident, peak_resident},
     models::{self, Model},
@@ -393,7 +393,7 @@ fn split(program: &Program, op_times: &[f64], data_s: f64, step_s: f64, balance:
         let work = program.step_work(step);
         let intensity = work.flops.0 as f64 / (work.bytes.0 as f64).max(1.0);
         // What is received is waited for: the gaps of a pipeline are communication as well.
-        let part = if step.op.is_exchange() {
+        let part = if let Op::Exchange(_) = step.op {
             &mut split.communication
         } else if balance.is_some_and(|balance| intensity >= balance) {
             &mut split.compute
@@ -413,7 +413,7 @@ mod tests {
     use crate::{
         data::DataSource,
         record::{Candidate, OptimizerConfig, TrainConfig},
-        vocab::{Device, InitKind, Metric, OptimizerKind, Schedule, Task},
+        vocab::{Device, Metric, OptimizerKind, Task},
     };
 
     fn setup(phase: Phase, layout: Layout, checkpoints: PathBuf) -> Setup {
@@ -431,19 +431,7 @@ mod tests {
             model: "mlp".into(),
             data: DataSource::Shipped("digits-8x8".into()),
             search_from: vec![PathBuf::from(env!("CARGO_MANIFEST_DIR"))],
-            train: TrainConfig {
-                epochs: 2,
-                optimizer: OptimizerConfig::new(OptimizerKind::Sgd, 0.05),
-                schedule: Schedule::Constant,
-                init: InitKind::He,
-                l1: 0.0,
-                l2: 0.0,
-                augment: vec![],
-                seeds: 1,
-                first_seed: 3,
-                batch_size: 32,
-                target: None,
-            },
+            train: TrainConfig { first_seed: 3, ..TrainConfig::new(2, OptimizerConfig::new(OptimizerKind::Sgd, 0.05), 32) },
             primary_metric: Metric::Accuracy,
             checkpoints,
             reference_device: Device::Cpu,

@@ -3,7 +3,7 @@
 use super::{CpuSession, Storage, kernels};
 use crate::{
     backend::{BackendError, exchange::exchange},
-    graph::{Activation, Binary, Op, OptimizerStep, Program, Step, Unary, ValueId, Window},
+    graph::{Activation, Binary, Exchange, Op, OptimizerStep, Program, Step, Unary, ValueId, Window},
     vocab::{DType, OptimizerKind},
 };
 use bytemuck::Pod;
@@ -121,7 +121,7 @@ impl CpuSession {
         // What the step writes leaves the slots, so that reading and writing cannot meet.
         let mut written: [Storage; MOST_WRITTEN] = Default::default();
         let places = &scratch.written[index];
-        if step.op == Op::AllReduce {
+        if step.op == Op::Exchange(Exchange::AllReduce) {
             let ranks = &links.as_ref().ok_or(BackendError::Alone { op: step.op.name() })?.data;
             for (id, slot) in step.inputs.iter().zip(places) {
                 let len = program.values[id.0].elements();
@@ -129,7 +129,7 @@ impl CpuSession {
             }
             return Ok(());
         }
-        if step.op.is_exchange() {
+        if let Op::Exchange(_) = step.op {
             let links = links.clone();
             return exchange(self, links.as_ref(), index);
         }
@@ -471,16 +471,7 @@ impl Run<'_> {
                 let (tail, y) = (epilogue(o.bias(3), *activation), first.as_mut_slice::<f32>(o.out_len(0)));
                 kernels::int8_conv2d(ctx, &shape, x, *input_scale as f32, packed, tail, y);
             }
-            Op::AllReduce
-            | Op::SumRanks
-            | Op::ReduceScatter { .. }
-            | Op::TakePart { .. }
-            | Op::EveryRank
-            | Op::Send { .. }
-            | Op::Receive { .. }
-            | Op::AllGather { .. } => {
-                unreachable!("run before operands are taken")
-            }
+            Op::Exchange(_) => unreachable!("run before operands are taken"),
         }
         Ok(())
     }

@@ -439,14 +439,7 @@ impl Planner<'_> {
                 self.push(kernel.launch([1, 1, 1], 0, arguments));
             }
             // The session does it.
-            Op::AllReduce
-            | Op::SumRanks
-            | Op::ReduceScatter { .. }
-            | Op::TakePart { .. }
-            | Op::EveryRank
-            | Op::Send { .. }
-            | Op::Receive { .. }
-            | Op::AllGather { .. } => {}
+            Op::Exchange(_) => {}
             Op::Reshape { .. } | Op::Replicate => unreachable!("lowering gives both sides of a reshape one memory and drops it"),
         }
         Ok(())

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     backend::{BackendError, Links, Session, exchange::exchange},
-    graph::{Program, Role, ValueId},
+    graph::{Op, Program, Role, ValueId},
     units::{Bytes, Seconds},
     vocab::{DType, Vocabulary},
 };
@@ -127,7 +127,7 @@ impl CudaSession {
         let mut pieces = Vec::new();
         let mut from = 0;
         for (at, step) in program.steps.iter().enumerate() {
-            if step.op.is_exchange() {
+            if let Op::Exchange(_) = step.op {
                 pieces.push(Piece::Launches { steps: from..at, recording: None });
                 pieces.push(Piece::Exchange(at));
                 from = at + 1;

@@ -67,7 +67,7 @@ fn one_value_alone_is_summed_over_ranks_between_launches() {
     let mut graph = Graph::new();
     let x = graph.input("x", &[5], DType::F32);
     let y = graph.apply(Op::Scale { factor: 3.0 }, &[x]).unwrap();
-    graph.apply_all(Op::AllReduce, &[y]).unwrap();
+    graph.apply_all(Op::Exchange(crate::graph::Exchange::AllReduce), &[y]).unwrap();
     let z = graph.apply(Op::Unary(Unary::Relu), &[y]).unwrap();
     graph.mark_output("z", z);
     let mut session = Cuda { machine: Arc::new(machine), choices: Arc::default() }.load(lower(&graph), Some(twins())).unwrap();
