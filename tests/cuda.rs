@@ -171,7 +171,7 @@ fn config(epochs: usize, optimizer: OptimizerConfig, batch_size: usize) -> Train
 }
 
 /// One epoch of so many steps on patterns of three classes.
-fn trained(device: Device, precision: Precision, steps: usize) -> SeedRun {
+fn trained(device: Device, precision: Precision, layout: Layout, steps: usize) -> (SeedRun, Option<String>) {
     let part = |rows: usize| {
         let pixel = |at: usize| {
             let (row, k) = (at / 12, at % 12);
@@ -192,11 +192,12 @@ fn trained(device: Device, precision: Precision, steps: usize) -> SeedRun {
         content_hash: String::new(),
     };
     let config = config(1, OptimizerConfig::new(OptimizerKind::Adam, 0.01), BATCH);
-    let (phase, compression, layout) = (Phase::Train, Compression::NONE, Layout::SINGLE);
+    let (phase, compression) = (Phase::Train, Compression::NONE);
     let candidate = Candidate { phase, device, precision, compression, layout, batch_size: BATCH, threads: 1 };
     let model = Model { name: "small", about: "16 hidden units, ReLU, classes", reads: RowKind::Image, build: small };
     let mut trainer = Trainer::new(&model, Arc::new(set), &candidate, &config, 1).unwrap();
-    trainer.run(Metric::Accuracy).unwrap().0
+    let run = trainer.run(Metric::Accuracy).unwrap().0;
+    (run, trainer.team().first().exchanges())
 }
 
 #[test]
@@ -204,7 +205,7 @@ fn training_steps_wait_for_nothing_and_learn_and_skip_what_the_processor_does() 
     if let Some(steps) = std::env::var_os(STEPS) {
         let steps: usize = steps.to_str().unwrap().parse().unwrap();
         for (precision, tolerance) in [(Precision::Fp32, 1e-3), (Precision::Fp16, 2e-2)] {
-            let [ours, theirs] = [Device::Cuda(0), Device::Cpu].map(|device| trained(device, precision, steps));
+            let [ours, theirs] = [Device::Cuda(0), Device::Cpu].map(|device| trained(device, precision, Layout::SINGLE, steps).0);
             assert_eq!(ours.skipped_steps, theirs.skipped_steps, "{precision:?}");
             assert_eq!(ours.skipped_steps > 1, precision == Precision::Fp16, "{}", ours.skipped_steps);
             assert_eq!((ours.loss_curve.len(), ours.failure), (steps, None));
@@ -316,4 +317,64 @@ fn threads_of_the_host_share_nothing_without_an_order() {
     emulator::planted(emulator::Flavour::Threads, "driver", lock, none, folder.path()).unwrap();
     let (succeeded, said) = in_threads(built, folder.path());
     assert!(!succeeded && said.contains("WARNING: ThreadSanitizer: data race"), "{said}");
+}
+
+/// Set where the test below runs in a process with two devices: what is said of the way of exchanges.
+const EXCHANGES: &str = "ADVISOR_TEST_EXCHANGES";
+
+#[test]
+fn ranks_exchange_from_device_to_device_and_learn_what_one_rank_does() {
+    // A second storage type has copies to refresh, fp16 a flag that all ranks must agree on.
+    const CASES: [(Precision, f64, &[&str]); 3] = [
+        (Precision::Fp32, 1e-5, &["dp=2", "zero=2", "tp=2", "pp=2"]),
+        (Precision::Bf16, 2e-2, &["zero=2"]),
+        (Precision::Fp16, 2e-2, &["zero=2", "tp=2"]),
+    ];
+    const STEPS: usize = 6;
+    if let Ok(expected) = std::env::var(EXCHANGES) {
+        for (precision, tolerance, layouts) in CASES {
+            let (one, none) = trained(Device::Cuda(0), precision, Layout::SINGLE, STEPS);
+            assert_eq!(none, None);
+            for layout in layouts {
+                let (run, way) = trained(Device::Cuda(0), precision, layout.parse().unwrap(), STEPS);
+                assert!(way.as_ref().is_some_and(|way| way.contains(&expected)), "{layout}: {way:?}");
+                assert_eq!((run.failure, run.skipped_steps), (None, one.skipped_steps), "{layout} {precision:?}");
+                for (ours, theirs) in run.loss_curve.iter().zip(&one.loss_curve) {
+                    assert!(
+                        (ours.1 - theirs.1).abs() <= tolerance * theirs.1,
+                        "{layout} {precision:?}: {ours:?} is not {theirs:?}"
+                    );
+                }
+            }
+        }
+        return;
+    }
+    let Some(built) = emulator::emulator() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let counts = |library: &str, devices: &str, expected: &str| -> BTreeMap<String, u64> {
+        let log = dir.path().join("log");
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "ranks_exchange_from_device_to_device_and_learn_what_one_rank_does"])
+            .env("LD_LIBRARY_PATH", &built.driver)
+            .env("ADVISOR_STANDIN_LOG", &log)
+            .env("ADVISOR_STANDIN_DEVICES", devices)
+            .env("ADVISOR_NCCL", library)
+            .env(EXCHANGES, expected)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        let lines = fs::read_to_string(&log).unwrap();
+        lines.lines().map(|line| line.split_once(' ').unwrap()).map(|(what, n)| (what.into(), n.parse().unwrap())).collect()
+    };
+    // The name by which cudarc opens the stand-in: one file, one state.
+    let library = built.driver.join("libcuda.so");
+    let devices = counts(library.to_str().unwrap(), "2", "from device to device by NCCL 2.27.3");
+    let host = counts("off", "2", "through the host: NCCL cannot be opened: ADVISOR_NCCL is `off`");
+    // Two ranks in a group of each of the seven.
+    assert_eq!((devices["nccl_joined"], devices["nccl_left"]), (7 * 2, 7 * 2), "{devices:?}");
+    // One exchange or more a step of each rank, in all but the pipeline, which then comes to no host.
+    let least = 6 * 2 * STEPS;
+    assert!(devices["nccl_calls"] as usize >= least && !host.contains_key("nccl_calls"), "{devices:?}");
+    assert!(devices["copies_to_host"] as usize + least <= host["copies_to_host"] as usize, "{devices:?} {host:?}");
 }

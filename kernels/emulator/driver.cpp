@@ -8,7 +8,7 @@
 // As late as a device may be: what a stream is asked for happens when somebody waits for it, and not before. So a missing wait is found:
 // page-locked memory that is changed or freed before a queued copy has read it breaks the context. A copy from pageable memory waits
 // for the stream, as it may with the driver.
-// The same file holds the calls of cuBLAS that src/backend/cuda/cublas.rs makes, so that they can queue work on a stream.
+// The same file holds the calls of cuBLAS and NCCL that src/backend/cuda/ makes, so that they can queue work on a stream.
 // Not like the driver: a capture is a list, so a missing dependency between streams is not found. The code that runs is the emulator's;
 // of an image only its headers are read.
 //
@@ -17,6 +17,7 @@
 #include "common.cuh"
 #include "hopper.cuh"
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -112,6 +113,7 @@ struct Stream {
     std::thread::id thread;
     std::vector<Work> captured;
     std::deque<Work> waiting;  // asked for and not done
+    bool busy = false;         // a thread gets on with it
 };
 typedef std::chrono::steady_clock Clock;
 struct Event {
@@ -282,13 +284,39 @@ int queue(Stream* stream, Work work) {
     return SUCCESS;
 }
 
-// The device gets on with a stream: to its end, or until `event` is reached.
-void catch_up(Stream* stream, const Event* event = nullptr) {
-    while (!stream->waiting.empty() && !(event && event->reached == event->recorded)) {
+std::condition_variable_any& changed() {
+    static auto& only = *new std::condition_variable_any;
+    return only;
+}
+
+// Waits, the state's lock given up, for what another thread does. False after a minute.
+template <class Is> bool wait_for_others(Is is) {
+    std::unique_lock<std::recursive_mutex> held(state().one, std::adopt_lock);
+    const bool answer = changed().wait_for(held, std::chrono::seconds(60), is);
+    held.release();
+    return answer;
+}
+
+// The device gets on with a stream, to its end or until `is_far_enough`. A device does so by itself: where devices exchange, the thread
+// of one rank gets on with the streams of others, whose own threads may be waiting for something else.
+template <class Is> void get_on(Stream* stream, Is is_far_enough) {
+    if (!wait_for_others([&] { return !stream->busy; })) return fault(*stream->context, "a stream stood still for a minute");
+    Context* const before = current;
+    current = stream->context;
+    stream->busy = true;
+    while (!stream->waiting.empty() && !is_far_enough()) {
         const Work next = std::move(stream->waiting.front());
         stream->waiting.pop_front();
         run(*stream->context, next);
     }
+    stream->busy = false;
+    current = before;
+    changed().notify_all();
+}
+
+// To its end, or until `event` is reached.
+void catch_up(Stream* stream, const Event* event = nullptr) {
+    get_on(stream, [&] { return event && event->reached == event->recorded; });
 }
 
 void catch_up(Context& context) {
@@ -906,4 +934,166 @@ CALL cublasGemmEx(Blas* handle, int turn_a, int turn_b, int m, int n, int k, con
             }
     });
     return BLAS_SUCCESS;
+}
+
+// NCCL. Results of nccl.h. A call is queued on each rank's stream; the rank whose stream gets to it last does the work of all, the others
+// wait for it, as kernels of the library do. Ranks are threads of this process, each with a device of its own.
+namespace {
+enum Result { NCCL_SUCCESS = 0, NCCL_INVALID_ARGUMENT = 4, NCCL_INVALID_USAGE = 5 };
+enum Kind { ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER };
+struct Part { Stream* stream = nullptr; bool here = false; u64 from = 0, to = 0; };
+struct Call {
+    Kind kind;
+    size_t count;
+    int type, how;
+    std::vector<Part> parts;
+    int arrived = 0, gone = 0;
+    bool done = false, wrong = false;
+    // A rank that has been asked for the call, whose stream is not there yet and stands still.
+    Part* late() {
+        for (Part& part : parts)
+            if (part.stream && !part.here && !part.stream->busy) return &part;
+        return nullptr;
+    }
+};
+struct NcclGroup {
+    int ranks;
+    std::vector<Context*> devices;
+    std::map<u64, Call> calls;
+};
+struct Comm { std::shared_ptr<NcclGroup> group; int rank; Context* context; u64 next = 0; };
+struct Id { char bytes[128]; };
+std::map<std::string, std::shared_ptr<NcclGroup>>& nccl_groups() {
+    static auto& all = *new std::map<std::string, std::shared_ptr<NcclGroup>>;
+    return all;
+}
+std::map<Comm*, std::unique_ptr<Comm>>& comms() {
+    static auto& all = *new std::map<Comm*, std::unique_ptr<Comm>>;
+    return all;
+}
+thread_local int series = 0;  // ncclGroupStart without its end
+
+constexpr int NCCL_FLOAT16 = 6, NCCL_FLOAT32 = 7, NCCL_BFLOAT16 = 9, NCCL_SUM = 0, NCCL_MIN = 3;
+int numbers_of(int type) { return type == NCCL_FLOAT32 ? R32F : type == NCCL_FLOAT16 ? R16F : R16BF; }
+
+void work_of_all(Call& call) {
+    const size_t ranks = call.parts.size(), whole = call.kind == ALL_REDUCE ? call.count : call.count * ranks;
+    const int type = numbers_of(call.type);
+    std::vector<float> all(whole);
+    for (size_t i = 0; i < whole; ++i) {
+        if (call.kind == ALL_GATHER) {
+            all[i] = number(call.parts[i / call.count].from, i % call.count, type);
+            continue;
+        }
+        double value = number(call.parts[0].from, i, type);
+        for (size_t rank = 1; rank < ranks; ++rank) {
+            const double other = number(call.parts[rank].from, i, type);
+            value = call.how == NCCL_MIN ? smaller(value, other) : value + other;
+        }
+        all[i] = (float)value;
+    }
+    for (size_t rank = 0; rank < ranks; ++rank) {
+        const size_t first = call.kind == REDUCE_SCATTER ? rank * call.count : 0, length = call.kind == REDUCE_SCATTER ? call.count : whole;
+        for (size_t i = 0; i < length; ++i) put_number(call.parts[rank].to, i, type, all[first + i]);
+    }
+}
+
+int collective(Kind kind, const void* from, void* to, size_t count_each, int type, int how, Comm* comm, Stream* handle) {
+    if (usable() || !holds(comms(), comm) || comm->context != current) return NCCL_INVALID_ARGUMENT;
+    Stream* stream = nullptr;
+    if (stream_of(handle, stream) || stream->capturing) return NCCL_INVALID_USAGE;
+    if ((type != NCCL_FLOAT16 && type != NCCL_FLOAT32 && type != NCCL_BFLOAT16) || (how != NCCL_SUM && how != NCCL_MIN)) return NCCL_INVALID_ARGUMENT;
+    count("nccl_calls");
+    const int rank = comm->rank;
+    const u64 which = comm->next++;
+    const size_t ranks = comm->group->ranks;
+    auto made = comm->group->calls.emplace(which, Call{kind, count_each, type, how, std::vector<Part>(ranks)});
+    Call& asked = made.first->second;
+    if (asked.kind != kind || asked.count != count_each || asked.type != type || asked.how != how) asked.wrong = true;
+    asked.parts[rank] = {stream, false, (u64)from, (u64)to};
+    changed().notify_all();
+    queue(stream, [=, group = comm->group](Context& context) {
+        Call& call = group->calls.at(which);
+        const size_t size = type == NCCL_FLOAT32 ? 4 : 2;
+        const size_t read = size * count_each * (kind == REDUCE_SCATTER ? ranks : 1), written = size * count_each * (kind == ALL_GATHER ? ranks : 1);
+        if (!in_memory((u64)from, read) || !in_memory((u64)to, written)) return fault(context, "an exchange reads or writes outside of its operands");
+        call.parts[rank].here = true;
+        if (++call.arrived == (int)ranks) {
+            if (!call.wrong) work_of_all(call);
+            call.done = true;
+            changed().notify_all();
+        }
+        while (!call.done) {
+            if (Part* part = call.late()) get_on(part->stream, [&] { return part->here; });
+            else if (!wait_for_others([&] { return call.done || call.late(); })) return fault(context, "a rank waited a minute for an exchange that the others did not come to");
+        }
+        const bool wrong = call.wrong;
+        if (++call.gone == (int)ranks) group->calls.erase(which);
+        if (wrong) fault(context, "ranks came to different exchanges");
+    });
+    return NCCL_SUCCESS;
+}
+}  // namespace
+
+CALL ncclGetVersion(int* version) {
+    LOCKED;
+    *version = 22703;
+    return NCCL_SUCCESS;
+}
+
+CALL ncclGetUniqueId(Id* out) {
+    LOCKED;
+    static u64 made = 0;
+    *out = Id{};
+    snprintf(out->bytes, sizeof out->bytes, "stand-in %llu \xff", ++made);
+    return NCCL_SUCCESS;
+}
+
+CALL ncclCommInitRank(Comm** out, int ranks, Id id, int rank) {
+    LOCKED;
+    if (usable() || !out || ranks < 1 || rank < 0 || rank >= ranks) return NCCL_INVALID_ARGUMENT;
+    auto& group = nccl_groups()[std::string(id.bytes, sizeof id.bytes)];
+    if (!group) group.reset(new NcclGroup{ranks, {}, {}});
+    if (group->ranks != ranks) return NCCL_INVALID_ARGUMENT;
+    for (Context* other : group->devices)
+        if (other == current) return NCCL_INVALID_USAGE;  // two ranks on one device
+    const std::shared_ptr<NcclGroup> kept = group;
+    kept->devices.push_back(current);
+    changed().notify_all();
+    if (!wait_for_others([&] { return (int)kept->devices.size() == ranks; })) return NCCL_INVALID_USAGE;
+    std::unique_ptr<Comm> made(new Comm{kept, rank, current});
+    *out = made.get();
+    comms()[*out] = std::move(made);
+    count("nccl_joined");
+    return NCCL_SUCCESS;
+}
+
+CALL ncclCommDestroy(Comm* comm) {
+    LOCKED;
+    if (!holds(comms(), comm)) return NCCL_INVALID_ARGUMENT;
+    comms().erase(comm);
+    count("nccl_left");
+    return NCCL_SUCCESS;
+}
+
+CALL ncclGroupStart() {
+    ++series;
+    return NCCL_SUCCESS;
+}
+
+CALL ncclGroupEnd() { return series-- > 0 ? NCCL_SUCCESS : NCCL_INVALID_USAGE; }
+
+CALL ncclAllReduce(const void* from, void* to, size_t numbers, int type, int how, Comm* comm, Stream* stream) {
+    LOCKED;
+    return collective(ALL_REDUCE, from, to, numbers, type, how, comm, stream);
+}
+
+CALL ncclReduceScatter(const void* from, void* to, size_t part, int type, int how, Comm* comm, Stream* stream) {
+    LOCKED;
+    return collective(REDUCE_SCATTER, from, to, part, type, how, comm, stream);
+}
+
+CALL ncclAllGather(const void* from, void* to, size_t part, int type, Comm* comm, Stream* stream) {
+    LOCKED;
+    return collective(ALL_GATHER, from, to, part, type, NCCL_SUM, comm, stream);
 }

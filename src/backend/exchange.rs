@@ -1,6 +1,6 @@
 //! Ops that other ranks take part in, on buffers of the host: what every backend does where it has nothing better.
 
-use super::{BackendError, Links, Session};
+use super::{BackendError, CollectiveError, Links, Session};
 use crate::graph::{Exchange, Op};
 
 /// Runs step `index` of a session's program, an exchange, on copies of its operands as f32.
@@ -40,14 +40,7 @@ fn among_ranks(exchange: &Exchange, links: &Links, operands: &mut [Vec<f32>], le
             Ok(part)
         }
         Exchange::TakePart { .. } => Ok(own_part(&operands[0], links.data.rank(), length)),
-        Exchange::EveryRank => {
-            let mut flags = [operands[0][0]];
-            links.data.all_reduce_sum(&mut flags)?;
-            links.tensor.all_reduce_sum(&mut flags)?;
-            links.pipeline.all_reduce_sum(&mut flags)?;
-            let ranks = links.data.ranks() * links.tensor.ranks() * links.pipeline.ranks();
-            Ok(vec![f32::from(u8::from(flags[0] == ranks as f32))])
-        }
+        Exchange::EveryRank => Ok(vec![f32::from(u8::from(every_rank(links, operands[0][0] == 1.0)?))]),
         Exchange::Send { to_next } => {
             let rank = links.pipeline.rank();
             links.pipeline.send(if *to_next { rank + 1 } else { rank - 1 }, &operands[0])?;
@@ -70,9 +63,25 @@ fn among_ranks(exchange: &Exchange, links: &Links, operands: &mut [Vec<f32>], le
     }
 }
 
+/// Whether every rank of every kind says yes.
+pub(super) fn every_rank(links: &Links, yes: bool) -> Result<bool, CollectiveError> {
+    let mut count = [f32::from(u8::from(yes))];
+    for group in [&links.data, &links.tensor, &links.pipeline] {
+        group.all_reduce_sum(&mut count)?;
+    }
+    let ranks = links.data.ranks() * links.tensor.ranks() * links.pipeline.ranks();
+    Ok(count[0] == ranks as f32)
+}
+
 /// Elements from `rank * length` on, zeros behind the last.
 fn own_part(data: &[f32], rank: usize, length: usize) -> Vec<f32> {
-    let mut part: Vec<f32> = data.iter().skip(rank * length).take(length).copied().collect();
+    let own = own_part_len(data.len(), rank, length);
+    let mut part = data[data.len().min(rank * length)..][..own].to_vec();
     part.resize(length, 0.0);
     part
+}
+
+/// How many of `count` elements lie in a rank's part.
+pub(super) fn own_part_len(count: usize, rank: usize, length: usize) -> usize {
+    count.saturating_sub(rank * length).min(length)
 }

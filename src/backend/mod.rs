@@ -112,6 +112,10 @@ pub trait Session: Send {
     fn reasons(&self) -> Vec<Vec<String>> {
         vec![Vec::new(); self.program().steps.len()]
     }
+    /// How exchanges with other ranks went, where there is more than one way; known after the first.
+    fn exchanges(&self) -> Option<String> {
+        None
+    }
     /// Device memory of the session.
     fn memory(&self) -> Bytes;
 }

@@ -272,6 +272,11 @@ impl Ready {
             (Doing::Train(trainer), true) => Some(Bytes(trainer.team().memory_bytes())),
             (Doing::Infer(predictor), true) => Some(Bytes(predictor.team().memory_bytes())),
         };
+        let exchanges = match &mut self.work {
+            Doing::Train(trainer) => trainer.team().first().exchanges(),
+            Doing::Infer(predictor) => predictor.team().first().exchanges(),
+        };
+        self.notes.extend(exchanges);
         let candidate = &self.setup.candidate;
         let (data_s, program, model_bytes) = match &mut self.work {
             Doing::Train(trainer) => {

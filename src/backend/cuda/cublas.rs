@@ -1,9 +1,10 @@
 //! The vendor's matrix products, opened at run time to be measured beside ours; nothing else in the program uses them.
 //!
-//! Opened by name rather than through cudarc, whose loader knows no `libcublas.so.13`. The six calls have had one signature since CUDA 11.
+//! The six calls have had one signature since CUDA 11.
 
 use super::{
     driver::Driver,
+    library,
     machine::{Address, CudaError, Machine, Recording},
 };
 use crate::{stats::Generator, vocab::DType};
@@ -11,13 +12,13 @@ use half::{bf16, f16};
 use libloading::Library;
 use std::{
     ffi::{c_int, c_void},
-    path::PathBuf,
     sync::Arc,
 };
 
 /// Names the library, or is `off`.
 pub const CUBLAS: &str = "ADVISOR_CUBLAS";
 
+const WHAT: &str = "cuBLAS";
 const NAMES: [&str; 4] = ["libcublas.so.13", "libcublas.so.12", "libcublas.so.11", "libcublas.so"];
 
 /// What the library asks for on GPUs of compute capability 9.0: below 32 MiB some of its kernels are not taken (cuBLAS documentation,
@@ -101,46 +102,23 @@ fn answered(call: &'static str, status: c_int) -> Result<(), CudaError> {
     if status == 0 { Ok(()) } else { Err(CudaError::Call { call, code: format!("status {status}") }) }
 }
 
-fn open_library() -> Result<Library, CudaError> {
-    match std::env::var_os(CUBLAS).filter(|name| !name.is_empty()) {
-        Some(name) if name == "off" => Err(CudaError::NoLibrary(format!("{CUBLAS} is `off`"))),
-        Some(name) => open_named(&[PathBuf::from(name)]),
-        None => open_named(&NAMES.map(PathBuf::from)),
-    }
-}
-
-fn open_named(names: &[PathBuf]) -> Result<Library, CudaError> {
-    let mut reason = String::new();
-    for name in names {
-        // SAFETY: the library's initialisers are NVIDIA's, or those of what the user has named.
-        match unsafe { Library::new(name) } {
-            Ok(library) => return Ok(library),
-            Err(error) => {
-                // The loader's own words lie below.
-                let words = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-                reason = if words.contains(&*name.to_string_lossy()) { words } else { format!("`{}`: {words}", name.display()) };
-            }
-        }
-    }
-    Err(CudaError::NoLibrary(format!("{reason}; {CUBLAS} may name its file")))
-}
-
 impl Cublas {
     /// # Errors
     /// Where there is no library, no such device, or one of its calls fails.
     pub fn open(ordinal: usize) -> Result<Cublas, CudaError> {
         let driver = Arc::new(Driver::open(ordinal)?);
-        let library = open_library()?;
-        fn symbol<T: Copy>(library: &Library, name: &'static str) -> Result<T, CudaError> {
-            // SAFETY: the types above are those of the library's header.
-            unsafe { library.get::<T>(name.as_bytes()) }.map(|symbol| *symbol).map_err(|e| CudaError::NoLibrary(e.to_string()))
-        }
-        let create: Create = symbol(&library, "cublasCreate_v2")?;
-        let destroy: OfHandle = symbol(&library, "cublasDestroy_v2")?;
-        let get_version: GetVersion = symbol(&library, "cublasGetVersion_v2")?;
-        let set_stream: SetStream = symbol(&library, "cublasSetStream_v2")?;
-        let set_workspace: SetWorkspace = symbol(&library, "cublasSetWorkspace_v2")?;
-        let gemm: GemmEx = symbol(&library, "cublasGemmEx")?;
+        let library = library::open(WHAT, CUBLAS, &NAMES)?;
+        // SAFETY: the types above are those of cublas_api.h.
+        let (create, destroy, get_version, set_stream, set_workspace, gemm) = unsafe {
+            (
+                library::function::<Create>(&library, WHAT, "cublasCreate_v2")?,
+                library::function::<OfHandle>(&library, WHAT, "cublasDestroy_v2")?,
+                library::function::<GetVersion>(&library, WHAT, "cublasGetVersion_v2")?,
+                library::function::<SetStream>(&library, WHAT, "cublasSetStream_v2")?,
+                library::function::<SetWorkspace>(&library, WHAT, "cublasSetWorkspace_v2")?,
+                library::function::<GemmEx>(&library, WHAT, "cublasGemmEx")?,
+            )
+        };
         let (calls, version) = driver.with_stream(|stream| {
             let mut handle: Handle = std::ptr::null_mut();
             // SAFETY: the context is current and the pointer is to a handle of ours.
@@ -328,11 +306,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn a_machine_without_the_library_gets_a_reason() {
-        let error = open_named(&[PathBuf::from("libcublas-that-is-not-there.so")]).unwrap_err().to_string();
-        assert!(error.contains("libcublas-that-is-not-there.so") && error.contains(CUBLAS), "{error}");
     }
 }

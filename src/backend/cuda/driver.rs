@@ -1,11 +1,13 @@
-//! NVIDIA's driver as a machine, and the only door to cudarc. Every `unsafe` of the backend stands here, but for the calls of `cublas`.
+//! NVIDIA's driver as a machine, and the only door to cudarc. Every `unsafe` of the backend stands here, but for
+//! calls of the libraries that `library` opens.
 //!
 //! The driver library is opened when it is first asked for. cudarc panics where the library or one of its symbols is missing, so its
 //! presence is asked for first and the opening is fenced; error codes are printed by name, since cudarc's own messages ask the driver.
 
 use super::{
     image,
-    machine::{Address, Clock, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording, Staging},
+    machine::{Address, Clock, Collectives, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording, Staging},
+    nccl::Nccl,
 };
 use crate::vocab::DType;
 use cudarc::driver::{
@@ -134,7 +136,7 @@ struct Handles {
 }
 
 /// The context of a device and its one stream, on which everything runs in order. They live as long as anything that needs them.
-struct Queue {
+pub(super) struct Queue {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -155,8 +157,12 @@ impl Queue {
         Ok(queue)
     }
 
+    pub fn stream(&self) -> *mut c_void {
+        self.stream.cast()
+    }
+
     /// Makes the context current on this thread.
-    fn enter(&self) -> Result<(), CudaError> {
+    pub fn enter(&self) -> Result<(), CudaError> {
         // SAFETY: the context lives as long as `self`.
         called("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.context) })
     }
@@ -419,13 +425,13 @@ impl Driver {
     /// Records calls of another library, which queues them on the stream that it is handed.
     pub fn record_calls(&self, calls: impl FnOnce(*mut c_void) -> Result<(), CudaError>) -> Result<Recording, CudaError> {
         self.queue.enter()?;
-        self.capture(|| calls(self.queue.stream.cast()))
+        self.capture(|| calls(self.queue.stream()))
     }
 
     /// Runs calls of another library with the context current.
     pub fn with_stream<T>(&self, calls: impl FnOnce(*mut c_void) -> Result<T, CudaError>) -> Result<T, CudaError> {
         self.queue.enter()?;
-        calls(self.queue.stream.cast())
+        calls(self.queue.stream())
     }
 }
 
@@ -569,6 +575,11 @@ impl Machine for Driver {
 
     fn clock(&self) -> Box<dyn Clock> {
         Box::new(Events::new(&self.queue))
+    }
+
+    fn collectives(&self) -> Result<Box<dyn Collectives>, CudaError> {
+        let uuid = called("cuDeviceGetUuid", device::get_uuid(self.queue.device))?;
+        Ok(Box::new(Nccl::open(self.queue.clone(), uuid.bytes.map(|byte| byte as u8))?))
     }
 }
 

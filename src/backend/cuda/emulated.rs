@@ -4,7 +4,7 @@
 #[path = "../../../tests/support/emulator.rs"]
 pub(super) mod build;
 
-use super::machine::{Address, Clock, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording, Staging};
+use super::machine::{Address, Clock, Collectives, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording, Staging};
 pub use build::emulator;
 use libloading::Library;
 use std::{
@@ -257,6 +257,10 @@ impl Machine for Emulated {
     fn time_replay(&self, recording: &Recording) -> Result<f64, CudaError> {
         let start = std::time::Instant::now();
         self.replay(recording).map(|()| start.elapsed().as_secs_f64())
+    }
+
+    fn collectives(&self) -> Result<Box<dyn Collectives>, CudaError> {
+        Err(CudaError::NoLibrary { what: "NCCL", reason: "the emulator is one device".into() })
     }
 
     fn clock(&self) -> Box<dyn Clock> {

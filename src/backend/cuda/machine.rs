@@ -65,8 +65,8 @@ pub enum CudaError {
     OldDriver(String),
     #[error("there is no CUDA device {ordinal}: the driver shows {count}")]
     Ordinal { ordinal: usize, count: usize },
-    #[error("cuBLAS cannot be opened: {0}")]
-    NoLibrary(String),
+    #[error("{what} cannot be opened: {reason}")]
+    NoLibrary { what: &'static str, reason: String },
     #[error("`{call}` failed: {code}")]
     Call { call: &'static str, code: String },
     #[error("{launch}: {reason} (operands {shapes})")]
@@ -114,6 +114,41 @@ pub(super) trait Machine: Send + Sync {
     /// Seconds that the device took to replay this once, by events around it.
     fn time_replay(&self, recording: &Recording) -> Result<f64, CudaError>;
     fn clock(&self) -> Box<dyn Clock>;
+    /// What exchanges between devices without the host; an error says why there is no such thing.
+    fn collectives(&self) -> Result<Box<dyn Collectives>, CudaError>;
+}
+
+/// Name of a group of devices, the same on all of them: `ncclUniqueId`.
+pub(super) type GroupId = [u8; 128];
+
+/// A library of exchanges between devices, on one of them.
+pub(super) trait Collectives: Send {
+    /// `NCCL 2.27.3`.
+    fn name(&self) -> String;
+    /// Of the device, as no other has it.
+    fn device(&self) -> [u8; 16];
+    fn new_id(&self) -> Result<GroupId, CudaError>;
+    /// Joins the group, and waits for the others.
+    fn join(&self, id: &GroupId, rank: usize, ranks: usize) -> Result<Box<dyn DeviceGroup>, CudaError>;
+}
+
+/// How numbers of several devices become one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Merge {
+    Sum,
+    Least,
+}
+
+/// Devices that exchange. Every member queues the same calls in the same order; a call is done when all members' queues have got there.
+pub(super) trait DeviceGroup: Send {
+    fn ranks(&self) -> usize;
+    fn rank(&self) -> usize;
+    /// Each of `buffers` (address, numbers), in place.
+    fn all_reduce(&self, buffers: &[(Address, usize)], dtype: DType, merge: Merge) -> Result<(), CudaError>;
+    /// `from` has `part` numbers for every rank, of whose sums each gets its own to `to`; f32.
+    fn reduce_scatter(&self, from: Address, to: Address, part: usize) -> Result<(), CudaError>;
+    /// `part` numbers of every rank, one rank behind the other; f32.
+    fn all_gather(&self, from: Address, to: Address, part: usize) -> Result<(), CudaError>;
 }
 
 /// Writes the tensor maps of launches into their structs.

@@ -14,9 +14,14 @@ mod driver;
 mod emulated;
 mod image;
 mod kernel;
+#[allow(unsafe_code)]
+mod library;
+mod links;
 #[cfg(test)]
 mod lint;
 mod machine;
+#[allow(unsafe_code)]
+mod nccl;
 mod peaks;
 // A kernel's type spells out its argument struct.
 #[allow(clippy::type_complexity)]
@@ -33,6 +38,7 @@ pub use conformance::{Checked, Verdict, conformance};
 pub use cublas::{CUBLAS, Cublas, ProductBench, VendorProduct};
 pub use driver::{device_count, driver_version, facts, uuid};
 pub use machine::{CudaError, Facts};
+pub use nccl::NCCL;
 pub use peaks::{Peaks, peaks};
 pub use tune::{TUNING, TuneError, Tuned, tune, tuning_file};
 

@@ -1,6 +1,7 @@
 //! One program on a machine: its memory, its planned launches, and the recording that replays them.
 
 use super::{
+    links::{self, Way},
     machine::{Address, Clock, CudaError, Launch, Machine, Recording, Staging, encode_maps},
     plan::{self, Control, Places, Plan},
     product::Choices,
@@ -80,6 +81,7 @@ pub(super) struct CudaSession {
     /// Runs so far; the first goes launch by launch, so that a launch that fails is named, the second records.
     runs: u64,
     links: Option<Links>,
+    way: Way,
     /// Of the inputs that were filled in place so far.
     feeds: BTreeMap<ValueId, Feed>,
     /// Factor on the learning rate, and its way to the device once it has changed.
@@ -146,6 +148,7 @@ impl CudaSession {
             pieces,
             runs: 0,
             links,
+            way: Way::Open,
             feeds: BTreeMap::new(),
             rate: 1.0,
             rate_feed: None,
@@ -215,9 +218,18 @@ impl CudaSession {
         Ok(())
     }
 
-    /// Through the host.
+    /// From device to device where all ranks can, else through the host.
     fn exchange(&mut self, step: usize) -> Result<(), BackendError> {
         let links = self.links.clone();
+        if let (Way::Open, Some(links)) = (&self.way, &links) {
+            self.way = links::decide(&*self.machine, links, &self.program, &mut self.memory)?;
+        }
+        if let Way::Devices(devices) = &self.way {
+            let at = |id: ValueId| self.places.slots[self.program.slot_of[id.0].expect("lowering gives every operand a slot")];
+            if devices.queue(&*self.machine, &self.program, &self.program.steps[step], at)? {
+                return Ok(());
+            }
+        }
         exchange(self, links.as_ref(), step)
     }
 
@@ -228,6 +240,7 @@ impl CudaSession {
                 Piece::Exchange(step) => {
                     let start = std::time::Instant::now();
                     self.exchange(*step)?;
+                    self.machine.synchronize()?;
                     times.push(Seconds::since(start));
                 }
                 Piece::Launches { steps, .. } => {
@@ -399,6 +412,10 @@ impl Session for CudaSession {
 
     fn synchronize(&mut self) -> Result<(), BackendError> {
         Ok(self.machine.synchronize()?)
+    }
+
+    fn exchanges(&self) -> Option<String> {
+        self.way.describe()
     }
 
     fn memory(&self) -> Bytes {

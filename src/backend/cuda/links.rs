@@ -1,0 +1,218 @@
+//! Exchanges of a session from device to device, where every rank has a device of its own and a library for it; the host decides so
+//! together with all other ranks when the first exchange comes, and takes part in no later one.
+//!
+//! What the stages of a pipeline hand on goes through the host all the same: in 1F1B both sides of a link send before they receive, and a
+//! stream that sends waits until the other receives.
+
+use super::{
+    kernel::{In, Kernel, Out},
+    machine::{Address, CudaError, DeviceGroup, GroupId, Machine, Merge},
+};
+use crate::{
+    backend::{
+        BackendError, Collective, Links,
+        exchange::{every_rank, own_part_len},
+    },
+    graph::{Exchange, Op, Program, Step, ValueId},
+    vocab::DType,
+};
+use half::{bf16, f16};
+
+/// The groups of a rank, as its device knows them; `None` for a rank that is alone in one.
+pub(super) struct DeviceLinks {
+    data: Option<Box<dyn DeviceGroup>>,
+    tensor: Option<Box<dyn DeviceGroup>>,
+    pipeline: Option<Box<dyn DeviceGroup>>,
+    name: String,
+    /// Room for a value that is cut into equal parts, its end included.
+    padded: Address,
+    /// As many zeros as the largest part has numbers.
+    zeros: Address,
+}
+
+/// How a session's exchanges go.
+pub(super) enum Way {
+    /// No exchange was asked for yet.
+    Open,
+    /// Through the host; the reason.
+    Host(String),
+    Devices(Box<DeviceLinks>),
+}
+
+impl Way {
+    /// For records: `between devices by NCCL 2.27.3`.
+    pub fn describe(&self) -> Option<String> {
+        match self {
+            Way::Open => None,
+            Way::Host(reason) => Some(format!("exchanges went through the host: {reason}")),
+            Way::Devices(links) => {
+                let but = if links.pipeline.is_some() { ", what stages hand on through the host" } else { "" };
+                Some(format!("exchanges went from device to device by {}{but}", links.name))
+            }
+        }
+    }
+}
+
+/// Decides, with all other ranks, how exchanges go. Every rank calls it at its first exchange. `memory` gets what is allocated.
+///
+/// # Errors
+/// Where the other ranks are gone or a group cannot be joined.
+pub(super) fn decide(
+    machine: &dyn Machine,
+    links: &Links,
+    program: &Program,
+    memory: &mut Vec<Address>,
+) -> Result<Way, BackendError> {
+    let own = machine.collectives();
+    // A library refuses two ranks on one device.
+    let device = own.as_ref().map_or([0; 16], |library| library.device());
+    let mut apart = own.is_ok();
+    for group in [&links.data, &links.tensor, &links.pipeline] {
+        let devices = shared::<16>(&**group, &device)?;
+        apart &= (1..devices.len()).all(|at| !devices[..at].contains(&devices[at]));
+    }
+    if !every_rank(links, apart)? {
+        return Ok(Way::Host(match own {
+            Err(error) => error.to_string(),
+            Ok(_) => "a rank has no library for it, or no device of its own".into(),
+        }));
+    }
+    let library = own?;
+    let join = |group: &dyn Collective| -> Result<Option<Box<dyn DeviceGroup>>, BackendError> {
+        if group.ranks() == 1 {
+            return Ok(None);
+        }
+        let id: GroupId = if group.rank() == 0 { library.new_id()? } else { [0; 128] };
+        let id = shared::<128>(group, &id)?[0];
+        Ok(Some(library.join(&id, group.rank(), group.ranks())?))
+    };
+    let (data, tensor, pipeline) = (join(&*links.data)?, join(&*links.tensor)?, join(&*links.pipeline)?);
+    let largest = program.steps.iter().filter_map(|step| part_of(program, step)).max().unwrap_or(0);
+    let mut allocate = |numbers: usize| -> Result<Address, CudaError> {
+        let address = machine.allocate(4 * numbers)?;
+        memory.push(address);
+        Ok(address)
+    };
+    let (padded, zeros) = (allocate(largest * links.data.ranks())?, allocate(largest)?);
+    Ok(Way::Devices(Box::new(DeviceLinks { data, tensor, pipeline, name: library.name(), padded, zeros })))
+}
+
+/// Numbers of the part that one rank has, for exchanges that cut.
+fn part_of(program: &Program, step: &Step) -> Option<usize> {
+    let part = match &step.op {
+        Op::Exchange(Exchange::ReduceScatter { .. } | Exchange::TakePart { .. }) => step.outputs[0],
+        Op::Exchange(Exchange::AllGather { .. }) => step.inputs[1],
+        _ => return None,
+    };
+    Some(program.value(part).elements())
+}
+
+/// The bytes of every rank, by the links of the host, which carry numbers.
+fn shared<const N: usize>(group: &dyn Collective, bytes: &[u8; N]) -> Result<Vec<[u8; N]>, BackendError> {
+    let part: Vec<f32> = bytes.iter().map(|byte| f32::from(*byte)).collect();
+    let mut all = vec![0.0; N * group.ranks()];
+    group.all_gather(&part, &mut all)?;
+    let one = |numbers: &[f32]| std::array::from_fn(|k| numbers[k] as u8);
+    Ok(all.chunks_exact(N).map(one).collect())
+}
+
+impl DeviceLinks {
+    /// Queues an exchange; false for one that goes through the host. `at` gives addresses.
+    pub fn queue(
+        &self,
+        machine: &dyn Machine,
+        program: &Program,
+        step: &Step,
+        at: impl Fn(ValueId) -> Address,
+    ) -> Result<bool, BackendError> {
+        let Op::Exchange(kind) = &step.op else { unreachable!("the session looked") };
+        let elements = |id: ValueId| program.value(id).elements();
+        let ranks = self.data.as_ref().map_or(1, |group| group.ranks());
+        match kind {
+            Exchange::AllReduce => {
+                let buffers: Vec<_> = step.inputs.iter().map(|id| (at(*id), elements(*id))).collect();
+                if let Some(group) = &self.data {
+                    group.all_reduce(&buffers, DType::F32, Merge::Sum)?;
+                }
+            }
+            Exchange::SumRanks => {
+                let (x, y) = (step.inputs[0], step.outputs[0]);
+                machine.copy(at(x), at(y), program.value(x).bytes())?;
+                if let Some(group) = &self.tensor {
+                    group.all_reduce(&[(at(y), elements(y))], program.value(x).dtype, Merge::Sum)?;
+                }
+            }
+            Exchange::ReduceScatter { .. } => {
+                let (x, part) = (step.inputs[0], step.outputs[0]);
+                let (count, length) = (elements(x), elements(part));
+                let mut from = at(x);
+                if count < length * ranks {
+                    from = self.padded;
+                    machine.copy(at(x), from, 4 * count)?;
+                    machine.copy(self.zeros, from + 4 * count as Address, 4 * (length * ranks - count))?;
+                }
+                match &self.data {
+                    Some(group) => group.reduce_scatter(from, at(part), length)?,
+                    None => machine.copy(from, at(part), 4 * length)?,
+                }
+            }
+            Exchange::TakePart { .. } => {
+                let (x, part) = (step.inputs[0], step.outputs[0]);
+                let rank = self.data.as_ref().map_or(0, |group| group.rank());
+                let length = elements(part);
+                let own = own_part_len(elements(x), rank, length);
+                if own > 0 {
+                    machine.copy(at(x) + 4 * (rank * length) as Address, at(part), 4 * own)?;
+                }
+                if own < length {
+                    machine.copy(self.zeros, at(part) + 4 * own as Address, 4 * (length - own))?;
+                }
+            }
+            Exchange::AllGather { .. } => {
+                let (x, part) = (step.inputs[0], step.inputs[1]);
+                let (count, length) = (elements(x), elements(part));
+                let to = if count < length * ranks { self.padded } else { at(x) };
+                match &self.data {
+                    Some(group) => group.all_gather(at(part), to, length)?,
+                    None => machine.copy(at(part), to, 4 * length)?,
+                }
+                if to != at(x) {
+                    machine.copy(to, at(x), 4 * count)?;
+                }
+                if let Some(copy) = step.inputs.get(2) {
+                    self.refresh(machine, at(x), at(*copy), count, program.value(*copy).dtype)?;
+                }
+            }
+            Exchange::EveryRank => {
+                let flag = at(step.outputs[0]);
+                machine.copy(at(step.inputs[0]), flag, 4)?;
+                for group in [&self.data, &self.tensor, &self.pipeline].into_iter().flatten() {
+                    group.all_reduce(&[(flag, 1)], DType::F32, Merge::Least)?;
+                }
+            }
+            Exchange::Send { .. } | Exchange::Receive { .. } => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// A low-precision copy of fp32 weights.
+    fn refresh(&self, machine: &dyn Machine, from: Address, to: Address, count: usize, dtype: DType) -> Result<(), BackendError> {
+        const THREADS: u32 = 256;
+        let blocks = count.div_ceil(8 * THREADS as usize).clamp(1, 16 * machine.facts().multiprocessors as usize);
+        let grid = [blocks as u32, 1, 1];
+        let launch = match dtype {
+            DType::Bf16 => Kernel::<(In<f32>, Out<bf16>, u64)>::new("cast_f32_bf16".into(), THREADS).launch(
+                grid,
+                0,
+                (In::at(from), Out::at(to), count as u64),
+            ),
+            DType::F16 => Kernel::<(In<f32>, Out<f16>, u64)>::new("cast_f32_f16".into(), THREADS).launch(
+                grid,
+                0,
+                (In::at(from), Out::at(to), count as u64),
+            ),
+            _ => return Ok(machine.copy(from, to, 4 * count)?),
+        };
+        Ok(machine.launch(&launch)?)
+    }
+}
