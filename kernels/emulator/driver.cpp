@@ -786,6 +786,17 @@ CALL cuEventRecord(Event* event, Stream* handle) {
     });
 }
 
+CALL cuStreamWaitEvent(Stream* handle, Event* event, u32 flags) {
+    ON(stream, handle);
+    if (!holds(current->events, event)) return INVALID_HANDLE;
+    if (flags || stream->capturing) return INVALID_VALUE;
+    if (event->reached == event->recorded) return SUCCESS;
+    count("waits_of_streams");
+    return queue(stream, [kept = current->events[event], on = event->stream, which = event->recorded](Context&) {
+        get_on(on, [&] { return kept->reached >= which; });
+    });
+}
+
 CALL cuEventSynchronize(Event* event) {
     ENTERED;
     if (!holds(current->events, event)) return INVALID_HANDLE;

@@ -1,56 +1,72 @@
 //! Ops that other ranks take part in, on buffers of the host: what every backend does where it has nothing better.
 
 use super::{BackendError, CollectiveError, Links, Session};
-use crate::graph::{Exchange, Op};
+use crate::graph::{Exchange, Op, ValueId};
 
 /// Runs step `index` of a session's program, an exchange, on copies of its operands as f32.
 pub(super) fn exchange(session: &mut dyn Session, links: Option<&Links>, index: usize) -> Result<(), BackendError> {
     let step = session.program().steps[index].clone();
     let Op::Exchange(kind) = &step.op else { unreachable!("the session looked") };
     let links = links.ok_or(BackendError::Alone { op: kind.name() })?;
-    let mut operands = Vec::with_capacity(step.inputs.len());
-    for id in &step.inputs {
-        let mut data = vec![0.0; session.program().value(*id).elements()];
-        session.download_f32(*id, &mut data)?;
-        operands.push(data);
+    let length_of = |session: &dyn Session, id: &ValueId| session.program().value(*id).elements();
+    let overlapped = links.data.overlapped();
+    // What goes on meanwhile is read where it starts, else where it is finished.
+    let reads = match kind {
+        Exchange::StartReduce { .. } => overlapped.is_some(),
+        Exchange::AllReduce { .. } | Exchange::ReduceScatter { .. } => overlapped.is_none(),
+        _ => true,
+    };
+    let mut operands: Vec<Vec<f32>> = step.inputs.iter().map(|id| vec![0.0; length_of(session, id)]).collect();
+    if reads {
+        step.inputs.iter().zip(&mut operands).try_for_each(|(id, data)| session.download_f32(*id, data))?;
     }
-    let length = step.outputs.first().map_or(0, |id| session.program().value(*id).elements());
-    let made = among_ranks(kind, links, &mut operands, length)?;
+    let mut made: Vec<Vec<f32>> = step.outputs.iter().map(|id| vec![0.0; length_of(session, id)]).collect();
+    among_ranks(kind, links, &mut operands, &mut made)?;
     for k in kind.written_inputs(step.inputs.len()) {
         session.upload_f32(step.inputs[k], &operands[k])?;
     }
-    step.outputs.first().map_or(Ok(()), |id| session.upload_f32(*id, &made))
+    step.outputs.iter().zip(&made).try_for_each(|(id, data)| session.upload_f32(*id, data))
 }
 
-/// In-place ops change their operands, the others give their result. `length`: elements of that.
-fn among_ranks(exchange: &Exchange, links: &Links, operands: &mut [Vec<f32>], length: usize) -> Result<Vec<f32>, BackendError> {
+/// In-place ones change their operands, the others fill `made`.
+fn among_ranks(exchange: &Exchange, links: &Links, operands: &mut [Vec<f32>], made: &mut [Vec<f32>]) -> Result<(), BackendError> {
+    let overlapped = links.data.overlapped();
     match exchange {
-        Exchange::AllReduce => {
-            operands.iter_mut().try_for_each(|data| links.data.all_reduce_sum(data))?;
-            Ok(Vec::new())
+        Exchange::StartReduce { bucket } => {
+            let slices: Vec<&[f32]> = operands.iter().map(Vec::as_slice).collect();
+            overlapped.map_or(Ok(()), |sums| sums.start(*bucket, &slices))?;
         }
+        Exchange::AllReduce { bucket } => match overlapped {
+            Some(sums) => {
+                let mut slices: Vec<&mut [f32]> = operands.iter_mut().map(Vec::as_mut_slice).collect();
+                sums.finish(*bucket, &mut slices)?;
+            }
+            None => operands.iter_mut().try_for_each(|data| links.data.all_reduce_sum(data))?,
+        },
+        Exchange::ReduceScatter { bucket, .. } => match overlapped {
+            Some(sums) => {
+                let lengths: Vec<usize> = operands.iter().map(Vec::len).collect();
+                let mut slices: Vec<&mut [f32]> = made.iter_mut().map(Vec::as_mut_slice).collect();
+                sums.finish_parts(*bucket, &lengths, &mut slices)?;
+            }
+            None => {
+                let mut pairs = operands.iter().zip(made);
+                pairs.try_for_each(|(data, part)| links.data.reduce_scatter_sum(data, part))?;
+            }
+        },
         Exchange::SumRanks => {
-            let mut sum = std::mem::take(&mut operands[0]);
-            links.tensor.all_reduce_sum(&mut sum)?;
-            Ok(sum)
+            made[0].copy_from_slice(&operands[0]);
+            links.tensor.all_reduce_sum(&mut made[0])?;
         }
-        Exchange::ReduceScatter { .. } => {
-            let mut part = vec![0.0; length];
-            links.data.reduce_scatter_sum(&operands[0], &mut part)?;
-            Ok(part)
-        }
-        Exchange::TakePart { .. } => Ok(own_part(&operands[0], links.data.rank(), length)),
-        Exchange::EveryRank => Ok(vec![f32::from(u8::from(every_rank(links, operands[0][0] == 1.0)?))]),
+        Exchange::TakePart { .. } => take_part(&operands[0], links.data.rank(), &mut made[0]),
+        Exchange::EveryRank => made[0][0] = f32::from(u8::from(every_rank(links, operands[0][0] == 1.0)?)),
         Exchange::Send { to_next } => {
             let rank = links.pipeline.rank();
             links.pipeline.send(if *to_next { rank + 1 } else { rank - 1 }, &operands[0])?;
-            Ok(Vec::new())
         }
         Exchange::Receive { from_before, .. } => {
             let rank = links.pipeline.rank();
-            let mut data = vec![0.0; length];
-            links.pipeline.receive(if *from_before { rank - 1 } else { rank + 1 }, &mut data)?;
-            Ok(data)
+            links.pipeline.receive(if *from_before { rank - 1 } else { rank + 1 }, &mut made[0])?;
         }
         Exchange::AllGather { .. } => {
             let (whole, rest) = operands.split_first_mut().expect("it has two operands: checked by infer");
@@ -58,9 +74,9 @@ fn among_ranks(exchange: &Exchange, links: &Links, operands: &mut [Vec<f32>], le
             if let Some(copy) = rest.get_mut(1) {
                 copy.clone_from(whole);
             }
-            Ok(Vec::new())
         }
     }
+    Ok(())
 }
 
 /// Whether every rank of every kind says yes.
@@ -73,12 +89,12 @@ pub(super) fn every_rank(links: &Links, yes: bool) -> Result<bool, CollectiveErr
     Ok(count[0] == ranks as f32)
 }
 
-/// Elements from `rank * length` on, zeros behind the last.
-fn own_part(data: &[f32], rank: usize, length: usize) -> Vec<f32> {
-    let own = own_part_len(data.len(), rank, length);
-    let mut part = data[data.len().min(rank * length)..][..own].to_vec();
-    part.resize(length, 0.0);
-    part
+/// Elements from `rank * part.len()` on, zeros behind the last.
+fn take_part(data: &[f32], rank: usize, part: &mut [f32]) {
+    let own = own_part_len(data.len(), rank, part.len());
+    let from = data.len().min(rank * part.len());
+    part[..own].copy_from_slice(&data[from..][..own]);
+    part[own..].fill(0.0);
 }
 
 /// How many of `count` elements lie in a rank's part.

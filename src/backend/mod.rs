@@ -55,6 +55,25 @@ pub trait Collective: Send + Sync {
     fn send(&self, to: usize, data: &[f32]) -> Result<(), CollectiveError>;
     /// Waits for what rank `from` has sent, in the order of sending.
     fn receive(&self, from: usize, data: &mut [f32]) -> Result<(), CollectiveError>;
+    /// How long this rank has waited so far for others to begin; what comes after, the transfer itself, does not count.
+    fn waited(&self) -> Seconds {
+        Seconds(0.0)
+    }
+    /// Sums that go on while the rank computes; without them a sum is made where it is finished.
+    fn overlapped(&self) -> Option<&dyn OverlappedSums> {
+        None
+    }
+}
+
+/// Sums over the ranks of a group that are started in one place and finished in another. Each has a number; all ranks start them in the
+/// same order, and none again before it has finished it.
+pub trait OverlappedSums {
+    /// Hands over what this rank contributes.
+    fn start(&self, number: usize, data: &[&[f32]]) -> Result<(), CollectiveError>;
+    /// The whole sums, the same bits on each rank. What `data` holds before does not matter.
+    fn finish(&self, number: usize, data: &mut [&mut [f32]]) -> Result<(), CollectiveError>;
+    /// This rank's parts of the sums, cut as `reduce_scatter_sum` cuts; `lengths`: of what was started.
+    fn finish_parts(&self, number: usize, lengths: &[usize], parts: &mut [&mut [f32]]) -> Result<(), CollectiveError>;
 }
 
 /// The groups that a rank belongs to.
@@ -66,6 +85,21 @@ pub struct Links {
     pub tensor: Arc<dyn Collective>,
     /// Ranks with the same rows and other layers, in their order.
     pub pipeline: Arc<dyn Collective>,
+}
+
+impl Links {
+    /// How long this rank has waited so far for any other to begin.
+    pub fn waited(&self) -> Seconds {
+        Seconds([&self.data, &self.tensor, &self.pipeline].map(|group| group.waited().0).iter().sum())
+    }
+}
+
+/// Time of a step of a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OpTime {
+    pub total: Seconds,
+    /// Of that, waiting for other ranks to begin.
+    pub waited: Seconds,
 }
 
 /// A device with its compute threads.
@@ -93,7 +127,7 @@ pub trait Session: Send {
     /// Runs the program once. Adam's bias correction counts the runs so far but those whose updates were skipped.
     fn execute(&mut self) -> Result<(), BackendError>;
     /// Runs it once with a clock around each step; the times are written to `times`, one a step.
-    fn execute_timed(&mut self, times: &mut Vec<Seconds>) -> Result<(), BackendError>;
+    fn execute_timed(&mut self, times: &mut Vec<OpTime>) -> Result<(), BackendError>;
     /// Factor on the learning rate of the updates from here on; 1 at first.
     fn set_rate_factor(&mut self, factor: f64);
     /// Notes what the scalar `value`, of type f32, is after the runs so far. A device does so when it gets there.

@@ -1,6 +1,7 @@
 //! `advisor bench-step`: times steps of simple-cnn on MNIST's digits on command of a comparing script (hidden).
 //!
-//! One request a line: `{"threads":1,"batch_size":64,"phase":"train","precision":"fp32","seconds":0.5}`; one answer a line:
+//! One request a line: `{"threads":1,"batch_size":64,"phase":"train","precision":"fp32","layout":"single",
+//! "seconds":0.5}`; one answer a line:
 //! `{"images_per_s":..,"samples_s":[..]}` or `{"error":".."}`. Prepared candidates are kept between requests.
 
 use super::Exit;
@@ -21,7 +22,14 @@ struct Request {
     batch_size: usize,
     phase: Phase,
     precision: Precision,
+    /// One rank where it is left out.
+    #[serde(default = "single")]
+    layout: Layout,
     seconds: f64,
+}
+
+fn single() -> Layout {
+    Layout::SINGLE
 }
 
 enum Ready {
@@ -46,7 +54,7 @@ fn answer(line: &str, set: &Arc<DataSet>, ready: &mut HashMap<String, (Ready, f6
         device: Device::Cpu,
         precision: request.precision,
         compression: Compression::NONE,
-        layout: Layout::SINGLE,
+        layout: request.layout,
         batch_size: request.batch_size,
         threads: request.threads,
     };

@@ -3,14 +3,21 @@
 //! `ThreadGroup` makes one `ThreadMember` a rank. A sum is added in the order of ranks, so every rank ends with the same bits. A member
 //! that is dropped frees the others with an error instead of leaving them waiting.
 
-use crate::backend::{Collective, CollectiveError};
+mod sums;
+
+use crate::{
+    backend::{Collective, CollectiveError, OverlappedSums},
+    units::Seconds,
+};
 use std::{
     collections::VecDeque,
     sync::{
         Arc, Condvar, Mutex, PoisonError, RwLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
+use sums::Sums;
 
 /// Turns of spinning before a rank sleeps: about 20 us, the gap between ranks that do equal work.
 const SPINS: usize = 2_000;
@@ -24,6 +31,8 @@ struct Group {
     /// Messages from rank `a` to rank `b` at `a * ranks + b`.
     mail: Vec<Mailbox>,
     gate: Gate,
+    /// Sums that are finished elsewhere than they are started.
+    sums: Sums,
 }
 
 #[derive(Default)]
@@ -81,6 +90,31 @@ impl Gate {
         Ok(())
     }
 
+    /// Wakes those that wait in `until`: what they wait for may be true now.
+    fn wake(&self) {
+        // Nobody is between looking and waiting while the lock is held.
+        let _waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.passed.notify_all();
+    }
+
+    /// Waits until `is_true`, which another rank makes so before it calls `wake`.
+    fn until(&self, is_true: impl Fn() -> bool) -> Result<(), CollectiveError> {
+        for _ in 0..SPINS {
+            if is_true() {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        while !is_true() {
+            if let Some(rank) = waiting.left {
+                return Err(CollectiveError::Left { rank, ranks: self.ranks });
+            }
+            waiting = self.passed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
+    }
+
     fn left(&self) -> Option<CollectiveError> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.left.map(|rank| CollectiveError::Left { rank, ranks: self.ranks })
@@ -97,6 +131,8 @@ impl Gate {
 pub struct ThreadMember {
     rank: usize,
     group: Arc<Group>,
+    /// Nanoseconds of waiting for others to begin.
+    waited: AtomicU64,
 }
 
 /// Makes the members of a new group, rank 0 first.
@@ -104,14 +140,28 @@ pub fn thread_group(ranks: usize) -> Vec<ThreadMember> {
     let buffers = || (0..ranks).map(|_| RwLock::new(Vec::new())).collect();
     let gate = Gate { ranks, waiting: Mutex::default(), passed: Condvar::new(), round: AtomicUsize::new(0) };
     let mail = (0..ranks * ranks).map(|_| Mailbox::default()).collect();
-    let group = Arc::new(Group { ranks, given: buffers(), summed: buffers(), mail, gate });
-    (0..ranks).map(|rank| ThreadMember { rank, group: group.clone() }).collect()
+    let group = Arc::new(Group { ranks, given: buffers(), summed: buffers(), mail, gate, sums: Sums::new(ranks) });
+    (0..ranks).map(|rank| ThreadMember { rank, group: group.clone(), waited: AtomicU64::new(0) }).collect()
 }
 
 impl ThreadMember {
     /// Waits until every rank is here.
     pub fn barrier(&self) -> Result<(), CollectiveError> {
         self.group.gate.pass()
+    }
+
+    /// Notes that this rank has waited since `start` for others to begin.
+    fn note_wait(&self, start: Instant) {
+        // One rank adds, others only look.
+        self.waited.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Waits until every rank has come to the same exchange.
+    fn begin(&self) -> Result<(), CollectiveError> {
+        let start = Instant::now();
+        let passed = self.group.gate.pass();
+        self.note_wait(start);
+        passed
     }
 
     /// Frees all others, for good: what they wait for, now or later, ends with `CollectiveError::Left`.
@@ -188,7 +238,7 @@ impl Collective for ThreadMember {
         let length = data.len();
         let share = length.div_ceil(group.ranks);
         self.give(data);
-        group.gate.pass()?;
+        self.begin()?;
         self.sum_share(length, share)?;
         group.gate.pass()?;
         self.take_shares(data, share)?;
@@ -199,7 +249,7 @@ impl Collective for ThreadMember {
     fn reduce_scatter_sum(&self, data: &[f32], part: &mut [f32]) -> Result<(), CollectiveError> {
         let group = &*self.group;
         self.give(data);
-        group.gate.pass()?;
+        self.begin()?;
         self.sum_share(data.len(), part.len())?;
         let sum = group.summed[self.rank].read().unwrap_or_else(PoisonError::into_inner);
         part[..sum.len()].copy_from_slice(&sum);
@@ -217,9 +267,11 @@ impl Collective for ThreadMember {
 
     fn receive(&self, from: usize, data: &mut [f32]) -> Result<(), CollectiveError> {
         let mailbox = &self.group.mail[from * self.group.ranks + self.rank];
+        let start = Instant::now();
         let mut messages = mailbox.messages.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(message) = messages.pop_front() {
+                self.note_wait(start);
                 if message.len() != data.len() {
                     return Err(CollectiveError::Length { expected: data.len(), got: message.len() });
                 }
@@ -240,9 +292,17 @@ impl Collective for ThreadMember {
             own.clear();
             own.extend_from_slice(&part[..share_of(self.rank, data.len(), part.len()).len()]);
         }
-        group.gate.pass()?;
+        self.begin()?;
         self.take_shares(data, part.len())?;
         group.gate.pass()
+    }
+
+    fn waited(&self) -> Seconds {
+        Seconds(self.waited.load(Ordering::Relaxed) as f64 * 1e-9)
+    }
+
+    fn overlapped(&self) -> Option<&dyn OverlappedSums> {
+        Some(self)
     }
 }
 

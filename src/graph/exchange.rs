@@ -7,13 +7,16 @@ use crate::{units::Bytes, vocab::DType};
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Exchange {
-    /// In place: the sum over the data-parallel ranks of every operand.
-    AllReduce,
+    /// Hands the gradients of a bucket over, to be summed over the data-parallel ranks while the rank goes on. Nobody reads or writes them
+    /// before the sum is finished.
+    StartReduce { bucket: usize },
+    /// Finishes what was started, in place: every operand is its sum.
+    AllReduce { bucket: usize },
+    /// Finishes what was started: of the sum of each operand, f32 `[..]` of n elements, every rank keeps its part, `[ceil(n / ranks)]`, zeros
+    /// behind the last element.
+    ReduceScatter { bucket: usize, ranks: usize },
     /// The sum of x over the tensor-parallel ranks; its gradient goes back as it is (`g` of Shoeybi et al. 2019).
     SumRanks,
-    /// The sum of x, f32 `[..]` of n elements, over the data-parallel ranks, of which each keeps its part: `[ceil(n / ranks)]`, zeros
-    /// behind the last element.
-    ReduceScatter { ranks: usize },
     /// A rank's own part of x, cut as `ReduceScatter` cuts.
     TakePart { ranks: usize },
     /// A flag that is 1 where it is 1 on every rank of every kind, else 0.
@@ -29,7 +32,8 @@ pub enum Exchange {
 impl Exchange {
     pub fn name(&self) -> &'static str {
         match self {
-            Exchange::AllReduce => "all_reduce",
+            Exchange::StartReduce { .. } => "reduce_start",
+            Exchange::AllReduce { .. } => "all_reduce",
             Exchange::SumRanks => "sum_ranks",
             Exchange::ReduceScatter { .. } => "reduce_scatter",
             Exchange::TakePart { .. } => "take_part",
@@ -42,13 +46,14 @@ impl Exchange {
 
     /// True for those that write their operands, or send them away, and have no outputs of their own.
     pub fn is_in_place(&self) -> bool {
-        matches!(self, Exchange::AllReduce | Exchange::AllGather { .. } | Exchange::Send { .. })
+        use Exchange::*;
+        matches!(self, StartReduce { .. } | AllReduce { .. } | AllGather { .. } | Send { .. })
     }
 
     /// Operands that are written.
     pub fn written_inputs(&self, inputs: usize) -> Vec<usize> {
         match self {
-            Exchange::AllReduce => (0..inputs).collect(),
+            Exchange::AllReduce { .. } => (0..inputs).collect(),
             Exchange::AllGather { .. } => (0..inputs).filter(|k| *k != 1).collect(),
             _ => Vec::new(),
         }
@@ -57,13 +62,17 @@ impl Exchange {
     /// Shapes and element types of the outputs; what was expected where the operands do not fit.
     pub(super) fn infer(&self, operands: &[&Value]) -> Result<Made, &'static str> {
         let one = |shape: &[usize], dtype: DType| Ok(vec![(shape.to_vec(), dtype)]);
+        let all_f32 = operands.iter().all(|v| v.dtype == DType::F32);
         match (self, operands) {
-            (Exchange::AllReduce, [_, ..]) if operands.iter().all(|v| v.dtype == DType::F32) => Ok(vec![]),
+            (Exchange::StartReduce { .. } | Exchange::AllReduce { .. }, [_, ..]) if all_f32 => Ok(vec![]),
+            (Exchange::ReduceScatter { ranks, .. }, [_, ..]) if all_f32 && *ranks > 0 => {
+                Ok(operands.iter().map(|v| (vec![v.elements().div_ceil(*ranks)], DType::F32)).collect())
+            }
             (Exchange::Send { .. }, [x]) if x.dtype.is_float() => Ok(vec![]),
             (Exchange::Receive { shape, dtype, .. }, []) if dtype.is_float() => one(shape, *dtype),
             (Exchange::EveryRank, [flag]) if flag.shape.is_empty() && flag.dtype == DType::F32 => one(&[], DType::F32),
             (Exchange::SumRanks, [x]) if x.dtype.is_float() => one(&x.shape, x.dtype),
-            (Exchange::ReduceScatter { ranks } | Exchange::TakePart { ranks }, [x]) if x.dtype == DType::F32 && *ranks > 0 => {
+            (Exchange::TakePart { ranks }, [x]) if x.dtype == DType::F32 && *ranks > 0 => {
                 one(&[x.elements().div_ceil(*ranks)], DType::F32)
             }
             (Exchange::AllGather { ranks }, [x, part, copy @ ..]) if x.dtype == DType::F32 && *ranks > 0 => {
@@ -78,20 +87,21 @@ impl Exchange {
     /// Additions, counted as one operand's.
     pub(super) fn sums(&self, read: &[&Value]) -> u64 {
         match self {
-            Exchange::AllReduce | Exchange::SumRanks | Exchange::ReduceScatter { .. } | Exchange::EveryRank => {
+            Exchange::AllReduce { .. } | Exchange::SumRanks | Exchange::ReduceScatter { .. } | Exchange::EveryRank => {
                 read.iter().map(|v| v.elements() as u64).sum()
             }
-            Exchange::TakePart { .. } | Exchange::AllGather { .. } | Exchange::Send { .. } | Exchange::Receive { .. } => 0,
+            _ => 0,
         }
     }
 
-    /// Payload handed to other ranks.
+    /// Payload handed to other ranks; of a sum that is started, there.
     pub(super) fn message_bytes(&self, read: &[&Value]) -> Bytes {
-        let total = || Bytes(read.iter().map(|v| v.bytes() as u64).sum());
         match self {
             Exchange::AllGather { .. } => Bytes(read[0].bytes() as u64),
-            Exchange::TakePart { .. } | Exchange::Receive { .. } => Bytes(0),
-            _ => total(),
+            Exchange::StartReduce { .. } | Exchange::SumRanks | Exchange::EveryRank | Exchange::Send { .. } => {
+                Bytes(read.iter().map(|v| v.bytes() as u64).sum())
+            }
+            _ => Bytes(0),
         }
     }
 }

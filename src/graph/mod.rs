@@ -131,6 +131,15 @@ impl Graph {
         Ok(outputs)
     }
 
+    /// Puts an op without outputs before node `at`.
+    pub fn insert_in_place(&mut self, at: usize, op: Op, inputs: &[ValueId]) -> Result<(), GraphError> {
+        self.apply_all(op, inputs)?;
+        let node = self.nodes.pop().expect("added above");
+        debug_assert!(node.outputs.is_empty(), "what is made must stand before it is read");
+        self.nodes.insert(at, node);
+        Ok(())
+    }
+
     /// Adds an op with one output.
     pub fn apply(&mut self, op: Op, inputs: &[ValueId]) -> Result<ValueId, GraphError> {
         Ok(self.apply_all(op, inputs)?[0])

@@ -319,7 +319,7 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
         // Alone, a sum over ranks is what it is made of.
         Op::Reshape { .. } | Op::Cast { .. } | Op::Replicate => vec![x(0).to_vec()],
         Op::Exchange(Exchange::Receive { .. }) => unreachable!("alone, nobody sends"),
-        Op::Exchange(_) => vec![x(0).to_vec()],
+        Op::Exchange(_) => (0..node.outputs.len()).map(|k| x(k).to_vec()).collect(),
         Op::Permute { axes } => {
             let strides: Vec<usize> = (0..axes.len()).map(|a| shape(0)[a + 1..].iter().product()).collect();
             let to = out_shape(0);
@@ -449,7 +449,9 @@ fn softmax(row: &[f64]) -> Vec<f64> {
 fn in_place(node: &Node, data: &mut [Vec<f64>], updates: u64, shape: &[usize]) -> Option<Vec<Vec<f64>>> {
     let id = |k: usize| node.inputs[k].0;
     let (rule, gradient, states, unscale) = match &node.op {
-        Op::Exchange(Exchange::AllReduce | Exchange::Send { .. }) => return Some(Vec::new()),
+        Op::Exchange(Exchange::StartReduce { .. } | Exchange::AllReduce { .. } | Exchange::Send { .. }) => {
+            return Some(Vec::new());
+        }
         Op::Exchange(Exchange::AllGather { .. }) => {
             let part = data[id(1)].clone();
             for k in (0..node.inputs.len()).filter(|k| *k != 1) {

@@ -76,20 +76,62 @@ pub struct OpProfile {
     pub message_bytes: Bytes,
     /// Median over profiled steps; absent where the backend cannot tell.
     pub time: Option<Seconds>,
+    /// Of that, waiting for other ranks to begin; absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waited: Option<Seconds>,
 }
 
-/// Share of a step by what it waits for; the parts add up to the whole step within 5 %.
+/// Where the time of a step goes, seconds a step: means over the ranks, whose steps take equally long. The parts are those of one
+/// series of steps, and add up to its mean step; `step` is that of ordinary steps between them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TimeSplit {
-    /// Ops whose arithmetic intensity is above the machine's balance, seconds a step.
+    /// Ops whose arithmetic intensity is above the machine's balance.
     pub compute: Seconds,
     /// Ops below it.
     pub memory: Seconds,
+    /// Exchanges between ranks, without waiting for others to begin; with it in files of version 1.
     pub communication: Seconds,
-    /// Reading, augmenting and batching of rows.
+    /// Waiting for other ranks to begin: for a stage of a pipeline, or for the slowest of a sum. Not known apart in files of version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bubble: Option<Seconds>,
+    /// A device with nothing to do between its kernels; 0 on the processor. Part of `host` in files of version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launch: Option<Seconds>,
+    /// Reading, augmenting and batching of rows, as far as the step waits for it.
     pub data: Seconds,
-    /// What remains of the step: dispatch, bookkeeping.
+    /// What remains of the step: reading results, bookkeeping.
     pub host: Seconds,
+    /// An ordinary step of the same rank, without clocks inside; absent in files of version 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<Seconds>,
+}
+
+impl TimeSplit {
+    /// Largest relative difference between the parts together and the step.
+    pub const TOLERANCE: f64 = 0.05;
+
+    /// Every part with its name.
+    pub fn parts(&self) -> [(&'static str, Option<Seconds>); 7] {
+        [
+            ("compute", Some(self.compute)),
+            ("memory", Some(self.memory)),
+            ("communication", Some(self.communication)),
+            ("bubble", self.bubble),
+            ("launch", self.launch),
+            ("data", Some(self.data)),
+            ("host", Some(self.host)),
+        ]
+    }
+
+    pub fn sum(&self) -> Seconds {
+        Seconds(self.parts().iter().filter_map(|(_, part)| *part).map(|part| part.0).sum())
+    }
+
+    /// By how much of the step the parts exceed it, or fall short of it where negative; `None` where the step is not known.
+    pub fn excess(&self) -> Option<f64> {
+        let step = self.step?.0;
+        (step > 0.0).then(|| self.sum().0 / step - 1.0)
+    }
 }
 
 /// Energy over the timed blocks.

@@ -27,8 +27,9 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Version of everything below; a reader refuses a newer one.
-pub const SCHEMA_VERSION: u32 = 1;
+/// Version of everything below; a reader refuses a newer one. Since 2, `TimeSplit::communication` leaves out waiting, which `bubble` has, and
+/// `host` what is `launch`; older files are read, and those parts are not known of them.
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Where a number comes from. Three different words everywhere in the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -260,4 +260,12 @@ mod tests {
         run.accept(later.clone());
         assert_eq!(run.records, vec![later]);
     }
+
+    #[test]
+    fn a_split_of_version_1_is_read_and_what_it_did_not_tell_apart_is_not_known() {
+        let text = r#"{"compute":0.004,"memory":0.003,"communication":0.002,"data":0.0005,"host":0.0005}"#;
+        let split: crate::record::TimeSplit = serde_json::from_str(text).unwrap();
+        assert_eq!((split.bubble, split.launch, split.step, split.excess()), (None, None, None, None));
+        assert!((split.sum().0 - 0.01).abs() < 1e-12);
+    }
 }

@@ -54,6 +54,14 @@ pub const RESULT_COLUMNS: &[&str] = &[
     "flops_per_unit",
     "bytes_per_unit",
     "roofline_fraction",
+    "step_compute_ms",
+    "step_memory_ms",
+    "step_communication_ms",
+    "step_bubble_ms",
+    "step_launch_ms",
+    "step_data_ms",
+    "step_host_ms",
+    "step_split_excess",
     "pareto",
     "probability_best",
     "recommended",
@@ -152,6 +160,12 @@ fn column(name: &str, lines: &[Line]) -> Column {
         "flops_per_unit" => whole(&|l| l.row.flops_per_unit.map(|f| f.0)),
         "bytes_per_unit" => whole(&|l| l.row.bytes_per_unit.map(|b| b.0)),
         "roofline_fraction" => real(&|l| l.row.roofline_fraction),
+        "step_split_excess" => real(&|l| l.record.time_split.as_ref()?.excess()),
+        part if part.starts_with("step_") => real(&|l| {
+            let parts = l.record.time_split.as_ref()?.parts();
+            let (_, time) = parts.into_iter().find(|(name, _)| part == format!("step_{name}_ms"))?;
+            Some(time?.as_ms())
+        }),
         "pareto" => flag(&|l| l.record.measurement.as_ref().map(|_| l.row.on_front)),
         "probability_best" => real(&|l| l.row.probability_best),
         "recommended" => flag(&|l| Some(l.row.recommended)),

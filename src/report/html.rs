@@ -336,9 +336,11 @@ fn ops(out: &mut String, profile: &[OpProfile]) {
         out,
         "<div class=\"scroll\"><table>\n<caption>One batch on one rank. Times are medians of steps with a clock around every op, outside the timed blocks.</caption>"
     );
+    let has_others = profile.iter().any(|op| op.waited.is_some());
+    let waited = if has_others { "<th>of it waiting</th>" } else { "" };
     put!(
         out,
-        "<thead><tr><th class=\"text\">op</th><th class=\"text\">shape</th><th>work</th><th>traffic</th><th>time</th><th>share</th><th>rate</th></tr></thead><tbody>"
+        "<thead><tr><th class=\"text\">op</th><th class=\"text\">shape</th><th>work</th><th>traffic</th><th>time</th>{waited}<th>share</th><th>rate</th></tr></thead><tbody>"
     );
     for op in profile {
         let rate = op
@@ -347,12 +349,13 @@ fn ops(out: &mut String, profile: &[OpProfile]) {
             .map(|t| format!("{} GFLOP/s", three_figures(op.flops.0 as f64 / t.0 / 1e9)));
         put!(
             out,
-            "<tr><td class=\"text\">{}</td><td class=\"text\">{}</td><td>{}</td><td>{}</td>{}{}{}</tr>",
+            "<tr><td class=\"text\">{}</td><td class=\"text\">{}</td><td>{}</td><td>{}</td>{}{}{}{}</tr>",
             escape(&op.op),
             escape(&op.shape),
             op.flops,
             op.bytes,
             plain(op.time.map(|t| t.to_string())),
+            if has_others { plain(op.waited.map(|t| t.to_string())) } else { String::new() },
             plain(op.time.filter(|_| whole > 0.0).map(|t| format!("{:.1} %", 100.0 * t.0 / whole))),
             rate.map_or("<td></td>".into(), |text| format!("<td>{text}</td>"))
         );

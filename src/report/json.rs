@@ -3,6 +3,7 @@
 use super::Inputs;
 use crate::{
     advise::{BreakEven, Estimate, Outcome, PhaseAdvice, Row},
+    record::TimeSplit,
     vocab::Vocabulary,
 };
 use serde_json::{Value, json};
@@ -17,8 +18,18 @@ fn estimate(estimate: &Option<Estimate>) -> Value {
     }
 }
 
-fn row(phase: &PhaseAdvice, at: usize) -> Value {
+/// Milliseconds of each part of a step; null where a part is not known.
+fn time_split(split: &TimeSplit) -> Value {
+    let mut parts: serde_json::Map<String, Value> =
+        split.parts().into_iter().map(|(name, time)| (format!("{name}_ms"), json!(time.map(|t| t.as_ms())))).collect();
+    parts.insert("step_ms".into(), json!(split.step.map(|step| step.as_ms())));
+    parts.insert("excess".into(), json!(split.excess()));
+    Value::Object(parts)
+}
+
+fn row(inputs: &Inputs, phase: &PhaseAdvice, at: usize) -> Value {
     let row: &Row = &phase.rows[at];
+    let split = inputs.run.records[row.record].time_split.as_ref();
     json!({
         "candidate": row.id,
         "title": row.title,
@@ -35,11 +46,12 @@ fn row(phase: &PhaseAdvice, at: usize) -> Value {
         "accuracy_verdict": row.drop.map(|d| d.verdict.name()),
         "accuracy_limit": row.drop.and_then(|d| d.within_limit).map(|v| v.name()),
         "probability_best": row.probability_best,
+        "time_split": split.map(time_split),
         "violations": row.violations.iter().map(|v| json!({ "limit": v.limit, "text": v.text, "excess": v.excess })).collect::<Vec<_>>(),
     })
 }
 
-fn phase(phase: &PhaseAdvice) -> Value {
+fn phase(inputs: &Inputs, phase: &PhaseAdvice) -> Value {
     let mut out = json!({
         "phase": phase.phase.name(),
         "baseline": phase.baseline.map(|at| phase.rows[at].id.clone()),
@@ -48,10 +60,10 @@ fn phase(phase: &PhaseAdvice) -> Value {
     match &phase.outcome {
         Outcome::Pick(pick) => {
             out["outcome"] = json!("pick");
-            out["pick"] = row(phase, pick.row);
+            out["pick"] = row(inputs, phase, pick.row);
             out["probability_best"] = json!(pick.probability_best);
             out["expected_regret"] = json!(pick.expected_regret);
-            out["ties"] = pick.ties.iter().map(|at| row(phase, *at)).collect();
+            out["ties"] = pick.ties.iter().map(|at| row(inputs, phase, *at)).collect();
             out["reasons"] = json!(pick.reasons);
             let even = |e: &BreakEven| json!({ "quantity": e.quantity, "value": e.value, "text": e.text });
             out["break_evens"] = pick.break_evens.iter().map(even).collect();
@@ -60,7 +72,7 @@ fn phase(phase: &PhaseAdvice) -> Value {
         Outcome::Infeasible(none) => {
             out["outcome"] = json!("infeasible");
             out["binding_constraint"] = json!(none.binding);
-            out["nearest"] = row(phase, none.nearest);
+            out["nearest"] = row(inputs, phase, none.nearest);
             out["reasons"] = json!(none.reasons);
         }
         Outcome::Nothing => out["outcome"] = json!("nothing_measured"),
@@ -87,7 +99,7 @@ pub fn recommendation_json(inputs: &Inputs) -> Value {
         "source": "measured",
         "quick": header.quick,
         "complete": inputs.run.end.as_ref().is_some_and(|end| end.ended == "complete"),
-        "phases": advice.phases.iter().map(phase).collect::<Vec<_>>(),
+        "phases": advice.phases.iter().map(|one| phase(inputs, one)).collect::<Vec<_>>(),
         "command": header.command,
         "config_hash": header.config_hash,
     })

@@ -3,7 +3,7 @@
 use super::{Inputs, ReportError, words};
 use crate::{
     advise::{Outcome, PhaseAdvice, Row, RowStatus},
-    record::RunRecord,
+    record::{RunRecord, TimeSplit},
     units::three_figures,
     vocab::{Objective, Precision, Vocabulary},
 };
@@ -354,7 +354,9 @@ fn throughput(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, Repo
     Ok(Some(Plot { stem: stem(phase, "throughput"), caption, svg }))
 }
 
-const PARTS: [&str; 5] = ["compute-bound ops", "memory-bound ops", "communication", "data", "host"];
+/// In the order of `TimeSplit::parts`.
+const PARTS: [&str; 7] =
+    ["compute-bound ops", "memory-bound ops", "communication", "waiting for other ranks", "launches", "data", "host"];
 
 fn time_split(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportError> {
     let mut rows = foremost(inputs, phase);
@@ -369,7 +371,7 @@ fn time_split(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, Repo
             for (k, (_, _, record)) in rows.iter().enumerate() {
                 let y = (rows.len() - 1 - k) as f64;
                 let split = record.time_split.clone().unwrap_or_default();
-                let parts = [split.compute.0, split.memory.0, split.communication.0, split.data.0, split.host.0];
+                let parts = split.parts().map(|(_, time)| time.map_or(0.0, |time| time.0));
                 let whole: f64 = parts.iter().sum();
                 if whole <= 0.0 {
                     continue;
@@ -383,12 +385,21 @@ fn time_split(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, Repo
         Ok(())
     })?;
     let key = PARTS.iter().zip(COLOUR_NAMES).map(|(part, colour)| format!("{colour} {part}")).collect::<Vec<_>>().join(", ");
-    let caption = format!("{caption}: {key}.");
+    let apart = rows.iter().filter(|(_, _, record)| {
+        record.time_split.as_ref().and_then(TimeSplit::excess).is_some_and(|excess| excess.abs() > TimeSplit::TOLERANCE)
+    });
+    let caption = match apart.count() {
+        0 => format!("{caption}: {key}."),
+        1 => format!("{caption}: {key}. Of one row the parts do not add up to its step within 5 %; its remark says by how much."),
+        some => format!(
+            "{caption}: {key}. Of {some} rows the parts do not add up to their step within 5 %; their remarks say by how much."
+        ),
+    };
     Ok(Some(Plot { stem: stem(phase, "time-split"), caption, svg }))
 }
 
 /// Names of the first of `COLOURS`, for captions.
-const COLOUR_NAMES: [&str; 5] = ["blue", "orange", "green", "pink", "light blue"];
+const COLOUR_NAMES: [&str; 7] = ["blue", "orange", "green", "pink", "light blue", "red", "grey"];
 
 /// Training loss of the first seed of a few candidates: the baseline, the pick, and those that were fastest to their target.
 fn learning(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportError> {

@@ -22,6 +22,7 @@ fn full() -> StoredRun {
         bytes: Bytes(400_000),
         message_bytes: Bytes(0),
         time: Some(Seconds(0.0004)),
+        waited: None,
     }];
     let failed = RunRecord::without_result(
         synthetic::candidate(Phase::Infer, Compression::TWO_FOUR, 64),

@@ -206,6 +206,9 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
     if layout.shares_state() && candidate.phase == Phase::Infer {
         return Some(format!("{layout} shares out the optimizer's state, and answering has none"));
     }
+    if layout.recomputes() && candidate.phase == Phase::Infer {
+        return Some(format!("{layout} computes activations again for the backward pass, and answering has none"));
+    }
     if layout.pipeline_ranks() > 1 && candidate.phase == Phase::Infer {
         return Some(format!("{layout} keeps its stages busy with the pieces of a training step; answers take `dp` or `tp`"));
     }

@@ -8,6 +8,7 @@
 //! | `quantize` | static int8 |
 //! | `parallel` | data parallelism: gradients summed over ranks, optimizer state on all of them or shared out |
 //! | `pipeline` | pipeline parallelism: the graph cut into stages, micro-batches by GPipe or 1F1B |
+//! | `recompute` | activations dropped and made again in the backward pass |
 //! | `tensor` | tensor parallelism: weights split over ranks by columns and rows |
 //!
 //! All compressions here are applied to trained weights once, without training afterwards.
@@ -18,15 +19,17 @@ mod pipeline;
 mod precision;
 mod prune;
 mod quantize;
+mod recompute;
 mod tensor;
 mod weights;
 
 pub use augment::{Warped, warp_input};
-pub use parallel::{Trained, all_reduce_gradients, scatter_gradients, update_parts};
+pub use parallel::{BUCKET_BYTES, Part, Trained, scatter_gradients, start_reduces, update_part};
 pub use pipeline::{Stage, Task, Unrolled, cut_stages, schedule};
 pub use precision::{LowPrecision, to_storage};
 pub use prune::{prune, use_two_four};
 pub use quantize::{Calibration, quantize, watch_inputs};
+pub use recompute::{ForwardPass, recompute};
 pub use tensor::{Shards, split_tensor};
 pub use weights::{Tensor, Weights};
 

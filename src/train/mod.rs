@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
+//! | `apart` | steps with a clock around each of their parts |
 //! | `feed` | rows of a data set into a session |
 //! | `program` | a forward graph, a precision and a compression to a runnable `Program` |
 //! | `team` | the ranks of a layout, each with its session |
@@ -9,6 +10,7 @@
 //! | `predictor` | answers for rows; calibration |
 //! | `init`, `loss_scale`, `checkpoint` | initial weights, fp16's dynamic scale, weights on disk |
 
+mod apart;
 mod checkpoint;
 mod feed;
 mod init;
@@ -19,6 +21,7 @@ mod step_bench;
 mod team;
 mod trainer;
 
+pub use apart::ApartStep;
 pub use checkpoint::{Checkpoint, CheckpointError, Identity};
 pub use init::initial_weights;
 pub use loss_scale::LossScale;

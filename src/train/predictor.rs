@@ -1,15 +1,19 @@
 //! Answers: scores for rows, steps for the clock, activation ranges for int8.
 
 use super::{
-    InferenceProgram, StepTimes, Team, TrainError, feed::feed, inference_programs, load_weights, team::StepClock, trainer,
+    ApartStep, InferenceProgram, StepTimes, Team, TrainError,
+    apart::take_apart,
+    feed::feed,
+    inference_programs, load_weights,
+    team::{Rank, StepClock},
+    trainer,
 };
 use crate::{
-    backend::open,
+    backend::{Session, open},
     data::{DataSet, Part, calibration_rows},
     graph::{Graph, lower},
     models::{Model, Size},
     record::{Candidate, Quality},
-    stats::median,
     strategy::{Calibration, Shards, Weights, prune},
     vocab::{Device, Layout},
 };
@@ -164,26 +168,32 @@ impl Predictor {
         trainer::quality(&set.test.labels, &scores, self.classes)
     }
 
-    /// Seconds that one rank needs to fetch the rows of a step, the median of `repeats`.
-    pub fn data_seconds(&mut self, part: &Part, repeats: usize) -> Result<f64, TrainError> {
-        let (state, x) = (&self.states[0], self.inference.x);
-        let session = self.team.first();
-        let mut times = Vec::with_capacity(repeats);
-        for _ in 0..repeats {
-            let start = Instant::now();
-            feed(session, x, part, &state.rows)?;
-            times.push(start.elapsed().as_secs_f64());
-        }
-        Ok(median(&times).unwrap_or(0.0))
+    /// Steps taken apart on every rank.
+    pub fn take_apart(&mut self, part: &Part, count: usize) -> Result<Vec<Vec<ApartStep>>, TrainError> {
+        let (layout, inference) = (self.layout, &self.inference);
+        self.team.each(&mut self.states, |number, rank, state| {
+            let RankState { rows, scores } = state;
+            let mut step = 0;
+            let fetch = |session: &mut dyn Session| {
+                let from = (step * layout.data_ranks() + layout.place(number).0) * rows.len();
+                step += 1;
+                rows.iter_mut().enumerate().for_each(|(k, row)| *row = ((from + k) % part.rows()) as u32);
+                feed(session, inference.x, part, rows)
+            };
+            let end = |rank: &mut Rank| {
+                rank.session.download_f32(inference.logits, scores)?;
+                let start = Instant::now();
+                if layout.ranks() > 1 {
+                    rank.member.barrier()?;
+                }
+                Ok(start.elapsed().as_secs_f64())
+            };
+            take_apart(rank, count, fetch, end)
+        })
     }
 }
 
-fn answer(
-    inference: &InferenceProgram,
-    session: &mut dyn crate::backend::Session,
-    part: &Part,
-    state: &mut RankState,
-) -> Result<(), TrainError> {
+fn answer(inference: &InferenceProgram, session: &mut dyn Session, part: &Part, state: &mut RankState) -> Result<(), TrainError> {
     feed(session, inference.x, part, &state.rows)?;
     session.execute()?;
     session.download_f32(inference.logits, &mut state.scores)?;

@@ -8,13 +8,14 @@ use crate::{
     graph::{Binary, Exchange, Graph, Op, OptimizerStep, Program, ValueId, differentiate, differentiate_from, fuse, lower},
     record::TrainConfig,
     strategy::{
-        Calibration, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped, Weights, all_reduce_gradients, cut_stages, prune,
-        quantize, scatter_gradients, schedule, split_tensor, to_storage, update_parts, use_two_four, warp_input,
+        BUCKET_BYTES, Calibration, ForwardPass, Part, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped, Weights,
+        cut_stages, prune, quantize, recompute, scatter_gradients, schedule, split_tensor, start_reduces, to_storage,
+        update_part, use_two_four, warp_input,
     },
     vocab::{Compression, DType, Layout, Precision, Pruning, Quantization},
 };
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 /// A training step of one rank.
 #[derive(Clone, Debug)]
@@ -64,11 +65,11 @@ pub fn training_programs(
     config: &TrainConfig,
     layout: Layout,
 ) -> Result<Vec<(TrainingProgram, Shards)>, TrainError> {
+    let parts = parts(forward, layout)?;
     if layout.pipeline_ranks() > 1 {
-        let programs = pipeline_programs(forward, pieces, precision, config, layout)?;
-        return Ok(programs.into_iter().map(|program| (program, Shards::default())).collect());
+        return pipeline_programs(&parts, pieces, precision, config, layout);
     }
-    let made = parts(forward, layout)?.into_iter().map(|(graph, shards)| {
+    let made = parts.into_iter().map(|(graph, shards)| {
         let program = training_program(&graph, precision, config, layout)?;
         Ok((program, shards))
     });
@@ -86,6 +87,7 @@ pub fn training_program(
     let low = to_storage(forward, precision.storage())?;
     let copies = low.copies;
     let mut graph = fuse(low.graph, true);
+    let pass = ForwardPass { nodes: 0..graph.nodes.len(), is_followed: true, under_way: 1 };
     let logits = graph.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
     let rows = graph.shape(logits)[0];
     let labels = graph.input("labels", &[rows], DType::I32);
@@ -93,6 +95,7 @@ pub fn training_program(
     let scale = guarded.then(|| LossScale::new(&mut graph));
     let loss_scale = scale.map(|scale| scale.factor);
     let loss = graph.apply(Op::CrossEntropy { rows: rows * ranks }, &[logits, labels])?;
+    let backward = graph.nodes.len();
     // What is differentiated is what the forward pass reads: the copy where there is one.
     let parameters: Vec<ValueId> = graph.parameters().collect();
     let copy_of = |id: ValueId| copies.iter().find(|(master, _)| *master == id).map(|(_, copy)| *copy);
@@ -106,6 +109,9 @@ pub fn training_program(
             gradient = graph.apply(Op::Cast { to: DType::F32 }, &[gradient])?;
         }
         trained.push(Trained { parameter: *parameter, gradient, copy: copy_of(*parameter) });
+    }
+    if layout.recomputes() {
+        recompute(&mut graph, &pass, backward)?;
     }
     apply_updates(&mut graph, trained, config, layout, scale, loss)?;
     // Logits were an output for autodiff's sake; a training step needs the loss alone.
@@ -127,33 +133,39 @@ fn apply_updates(
 ) -> Result<(), TrainError> {
     let (ranks, loss_scale) = (layout.data_ranks(), scale.map(|scale| scale.factor));
     let optimizer = optimizer_step(config);
-    let shared_out = layout.shares_state() && ranks > 1;
-    let parts = if shared_out { scatter_gradients(graph, &trained, ranks)? } else { Vec::new() };
-    let all: Vec<ValueId> = match shared_out {
-        true => parts.iter().map(|part| part.gradient).collect(),
-        false => trained.iter().map(|one| one.gradient).collect(),
+    let gradients: Vec<ValueId> = trained.iter().map(|one| one.gradient).collect();
+    let buckets = match ranks {
+        1 => vec![(0..trained.len()).collect()],
+        _ => start_reduces(graph, &gradients, BUCKET_BYTES)?,
     };
-    if ranks > 1 && !shared_out {
-        all_reduce_gradients(graph, &all)?;
+    let shared_out = layout.shares_state() && ranks > 1;
+    // A bucket's sums are finished, and its parameters updated while they are at hand; where a flag guards the updates, all sums come first.
+    let mut waiting = Vec::new();
+    for (number, members) in buckets.iter().enumerate() {
+        let members: Vec<Trained> = members.iter().map(|k| trained[*k]).collect();
+        let mut parts: Vec<Option<Part>> = vec![None; members.len()];
+        if shared_out {
+            parts = scatter_gradients(graph, number, &members, ranks)?.into_iter().map(Some).collect();
+        } else if ranks > 1 {
+            let gradients: Vec<ValueId> = members.iter().map(|one| one.gradient).collect();
+            graph.apply_all(Op::Exchange(Exchange::AllReduce { bucket: number }), &gradients)?;
+        }
+        for (one, part) in members.into_iter().zip(parts) {
+            match scale {
+                None => update(graph, &one, part, optimizer, None, ranks)?,
+                Some(_) => waiting.push((one, part)),
+            }
+        }
     }
+    let all: Vec<ValueId> = waiting.iter().map(|(one, part)| part.map_or(one.gradient, |part| part.gradient)).collect();
     let mut finite = if scale.is_some() { Some(graph.apply(Op::AllFinite, &all)?) } else { None };
     // Ranks that see other gradients must skip the same steps.
     if let Some(flag) = finite.as_mut().filter(|_| shared_out || layout.parts() > 1) {
         *flag = graph.apply(Op::Exchange(Exchange::EveryRank), &[*flag])?;
     }
-    if shared_out {
-        let guard = loss_scale.zip(finite).map(|(scale, finite)| [scale, finite]);
-        update_parts(graph, &trained, &parts, optimizer, guard, ranks)?;
-    } else {
-        for Trained { parameter, gradient, copy } in trained {
-            let (name, shape) = (graph.value(parameter).name.clone(), graph.shape(parameter).to_vec());
-            let mut operands = vec![parameter, gradient];
-            operands.extend((0..optimizer.state_arrays()).map(|k| graph.state(&format!("{name}.state{k}"), &shape, DType::F32)));
-            operands.extend(copy);
-            operands.extend(loss_scale);
-            operands.extend(finite);
-            graph.apply_all(Op::Update { optimizer, guarded: scale.is_some() }, &operands)?;
-        }
+    let guard = loss_scale.zip(finite).map(|(scale, finite)| [scale, finite]);
+    for (one, part) in waiting {
+        update(graph, &one, part, optimizer, guard, ranks)?;
     }
     if let Some((scale, finite)) = scale.zip(finite) {
         scale.adjust(graph, loss, finite)?;
@@ -161,22 +173,51 @@ fn apply_updates(
     Ok(())
 }
 
-/// The steps of the stages of a pipeline, from the forward graph of one of `pieces` micro-batches.
+/// Updates a parameter, or this rank's part of it. `guard`: loss scale and all-finite flag.
+fn update(
+    graph: &mut Graph,
+    one: &Trained,
+    part: Option<Part>,
+    optimizer: OptimizerStep,
+    guard: Option<[ValueId; 2]>,
+    ranks: usize,
+) -> Result<(), TrainError> {
+    if let Some(part) = part {
+        return Ok(update_part(graph, one, &part, optimizer, guard, ranks)?);
+    }
+    let (name, shape) = (graph.value(one.parameter).name.clone(), graph.shape(one.parameter).to_vec());
+    let mut operands = vec![one.parameter, one.gradient];
+    operands.extend((0..optimizer.state_arrays()).map(|k| graph.state(&format!("{name}.state{k}"), &shape, DType::F32)));
+    operands.extend(one.copy);
+    operands.extend(guard.into_iter().flatten());
+    graph.apply_all(Op::Update { optimizer, guarded: guard.is_some() }, &operands)?;
+    Ok(())
+}
+
+/// The steps of the stages of a pipeline, stage by stage of each part of the weights, from the forward graphs of those for one of `pieces`
+/// micro-batches.
 fn pipeline_programs(
-    forward: &Graph,
+    parts: &[(Graph, Shards)],
     pieces: usize,
     precision: Precision,
     config: &TrainConfig,
     layout: Layout,
-) -> Result<Vec<TrainingProgram>, TrainError> {
-    let low = to_storage(forward, precision.storage())?;
-    let fused = fuse(low.graph, true);
-    let stages = cut_stages(&fused, layout.pipeline_ranks())?;
-    let made = stages.iter().enumerate().map(|(number, stage)| {
-        let tasks = schedule(layout.schedule(), number, stages.len(), pieces);
-        stage_program(&fused, &low.copies, stage, &tasks, precision, config, layout)
+) -> Result<Vec<(TrainingProgram, Shards)>, TrainError> {
+    let lowered = parts.iter().map(|(graph, _)| {
+        let low = to_storage(graph, precision.storage())?;
+        Ok((fuse(low.graph, true), low.copies))
     });
-    made.collect()
+    let lowered: Vec<_> = lowered.collect::<Result<_, TrainError>>()?;
+    // Parts have the same nodes in other sizes: all are cut where the first is, so that what a stage sends is what the next awaits.
+    let stages = cut_stages(&lowered[0].0, layout.pipeline_ranks())?;
+    let mut made = Vec::with_capacity(layout.parts());
+    for (number, stage) in stages.iter().enumerate() {
+        let tasks = schedule(layout.schedule(), number, stages.len(), pieces);
+        for ((fused, copies), (_, shards)) in lowered.iter().zip(parts) {
+            made.push((stage_program(fused, copies, stage, &tasks, precision, config, layout)?, shards.clone()));
+        }
+    }
+    Ok(made)
 }
 
 /// One stage's step: its tasks, one behind the other, then the updates of its parameters.
@@ -202,9 +243,11 @@ fn stage_program(
     let mut unrolled = Unrolled::new(fused, stage, &masters);
     let scale = (precision == Precision::Fp16).then(|| LossScale::new(&mut unrolled.graph));
     let (mut x, mut labels, mut loss) = (Vec::new(), Vec::new(), None);
-    let mut under_way: HashMap<usize, (ValueId, ValueId)> = HashMap::new();
+    // Of each micro-batch its input, its result, and where its forward pass stands.
+    let mut under_way: HashMap<usize, (ValueId, ValueId, Range<usize>)> = HashMap::new();
     let mut sums: Vec<Option<ValueId>> = vec![None; owned.len()];
-    for task in tasks {
+    let most_under_way = most_under_way(tasks);
+    for (at, task) in tasks.iter().enumerate() {
         match *task {
             Task::Forward(piece) => {
                 let (old, input) = match stage.input {
@@ -215,7 +258,9 @@ fn stage_program(
                         (model_x, x[x.len() - 1])
                     }
                 };
+                let first = unrolled.graph.nodes.len();
                 let mut y = unrolled.forward(fused, stage, (old, input), stage.output.unwrap_or(logits))?;
+                let nodes = first..unrolled.graph.nodes.len();
                 if stage.output.is_some() {
                     unrolled.send(y, true)?;
                 } else {
@@ -227,10 +272,11 @@ fn stage_program(
                         None => y,
                     });
                 }
-                under_way.insert(piece, (input, y));
+                under_way.insert(piece, (input, y, nodes));
             }
             Task::Backward(piece) => {
-                let (input, y) = under_way.remove(&piece).expect("a schedule goes back after it went forward");
+                let (input, y, nodes) = under_way.remove(&piece).expect("a schedule goes back after it went forward");
+                let backward = unrolled.graph.nodes.len();
                 let mut wrt: Vec<ValueId> = owned.iter().map(|(_, read)| unrolled.now[read]).collect();
                 wrt.extend(stage.input.map(|_| input));
                 let gradients = match stage.output {
@@ -255,6 +301,11 @@ fn stage_program(
                     let dx = gradients.of(input).ok_or(TrainError::NoOutput { name: "gradient of a stage's input" })?;
                     unrolled.send(dx, false)?;
                 }
+                if layout.recomputes() {
+                    let is_followed = at > 0 && tasks[at - 1] == Task::Forward(piece);
+                    let pass = ForwardPass { nodes, is_followed, under_way: most_under_way };
+                    recompute(&mut unrolled.graph, &pass, backward)?;
+                }
             }
         }
     }
@@ -271,6 +322,19 @@ fn stage_program(
     }
     let (x, maps) = augmented(&mut graph, x, config)?;
     Ok(TrainingProgram { program: lower(&graph), x, maps, labels, loss, scale })
+}
+
+/// Most micro-batches that have gone forward and not back.
+fn most_under_way(tasks: &[Task]) -> usize {
+    let mut now = 0;
+    let after = tasks.iter().map(|task| {
+        match task {
+            Task::Forward(_) => now += 1,
+            Task::Backward(_) => now -= 1,
+        }
+        now
+    });
+    after.max().unwrap_or(0)
 }
 
 /// The inputs of a step whose images are changed as `config` asks, and the maps; texts stay as they are.

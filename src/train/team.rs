@@ -89,15 +89,17 @@ impl Team {
         let group = |ranks: usize| thread_group(ranks).into_iter().map(Arc::new).collect::<Vec<_>>();
         let all = group(ranks);
         let data: Vec<_> = (0..layout.parts()).map(|_| group(layout.data_ranks())).collect();
-        // Parts of layers, or stretches of them: of one kind there is one.
-        let parts_of = |ranks: usize| (0..layout.data_ranks()).map(|_| group(ranks)).collect::<Vec<_>>();
-        let (tensor, pipeline) = (parts_of(layout.tensor_ranks()), parts_of(layout.pipeline_ranks()));
+        // Ranks with parts of the same layers, and ranks with the same part of other layers.
+        let groups = |ranks: usize| (0..layout.ranks() / ranks).map(|_| group(ranks)).collect::<Vec<_>>();
+        let (tensor, pipeline) = (groups(layout.tensor_ranks()), groups(layout.pipeline_ranks()));
         let mut made = Vec::new();
         for (rank, member) in all.into_iter().enumerate() {
             let backend = if device.of_rank(rank) == device { shared.clone() } else { open(device.of_rank(rank), threads)? };
             let (share, part) = layout.place(rank);
-            let of_kind = |group: &[Arc<ThreadMember>]| group[part % group.len()].clone();
-            let groups = [data[part][share].clone(), of_kind(&tensor[share]), of_kind(&pipeline[share])];
+            let (stage, piece) = layout.part_place(part);
+            let tensor = &tensor[share * layout.pipeline_ranks() + stage];
+            let pipeline = &pipeline[share * layout.tensor_ranks() + piece];
+            let groups = [data[part][share].clone(), tensor[piece].clone(), pipeline[stage].clone()];
             let [data, tensor, pipeline] = groups.clone();
             let links = (ranks > 1).then(|| Links { data, tensor, pipeline });
             let (program, weights) = &parts[part];

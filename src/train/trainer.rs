@@ -1,7 +1,8 @@
 //! The training loop: whole runs of a seed, or single steps for the clock.
 
 use super::{
-    Predictor, StepTimes, Team, TrainError, TrainingProgram,
+    ApartStep, Predictor, StepTimes, Team, TrainError, TrainingProgram,
+    apart::take_apart,
     feed::{feed, feed_f32, take_labels},
     initial_weights,
     team::{KEPT_STEPS, Rank},
@@ -14,7 +15,6 @@ use crate::{
     metrics,
     models::{Model, Size},
     record::{Candidate, Epoch, Quality, SeedRun, TrainConfig},
-    stats::median,
     strategy::{Shards, Tensor, Weights},
     units::Seconds,
     vocab::{Compression, Metric, OptimizerKind, RowShape},
@@ -260,21 +260,29 @@ impl Trainer {
         Ok((run, quality, weights))
     }
 
-    /// Seconds that one rank needs to fetch and change the rows of a step, the median of `repeats`.
-    pub fn data_seconds(&mut self, repeats: usize) -> Result<f64, TrainError> {
-        let set = self.set.clone();
-        let state = &mut self.states[0];
-        let ranks = self.candidate.layout.data_ranks();
-        let session = self.team.first();
-        let mut times = Vec::with_capacity(repeats);
-        for k in 0..repeats {
-            let start = Instant::now();
-            let draw = |row| self.augmenter.map(self.seed, 0, row);
-            let rows = state.batches.shard(k % state.batches.per_epoch(), 0, ranks);
-            fetch(session, &self.training[0], &set, rows, &draw, &mut state.labels)?;
-            times.push(start.elapsed().as_secs_f64());
-        }
-        Ok(median(&times).unwrap_or(0.0))
+    /// Steps taken apart on every rank, of the epoch under way.
+    pub fn take_apart(&mut self, count: usize) -> Result<Vec<Vec<ApartStep>>, TrainError> {
+        let (set, training, augmenter, seed) = (&*self.set, &self.training, &self.augmenter, self.seed);
+        let (layout, first) = (self.candidate.layout, self.step);
+        let steps = self.team.each(&mut self.states, |number, rank, state| {
+            let RankState { batches, labels, .. } = state;
+            let (per_epoch, training) = (batches.per_epoch(), &training[layout.place(number).1]);
+            let mut step = first;
+            let fetch = |session: &mut dyn Session| {
+                let rows = batches.shard(step % per_epoch, layout.place(number).0, layout.data_ranks());
+                let epoch = (step / per_epoch) as u64;
+                step += 1;
+                fetch(session, training, set, rows, &|row| augmenter.map(seed, epoch, row), labels)
+            };
+            let end = |rank: &mut Rank| {
+                training.loss.map_or(Ok(()), |loss| rank.session.note_f32(loss))?;
+                Ok(0.0)
+            };
+            let steps = take_apart(rank, count, fetch, end)?;
+            rank.session.take_noted()?;
+            Ok(steps)
+        })?;
+        Ok(steps)
     }
 }
 

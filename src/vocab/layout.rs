@@ -1,4 +1,4 @@
-//! Layout words: `single`, `dp=2`, `zero=2`, `tp=2`, `pp=2`, `gpipe=2`, `dp=2,tp=2`.
+//! Layout words: `single`, `dp=2`, `zero=2`, `tp=2`, `pp=2`, `gpipe=2`, `recompute`, and products such as `dp=2,tp=2`.
 
 use super::UnknownWord;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,8 @@ pub struct Layout {
     tensor: usize,
     pipeline: usize,
     schedule: PipelineSchedule,
+    /// Activations are dropped and computed again in the backward pass.
+    recompute: bool,
 }
 
 /// The order in which stages of a pipeline work on their micro-batches.
@@ -40,10 +42,19 @@ impl Layout {
         ("pp=2", "pipeline over 2 ranks, each with half of the layers, by 1F1B"),
         ("gpipe=2", "the same, all micro-batches forward before any goes back"),
         ("dp=2,tp=2", "data and tensor parallel, over 4 ranks"),
+        ("tp=2,pp=2", "each half of the layers split over 2 ranks, over 4 ranks"),
+        ("recompute", "one rank that drops activations and computes them again, for less memory"),
+        ("pp=2,recompute", "the same in each stage of a pipeline"),
     ];
 
-    pub const SINGLE: Layout =
-        Layout { data: 1, sharded: false, tensor: 1, pipeline: 1, schedule: PipelineSchedule::OneForwardOneBackward };
+    pub const SINGLE: Layout = Layout {
+        data: 1,
+        sharded: false,
+        tensor: 1,
+        pipeline: 1,
+        schedule: PipelineSchedule::OneForwardOneBackward,
+        recompute: false,
+    };
 
     /// Each of N ranks takes a share of the batch; training sums gradients over them.
     pub const fn data(ranks: usize) -> Layout {
@@ -88,6 +99,15 @@ impl Layout {
         self.sharded
     }
 
+    pub const fn recomputes(self) -> bool {
+        self.recompute
+    }
+
+    /// The stage of a part of the model, and which part of the weights of that stage it is.
+    pub const fn part_place(self, part: usize) -> (usize, usize) {
+        (part / self.tensor, part % self.tensor)
+    }
+
     /// The share of the batch and the part of the model of a rank.
     pub const fn place(self, rank: usize) -> (usize, usize) {
         (rank / self.parts(), rank % self.parts())
@@ -104,6 +124,10 @@ impl FromStr for Layout {
         }
         let mut layout = Layout::SINGLE;
         for part in text.split(',') {
+            if part.trim() == "recompute" && !layout.recompute {
+                layout.recompute = true;
+                continue;
+            }
             let (axis, ranks) = part.trim().split_once('=').ok_or_else(unknown)?;
             let ranks = ranks.parse().ok().filter(|ranks| (2..=MOST).contains(ranks)).ok_or_else(unknown)?;
             layout = match axis {
@@ -118,8 +142,7 @@ impl FromStr for Layout {
                 _ => return Err(unknown()),
             };
         }
-        // A stage that is split again is not made.
-        if layout.tensor > 1 && layout.pipeline > 1 { Err(unknown()) } else { Ok(layout) }
+        Ok(layout)
     }
 }
 
@@ -132,7 +155,8 @@ impl fmt::Display for Layout {
         let tensor = (self.tensor > 1).then(|| format!("tp={}", self.tensor));
         let name = if self.schedule == PipelineSchedule::GPipe { "gpipe" } else { "pp" };
         let pipeline = (self.pipeline > 1).then(|| format!("{name}={}", self.pipeline));
-        let words: Vec<String> = data.into_iter().chain(tensor).chain(pipeline).collect();
+        let recompute = self.recompute.then(|| "recompute".to_string());
+        let words: Vec<String> = data.into_iter().chain(tensor).chain(pipeline).chain(recompute).collect();
         f.pad(if words.is_empty() { "single".to_string() } else { words.join(",") }.as_str())
     }
 }
@@ -160,6 +184,7 @@ mod tests {
             assert_eq!(form.parse::<Layout>().unwrap().to_string(), *form);
         }
         assert_eq!("gpipe=2,dp=3".parse::<Layout>().unwrap().to_string(), "dp=3,gpipe=2");
+        assert_eq!("recompute,pp=2,tp=3".parse::<Layout>().unwrap().to_string(), "tp=3,pp=2,recompute");
         assert_eq!("tp=2,zero=3".parse::<Layout>().unwrap().to_string(), "zero=3,tp=2");
         for text in [
             "dp",
@@ -175,7 +200,9 @@ mod tests {
             "tp=2,",
             "dp=1025",
             "pp=2,gpipe=2",
-            "tp=2,pp=2",
+            "recompute=2",
+            "recompute,recompute",
+            "single,recompute",
         ] {
             assert!(text.parse::<Layout>().is_err(), "{text}");
         }
@@ -185,6 +212,12 @@ mod tests {
     fn ranks_have_places() {
         let layout: Layout = "dp=2,tp=3".parse().unwrap();
         assert_eq!((layout.ranks(), layout.data_ranks(), layout.tensor_ranks()), (6, 2, 3));
+        let stages: Layout = "dp=2,tp=3,pp=2".parse().unwrap();
+        assert_eq!((stages.ranks(), stages.parts(), stages.place(7)), (12, 6, (1, 1)));
+        assert_eq!(
+            (0..6).map(|part| stages.part_place(part)).collect::<Vec<_>>(),
+            [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+        );
         assert_eq!("pp=2".parse::<Layout>().unwrap().micro_batches(24), 8);
         assert_eq!(("pp=2".parse::<Layout>().unwrap().micro_batches(9), layout.micro_batches(24)), (3, 1));
         assert_eq!((0..6).map(|rank| layout.place(rank)).collect::<Vec<_>>(), [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]);

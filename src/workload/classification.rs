@@ -1,22 +1,26 @@
 //! One class a row, image or text: trains or answers, one candidate a process.
 
+use super::time_split::{Pace, over_ranks, rank_split, remark};
 use crate::{
+    backend::OpTime,
     data::{DataSet, Inputs, Part},
-    graph::{Op, Program},
     harness::{Described, Request, Response, Setup, WindowEnergy, Work},
     measure::{EnergyCounter, GpuSensor, forget_peak_resident, peak_resident},
     models::{self, Model},
-    record::{OpProfile, Quality, TimeSplit},
+    record::{OpProfile, Quality},
     stats::{StopRule, median},
     strategy::Weights,
-    train::{Checkpoint, Identity, Predictor, StepTimes, Team, TrainError, Trainer, scaled_rate},
+    train::{Checkpoint, Identity, Predictor, StepTimes, TrainError, Trainer, scaled_rate},
     units::{Bytes, Flops, Seconds},
     vocab::{Compression, Device, Layout, Phase, Precision, Quantization},
 };
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
-/// Steps of the profile, each with a clock around every op.
-const PROFILED_STEPS: usize = 15;
+/// Steps that are taken apart: so many at least, and of short steps as many as fit into `PROFILE_S`, at most so many.
+const PROFILED_STEPS: std::ops::RangeInclusive<usize> = 15..=500;
+
+/// Short beside the blocks of a candidate, which take a second in all, and long beside a slice of the system's scheduler.
+const PROFILE_S: f64 = 0.1;
 
 /// Kept means of warm-up chunks among which stability is judged.
 const STABLE_WINDOW: usize = 8;
@@ -278,41 +282,56 @@ impl Ready {
         };
         self.notes.extend(exchanges);
         let candidate = &self.setup.candidate;
-        let (data_s, program, model_bytes) = match &mut self.work {
+        let pairs = (PROFILE_S / (2.0 * self.step_s).max(1e-9)) as usize;
+        let pairs = pairs.clamp(*PROFILED_STEPS.start(), *PROFILED_STEPS.end());
+        let (program, model_bytes, steps) = match &mut self.work {
             Doing::Train(trainer) => {
-                let data_s = trainer.data_seconds(PROFILED_STEPS)?;
-                let bytes = trainer.weight_bytes();
-                (data_s, trainer.program().program.clone(), bytes)
+                let steps = trainer.take_apart(pairs)?;
+                (trainer.program().program.clone(), trainer.weight_bytes(), steps)
             }
             Doing::Infer(predictor) => {
-                let data_s = predictor.data_seconds(&self.set.test, PROFILED_STEPS)?;
-                let bytes = predictor.program().model_bytes;
-                (data_s, predictor.program().program.clone(), bytes)
+                let steps = predictor.take_apart(&self.set.test, pairs)?;
+                (predictor.program().program.clone(), predictor.program().model_bytes, steps)
             }
-        };
-        let op_times = match &mut self.work {
-            Doing::Train(trainer) => profile(trainer.team())?,
-            Doing::Infer(predictor) => profile(predictor.team())?,
         };
         let work = match &mut self.work {
             Doing::Train(trainer) => trainer.team().work(),
             Doing::Infer(predictor) => predictor.team().work(),
         };
         let units = candidate.batch_size as u64;
-        let step = self.steps(PROFILED_STEPS)?;
-        let step_s = median(&step.step_s).unwrap_or(self.step_s);
+        let (is_training, on_cuda) = (candidate.phase == Phase::Train, candidate.device.is_cuda());
+        let pace = match (is_training, on_cuda) {
+            (_, false) => Pace::Called,
+            (false, true) => Pace::Answered,
+            (true, true) => {
+                let times = self.steps(pairs)?;
+                Pace::Queued { step_s: times.total_s / times.steps as f64 }
+            }
+        };
+        let balance = self.setup.balance;
+        let team = match &mut self.work {
+            Doing::Train(trainer) => trainer.team(),
+            Doing::Infer(predictor) => predictor.team(),
+        };
+        let of_ranks = team.sessions().zip(&steps).map(|(session, steps)| rank_split(session.program(), steps, pace, balance));
+        let time_split = over_ranks(&of_ranks.collect::<Vec<_>>());
+        self.notes.extend(remark(&time_split));
+        let of_op = |k: usize, of: fn(&OpTime) -> Seconds| {
+            Seconds(median(&steps[0].iter().map(|step| of(&step.ops[k]).0).collect::<Vec<_>>()).unwrap_or(0.0))
+        };
+        let has_others = steps.len() > 1;
         Ok(Described {
             quality,
             peak_memory,
             model_size: Some(Bytes(model_bytes)),
             flops_per_unit: Some(Flops(work.flops.0 / units)),
             bytes_per_unit: Some(Bytes(work.bytes.0 / units)),
-            time_split: Some(split(&program, &op_times, data_s, step_s, self.setup.balance)),
+            time_split: Some(time_split),
             profile: program
                 .steps
                 .iter()
-                .zip(&op_times)
-                .map(|(step, time)| {
+                .enumerate()
+                .map(|(k, step)| {
                     let work = program.step_work(step);
                     OpProfile {
                         op: step.op.name().to_string(),
@@ -320,7 +339,8 @@ impl Ready {
                         flops: work.flops,
                         bytes: work.bytes,
                         message_bytes: work.message_bytes,
-                        time: Some(Seconds(*time)),
+                        time: Some(of_op(k, |time| time.total)),
+                        waited: has_others.then(|| of_op(k, |time| time.waited)),
                     }
                 })
                 .collect(),
@@ -374,50 +394,12 @@ fn trained_weights(
     }
 }
 
-/// Median seconds of every step of rank 0's program, all ranks running.
-fn profile(team: &mut Team) -> Result<Vec<f64>, TrainError> {
-    let mut states = vec![(); team.len()];
-    let runs = team.each(&mut states, |_, rank, ()| {
-        let mut runs = Vec::with_capacity(PROFILED_STEPS);
-        for _ in 0..PROFILED_STEPS {
-            let mut times = Vec::new();
-            rank.session.execute_timed(&mut times)?;
-            runs.push(times);
-        }
-        Ok(runs)
-    })?;
-    let first = &runs[0];
-    let of_step = |k: usize| median(&first.iter().map(|run| run[k].0).collect::<Vec<_>>()).unwrap_or(0.0);
-    Ok((0..first[0].len()).map(of_step).collect())
-}
-
-/// Where a step of `step_s` seconds goes. Ops are compute-bound when their arithmetic intensity is above the machine's balance.
-fn split(program: &Program, op_times: &[f64], data_s: f64, step_s: f64, balance: Option<f64>) -> TimeSplit {
-    let mut split = TimeSplit { data: Seconds(data_s), ..TimeSplit::default() };
-    for (step, time) in program.steps.iter().zip(op_times) {
-        let work = program.step_work(step);
-        let intensity = work.flops.0 as f64 / (work.bytes.0 as f64).max(1.0);
-        // What is received is waited for: the gaps of a pipeline are communication as well.
-        let part = if let Op::Exchange(_) = step.op {
-            &mut split.communication
-        } else if balance.is_some_and(|balance| intensity >= balance) {
-            &mut split.compute
-        } else {
-            &mut split.memory
-        };
-        part.0 += time;
-    }
-    let known: f64 = op_times.iter().sum::<f64>() + data_s;
-    split.host = Seconds((step_s - known).max(0.0));
-    split
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         data::DataSource,
-        record::{Candidate, OptimizerConfig, TrainConfig},
+        record::{Candidate, OptimizerConfig, TimeSplit, TrainConfig},
         vocab::{Device, Metric, OptimizerKind, Task},
     };
 
@@ -446,6 +428,40 @@ mod tests {
         }
     }
 
+    /// The parts of a split are the step within 5 %: of the first of a few descriptions that no other work on the machine has disturbed.
+    fn assert_adds_up(bench: &mut Bench, first: &TimeSplit) {
+        let mut split = first.clone();
+        for _ in 0..30 {
+            assert!(split.parts().iter().all(|(_, part)| part.unwrap().0 >= 0.0), "{split:?}");
+            if split.excess().unwrap().abs() <= TimeSplit::TOLERANCE {
+                return;
+            }
+            let Ok(Response::Described { described, .. }) = bench.answer(Request::Describe) else { panic!() };
+            let said = described.notes.iter().any(|note| note.contains("the parts of the time split"));
+            split = described.time_split.unwrap();
+            assert!(said, "one of the splits was not the step: {split:?}");
+        }
+        panic!("no split of thirty adds up: {split:?}");
+    }
+
+    #[test]
+    fn the_parts_of_a_step_add_up_to_it_in_every_layout() {
+        let dir = tempfile::tempdir().unwrap();
+        for layout in ["single", "dp=2", "zero=2", "tp=2", "pp=2"] {
+            let layout: Layout = layout.parse().unwrap();
+            let mut bench = Bench::default();
+            let setup = Setup { model: "mlp".into(), ..setup(Phase::Train, layout, dir.path().into()) };
+            bench.answer(Request::Prepare(Box::new(setup))).unwrap();
+            bench.answer(Request::WarmUp { least: Seconds(0.05), most: Seconds(0.5) }).unwrap();
+            let Response::Described { described, .. } = bench.answer(Request::Describe).unwrap() else { panic!() };
+            let split = described.time_split.unwrap();
+            assert_adds_up(&mut bench, &split);
+            assert_eq!(split.communication.0 > 0.0, layout != Layout::SINGLE, "{layout}: {split:?}");
+            assert_eq!(described.profile.iter().any(|op| op.waited.is_some()), layout != Layout::SINGLE);
+            println!("{layout}: {split:?}, excess {:.1} %", 100.0 * split.excess().unwrap());
+        }
+    }
+
     #[test]
     fn a_worker_trains_answers_and_describes_itself_from_the_same_weights() {
         let dir = tempfile::tempdir().unwrap();
@@ -465,6 +481,7 @@ mod tests {
             assert!(steps >= 2 && step_s.len() as u64 == steps.min(200) && step_s.iter().sum::<f64>() <= total_s * 1.001);
             let Response::Described { described, .. } = ask(&mut bench, Request::Describe) else { panic!() };
             assert!(described.quality.is_none() && described.profile.iter().all(|op| op.time.is_some()));
+            assert_adds_up(&mut bench, described.time_split.as_ref().unwrap());
             let reduces = described.profile.iter().filter(|op| op.op == "all_reduce").count();
             assert_eq!(reduces > 0, layout != Layout::SINGLE);
         }

@@ -1,6 +1,7 @@
 //! Workloads: a task with its unit, and the work that one worker process does for it. One file each; this table lists them.
 
 mod classification;
+mod time_split;
 
 use crate::{
     harness::{Request, Response, Work},

@@ -121,15 +121,27 @@ impl CpuSession {
         // What the step writes leaves the slots, so that reading and writing cannot meet.
         let mut written: [Storage; MOST_WRITTEN] = Default::default();
         let places = &scratch.written[index];
-        if step.op == Op::Exchange(Exchange::AllReduce) {
-            let ranks = &links.as_ref().ok_or(BackendError::Alone { op: step.op.name() })?.data;
-            for (id, slot) in step.inputs.iter().zip(places) {
-                let len = program.values[id.0].elements();
-                ranks.all_reduce_sum(slots[*slot].as_mut_slice::<f32>(len))?;
+        if let Op::Exchange(kind) = &step.op {
+            if let Some(sums) = links.as_ref().and_then(|links| links.data.overlapped()) {
+                // Gradients need not be copied.
+                let operands = Operands { program, step, slots };
+                match kind {
+                    Exchange::StartReduce { bucket } => {
+                        let data: Vec<&[f32]> = (0..operands.count()).map(|k| operands.get(k)).collect();
+                        return Ok(sums.start(*bucket, &data)?);
+                    }
+                    Exchange::AllReduce { bucket } => {
+                        let mut taken: Vec<Storage> = places.iter().map(|slot| std::mem::take(&mut slots[*slot])).collect();
+                        let lengths = step.inputs.iter().map(|id| program.values[id.0].elements());
+                        let mut data: Vec<&mut [f32]> =
+                            taken.iter_mut().zip(lengths).map(|(storage, length)| storage.as_mut_slice(length)).collect();
+                        let result = sums.finish(*bucket, &mut data);
+                        places.iter().zip(taken).for_each(|(slot, storage)| slots[*slot] = storage);
+                        return Ok(result?);
+                    }
+                    _ => {}
+                }
             }
-            return Ok(());
-        }
-        if let Op::Exchange(_) = step.op {
             let links = links.clone();
             return exchange(self, links.as_ref(), index);
         }

@@ -8,7 +8,7 @@ mod execute;
 #[allow(unsafe_code)]
 pub mod kernels;
 
-use super::{Backend, BackendError, Links, Session};
+use super::{Backend, BackendError, Links, OpTime, Session};
 use crate::{
     graph::{Program, ValueId},
     units::{Bytes, Seconds},
@@ -188,12 +188,17 @@ impl Session for CpuSession {
         Ok(())
     }
 
-    fn execute_timed(&mut self, times: &mut Vec<Seconds>) -> Result<(), BackendError> {
+    fn execute_timed(&mut self, times: &mut Vec<OpTime>) -> Result<(), BackendError> {
         times.clear();
+        let waited = |session: &CpuSession| session.links.as_ref().map_or(0.0, |links| links.waited().0);
+        let mut before = waited(self);
         for step in 0..self.program.steps.len() {
             let start = Instant::now();
             self.run_step(step)?;
-            times.push(Seconds::since(start));
+            let total = Seconds::since(start);
+            let now = waited(self);
+            times.push(OpTime { total, waited: Seconds(now - before) });
+            before = now;
         }
         Ok(())
     }

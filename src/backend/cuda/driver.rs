@@ -187,6 +187,60 @@ impl Drop for Queue {
     }
 }
 
+/// A second stream of the same context, for work beside that of the queue.
+pub(super) struct Side {
+    queue: Arc<Queue>,
+    stream: sys::CUstream,
+    event: sys::CUevent,
+}
+
+// SAFETY: stream and event may be used from any thread that has made the context current, which every method does first.
+unsafe impl Send for Side {}
+
+impl Side {
+    pub fn new(queue: &Arc<Queue>) -> Result<Side, CudaError> {
+        queue.enter()?;
+        let event = called("cuEventCreate", event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING))?;
+        let mut side = Side { queue: queue.clone(), stream: std::ptr::null_mut(), event };
+        side.stream = called("cuStreamCreate", stream::create(stream::StreamKind::NonBlocking))?;
+        Ok(side)
+    }
+
+    /// Here goes what is to run beside the queue, behind all that the queue was asked for so far.
+    pub fn behind_queue(&self) -> Result<*mut c_void, CudaError> {
+        self.one_behind_the_other(self.queue.stream, self.stream)?;
+        Ok(self.stream.cast())
+    }
+
+    /// What the queue is asked for from here on waits for all that was asked for beside it.
+    pub fn join_queue(&self) -> Result<(), CudaError> {
+        self.one_behind_the_other(self.stream, self.queue.stream)
+    }
+
+    fn one_behind_the_other(&self, first: sys::CUstream, second: sys::CUstream) -> Result<(), CudaError> {
+        self.queue.enter()?;
+        // SAFETY: event and streams are of this context; a wait is for the record that was queued last.
+        called("cuEventRecord", unsafe { event::record(self.event, first) })?;
+        // SAFETY: as above; flags 0 ask for nothing special.
+        called("cuStreamWaitEvent", unsafe {
+            stream::wait_event(second, self.event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
+        })
+    }
+}
+
+impl Drop for Side {
+    fn drop(&mut self) {
+        let _ = self.queue.enter();
+        // SAFETY: nobody else has the stream and the event; the driver keeps them until what is queued on them is done.
+        unsafe {
+            if !self.stream.is_null() {
+                let _ = stream::destroy(self.stream);
+            }
+            let _ = event::destroy(self.event);
+        }
+    }
+}
+
 /// Events on the stream, in order.
 struct Events {
     queue: Arc<Queue>,

@@ -97,14 +97,14 @@ pub(super) fn decide(
     Ok(Way::Devices(Box::new(DeviceLinks { data, tensor, pipeline, name: library.name(), padded, zeros })))
 }
 
-/// Numbers of the part that one rank has, for exchanges that cut.
+/// Numbers of the largest part that one rank has, for exchanges that cut.
 fn part_of(program: &Program, step: &Step) -> Option<usize> {
-    let part = match &step.op {
-        Op::Exchange(Exchange::ReduceScatter { .. } | Exchange::TakePart { .. }) => step.outputs[0],
-        Op::Exchange(Exchange::AllGather { .. }) => step.inputs[1],
+    let parts = match &step.op {
+        Op::Exchange(Exchange::ReduceScatter { .. } | Exchange::TakePart { .. }) => &step.outputs[..],
+        Op::Exchange(Exchange::AllGather { .. }) => &step.inputs[1..2],
         _ => return None,
     };
-    Some(program.value(part).elements())
+    parts.iter().map(|part| program.value(*part).elements()).max()
 }
 
 /// The bytes of every rank, by the links of the host, which carry numbers.
@@ -128,11 +128,22 @@ impl DeviceLinks {
         let Op::Exchange(kind) = &step.op else { unreachable!("the session looked") };
         let elements = |id: ValueId| program.value(id).elements();
         let ranks = self.data.as_ref().map_or(1, |group| group.ranks());
+        let buffers = |step: &Step| -> Vec<(Address, usize)> { step.inputs.iter().map(|id| (at(*id), elements(*id))).collect() };
         match kind {
-            Exchange::AllReduce => {
-                let buffers: Vec<_> = step.inputs.iter().map(|id| (at(*id), elements(*id))).collect();
-                if let Some(group) = &self.data {
-                    group.all_reduce(&buffers, DType::F32, Merge::Sum)?;
+            Exchange::StartReduce { bucket } => {
+                // Sums of which each rank keeps a part have no place before they are finished.
+                let whole = |other: &Step| matches!(&other.op, Op::Exchange(Exchange::AllReduce { bucket: of }) if of == bucket);
+                if let Some(group) = self.data.as_ref().filter(|_| program.steps.iter().any(whole)) {
+                    group.start_sums(&buffers(step))?;
+                }
+            }
+            Exchange::AllReduce { bucket } => {
+                let started =
+                    |other: &Step| matches!(&other.op, Op::Exchange(Exchange::StartReduce { bucket: of }) if of == bucket);
+                match &self.data {
+                    Some(group) if program.steps.iter().any(started) => group.finish_sums()?,
+                    Some(group) => group.all_reduce(&buffers(step), DType::F32, Merge::Sum)?,
+                    None => {}
                 }
             }
             Exchange::SumRanks => {
@@ -143,17 +154,8 @@ impl DeviceLinks {
                 }
             }
             Exchange::ReduceScatter { .. } => {
-                let (x, part) = (step.inputs[0], step.outputs[0]);
-                let (count, length) = (elements(x), elements(part));
-                let mut from = at(x);
-                if count < length * ranks {
-                    from = self.padded;
-                    machine.copy(at(x), from, 4 * count)?;
-                    machine.copy(self.zeros, from + 4 * count as Address, 4 * (length * ranks - count))?;
-                }
-                match &self.data {
-                    Some(group) => group.reduce_scatter(from, at(part), length)?,
-                    None => machine.copy(from, at(part), 4 * length)?,
+                for (x, part) in step.inputs.iter().zip(&step.outputs) {
+                    self.reduce_scatter(machine, (at(*x), elements(*x)), (at(*part), elements(*part)))?;
                 }
             }
             Exchange::TakePart { .. } => {
@@ -193,6 +195,23 @@ impl DeviceLinks {
             Exchange::Send { .. } | Exchange::Receive { .. } => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// The rank's part of the sum of `count` numbers, zeros behind the last.
+    fn reduce_scatter(
+        &self,
+        machine: &dyn Machine,
+        (x, count): (Address, usize),
+        (part, length): (Address, usize),
+    ) -> Result<(), CudaError> {
+        let Some(group) = &self.data else { return machine.copy(x, part, 4 * length) };
+        let mut from = x;
+        if count < length * group.ranks() {
+            from = self.padded;
+            machine.copy(x, from, 4 * count)?;
+            machine.copy(self.zeros, from + 4 * count as Address, 4 * (length * group.ranks() - count))?;
+        }
+        group.reduce_scatter(from, part, length)
     }
 
     /// A low-precision copy of fp32 weights.

@@ -145,6 +145,10 @@ pub(super) trait DeviceGroup: Send {
     fn rank(&self) -> usize;
     /// Each of `buffers` (address, numbers), in place.
     fn all_reduce(&self, buffers: &[(Address, usize)], dtype: DType, merge: Merge) -> Result<(), CudaError>;
+    /// Starts sums of f32 beside what the device is asked for next; `finish` comes before their use.
+    fn start_sums(&self, buffers: &[(Address, usize)]) -> Result<(), CudaError>;
+    /// What comes behind this waits for all sums that were started.
+    fn finish_sums(&self) -> Result<(), CudaError>;
     /// `from` has `part` numbers for every rank, of whose sums each gets its own to `to`; f32.
     fn reduce_scatter(&self, from: Address, to: Address, part: usize) -> Result<(), CudaError>;
     /// `part` numbers of every rank, one rank behind the other; f32.

@@ -2,7 +2,7 @@
 //! kernels; the host waits for nothing.
 
 use super::{
-    driver::Queue,
+    driver::{Queue, Side},
     library,
     machine::{Address, Collectives, CudaError, DeviceGroup, GroupId, Merge},
 };
@@ -109,7 +109,8 @@ impl Collectives for Nccl {
         let result = unsafe { (self.calls.join)(&mut communicator, ranks as c_int, UniqueId(*id), rank as c_int) };
         answered("ncclCommInitRank", result)?;
         let (calls, queue, library) = (self.calls, self.queue.clone(), self.library.clone());
-        Ok(Box::new(Group { communicator, rank, ranks, calls, queue, _library: library }))
+        let side = Side::new(&queue)?;
+        Ok(Box::new(Group { communicator, rank, ranks, calls, queue, side, _library: library }))
     }
 }
 
@@ -120,11 +121,29 @@ struct Group {
     ranks: usize,
     calls: Calls,
     queue: Arc<Queue>,
+    side: Side,
     _library: Arc<Library>,
 }
 
 // SAFETY: a communicator may be used from any thread that has made its context current, one at a time; the session owns it.
 unsafe impl Send for Group {}
+
+impl Group {
+    /// All as one, so that many small ones cost one launch.
+    fn reduce(&self, buffers: &[(Address, usize)], dtype: c_int, merge: c_int, stream: *mut c_void) -> Result<(), CudaError> {
+        // SAFETY: a series is opened and closed by this thread.
+        answered("ncclGroupStart", unsafe { (self.calls.start)() })?;
+        let queued = buffers.iter().try_for_each(|(address, count)| {
+            let at = *address as *mut c_void;
+            // SAFETY: the session's memory holds so many numbers at the address until the stream is done with them.
+            let result = unsafe { (self.calls.all_reduce)(at, at, *count, dtype, merge, self.communicator, stream) };
+            answered("ncclAllReduce", result)
+        });
+        // SAFETY: opened above.
+        let ended = answered("ncclGroupEnd", unsafe { (self.calls.end)() });
+        queued.and(ended)
+    }
+}
 
 impl DeviceGroup for Group {
     fn ranks(&self) -> usize {
@@ -143,19 +162,15 @@ impl DeviceGroup for Group {
             DType::Bf16 => 9,
             _ => FLOAT32,
         };
-        let merge = if merge == Merge::Sum { SUM } else { 3 };
-        // As one, so that many small ones cost one launch.
-        // SAFETY: a series is opened and closed by this thread.
-        answered("ncclGroupStart", unsafe { (self.calls.start)() })?;
-        let queued = buffers.iter().try_for_each(|(address, count)| {
-            let at = *address as *mut c_void;
-            // SAFETY: the session's memory holds so many numbers at the address until the stream is done with them.
-            let result = unsafe { (self.calls.all_reduce)(at, at, *count, dtype, merge, self.communicator, self.queue.stream()) };
-            answered("ncclAllReduce", result)
-        });
-        // SAFETY: opened above.
-        let ended = answered("ncclGroupEnd", unsafe { (self.calls.end)() });
-        queued.and(ended)
+        self.reduce(buffers, dtype, if merge == Merge::Sum { SUM } else { 3 }, self.queue.stream())
+    }
+
+    fn start_sums(&self, buffers: &[(Address, usize)]) -> Result<(), CudaError> {
+        self.reduce(buffers, FLOAT32, SUM, self.side.behind_queue()?)
+    }
+
+    fn finish_sums(&self) -> Result<(), CudaError> {
+        self.side.join_queue()
     }
 
     fn reduce_scatter(&self, from: Address, to: Address, part: usize) -> Result<(), CudaError> {

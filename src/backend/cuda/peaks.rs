@@ -5,7 +5,6 @@ use crate::{
     backend::{Backend, BackendError},
     graph::{Graph, Op, Unary, lower},
     stats::Generator,
-    units::Seconds,
     vocab::DType,
 };
 
@@ -85,7 +84,7 @@ fn best(device: &Cuda, op: Op, shapes: &[&[usize]], dtype: DType) -> Result<f64,
     let mut fastest = f64::INFINITY;
     for run in 0..=RUNS {
         session.execute_timed(&mut times)?;
-        let seconds: f64 = times.iter().map(|Seconds(s)| s).sum();
+        let seconds: f64 = times.iter().map(|time| time.total.0).sum();
         // The first run loads the kernel.
         if run > 0 {
             fastest = fastest.min(seconds);

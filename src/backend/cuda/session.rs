@@ -7,7 +7,7 @@ use super::{
     product::Choices,
 };
 use crate::{
-    backend::{BackendError, Links, Session, exchange::exchange},
+    backend::{BackendError, Links, OpTime, Session, exchange::exchange},
     graph::{Op, Program, Role, ValueId},
     units::{Bytes, Seconds},
     vocab::{DType, Vocabulary},
@@ -234,18 +234,22 @@ impl CudaSession {
     }
 
     /// Runs every piece, with a clock around each step.
-    fn run_timed(&mut self, pieces: &[Piece], times: &mut Vec<Seconds>) -> Result<(), BackendError> {
+    fn run_timed(&mut self, pieces: &[Piece], times: &mut Vec<OpTime>) -> Result<(), BackendError> {
         for piece in pieces {
             match piece {
                 Piece::Exchange(step) => {
-                    let start = std::time::Instant::now();
+                    // What the device still has to do is not the exchange's time.
+                    self.machine.synchronize()?;
+                    let waited = |session: &CudaSession| session.links.as_ref().map_or(0.0, |links| links.waited().0);
+                    let (start, before) = (std::time::Instant::now(), waited(self));
                     self.exchange(*step)?;
                     self.machine.synchronize()?;
-                    times.push(Seconds::since(start));
+                    times.push(OpTime { total: Seconds::since(start), waited: Seconds(waited(self) - before) });
                 }
                 Piece::Launches { steps, .. } => {
                     let launches: Vec<&[Launch]> = self.plan.steps[steps.clone()].iter().map(Vec::as_slice).collect();
-                    times.extend(self.machine.time(&launches)?.into_iter().map(Seconds));
+                    let times_s = self.machine.time(&launches)?.into_iter();
+                    times.extend(times_s.map(|time_s| OpTime { total: Seconds(time_s), ..OpTime::default() }));
                 }
             }
         }
@@ -357,7 +361,7 @@ impl Session for CudaSession {
         done
     }
 
-    fn execute_timed(&mut self, times: &mut Vec<Seconds>) -> Result<(), BackendError> {
+    fn execute_timed(&mut self, times: &mut Vec<OpTime>) -> Result<(), BackendError> {
         self.send()?;
         times.clear();
         let pieces = std::mem::take(&mut self.pieces);

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     backend::{Backend, Collective, CollectiveError, Links},
-    graph::{Graph, Op, Unary, cases::CASES, lower},
+    graph::{Exchange, Graph, Op, Unary, cases::CASES, lower},
     vocab::DType,
 };
 use half::{bf16, f16};
@@ -67,7 +67,8 @@ fn one_value_alone_is_summed_over_ranks_between_launches() {
     let mut graph = Graph::new();
     let x = graph.input("x", &[5], DType::F32);
     let y = graph.apply(Op::Scale { factor: 3.0 }, &[x]).unwrap();
-    graph.apply_all(Op::Exchange(crate::graph::Exchange::AllReduce), &[y]).unwrap();
+    graph.apply_all(Op::Exchange(Exchange::StartReduce { bucket: 0 }), &[y]).unwrap();
+    graph.apply_all(Op::Exchange(Exchange::AllReduce { bucket: 0 }), &[y]).unwrap();
     let z = graph.apply(Op::Unary(Unary::Relu), &[y]).unwrap();
     graph.mark_output("z", z);
     let mut session = Cuda { machine: Arc::new(machine), choices: Arc::default() }.load(lower(&graph), Some(twins())).unwrap();
