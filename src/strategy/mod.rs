@@ -30,7 +30,7 @@ pub use mask::{MASK, cubic_share, mask_gradients, masked_weights, masks};
 pub use parallel::{BUCKET_BYTES, Part, Trained, scatter_gradients, start_reduces, update_part};
 pub use pipeline::{Stage, Task, Unrolled, cut_stages, schedule};
 pub use precision::{LowPrecision, to_storage};
-pub use prune::{prune, prune_magnitude, prune_once, use_two_four};
+pub use prune::{prune, prune_magnitude, prune_once};
 pub use quantize::{Calibration, quantize, watch_inputs};
 pub use recompute::{ForwardPass, recompute};
 pub use tensor::{Shards, split_tensor};

@@ -128,18 +128,6 @@ fn prune_two_four(graph: &Graph, weights: &mut Weights) {
     }
 }
 
-/// Rewrites a fused fp32 graph whose weights are 2:4 sparse: linear layers over a multiple of four inputs skip the zeros.
-pub fn use_two_four(graph: &Graph) -> Graph {
-    let mut out = graph.clone();
-    for node in &mut out.nodes {
-        let Op::Linear { activation } = node.op else { continue };
-        if node.inputs.len() == 3 && graph.shape(node.inputs[1])[0].is_multiple_of(4) {
-            node.op = Op::LinearTwoFour { activation };
-        }
-    }
-    out
-}
-
 /// Removes `share` of the output channels of every product whose result only flows through ops that keep channels apart into
 /// another product; at least one channel stays. Takes an unfused forward graph; the result is smaller in shape, weights and work.
 fn prune_channels(graph: &Graph, weights: &Weights, share: f64) -> Result<(Graph, Weights), StrategyError> {

@@ -5,6 +5,7 @@
 //! | `apart` | steps with a clock around each of their parts |
 //! | `feed` | rows of a data set into a session |
 //! | `program` | a forward graph, a precision and a compression to a runnable `Program` |
+//! | `sparsity` | which products of a pruned program skip the zeros |
 //! | `team` | the ranks of a layout, each with its session |
 //! | `trainer` | the training loop, seed by seed or step by step |
 //! | `tuning` | training that goes on after a pruning, or while weights go |
@@ -18,6 +19,7 @@ mod init;
 mod loss_scale;
 mod predictor;
 mod program;
+mod sparsity;
 mod step_bench;
 mod team;
 mod trainer;

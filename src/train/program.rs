@@ -9,8 +9,8 @@ use crate::{
     record::TrainConfig,
     strategy::{
         BUCKET_BYTES, Calibration, ForwardPass, Part, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped, Weights,
-        cut_stages, mask_gradients, prune, quantize, recompute, scatter_gradients, schedule, split_tensor, start_reduces, to_storage,
-        update_part, use_two_four, warp_input,
+        cut_stages, mask_gradients, prune, quantize, recompute, scatter_gradients, schedule, split_tensor, start_reduces,
+        to_storage, update_part, warp_input,
     },
     vocab::{Compression, DType, Layout, Pattern, Precision, Quantization},
 };
@@ -374,10 +374,6 @@ pub struct InferenceProgram {
     pub notes: Vec<String>,
 }
 
-/// Largest rows a step at which a 2:4 product beats the dense one on the processors measured (`cargo bench --bench kernels -- gemm`): it reads half
-/// the weights, so it wins where reading them is the work, and loses where arithmetic is.
-const TWO_FOUR_ROWS: usize = 4;
-
 /// Applies `compression`, then `precision`, to a forward graph with trained `weights`, on one rank. `calibrate` is asked for activation
 /// ranges of the pruned model where int8 needs them.
 pub fn inference_program(
@@ -402,9 +398,6 @@ pub fn inference_programs(
 ) -> Result<Vec<(InferenceProgram, Shards)>, TrainError> {
     let (mut graph, mut weights) = (forward.clone(), weights.clone());
     let mut notes = Vec::new();
-    let rows = graph.output("logits").map_or(1, |id| graph.shape(id)[0]);
-    let is_two_four = compression.pruning.is_some_and(|p| p.pattern == Pattern::TwoFour) && compression.quantization.is_none();
-    let sparse = is_two_four && precision == Precision::Fp32 && rows <= TWO_FOUR_ROWS;
     if let Some(pruning) = compression.pruning {
         let before: usize = graph.parameters().map(|id| graph.value(id).elements()).sum();
         (graph, weights) = prune(&graph, &weights, pruning)?;
@@ -413,12 +406,7 @@ pub fn inference_programs(
             Pattern::Channel(_) => {
                 format!("{:.1} % of the weights are left", 100.0 * weight_count(&weights) as f64 / before as f64)
             }
-            Pattern::TwoFour if sparse => "two of four weights are zero; products of linear layers read half the weights".into(),
-            Pattern::TwoFour => {
-                "two of four weights are zero; products run dense: at this batch size or in this number format the \
-                                 sparse ones are slower on this processor or there are none"
-                    .into()
-            }
+            Pattern::TwoFour => "two of four weights are zero".to_string(),
         };
         let untuned = if pruning.is_tuned() { "" } else { "; not trained again after pruning" };
         notes.push(format!("{what}{untuned}"));
@@ -439,7 +427,7 @@ pub fn inference_programs(
     let lowered = |graph: &Graph| -> Result<Program, TrainError> {
         let low = to_storage(graph, precision.storage())?;
         let fused = fuse(low.graph, false);
-        Ok(lower(&if sparse { use_two_four(&fused) } else { fused }))
+        Ok(lower(&fused))
     };
     let whole = lowered(&graph)?;
     // Of the whole model, whoever holds its parts.
