@@ -3,7 +3,7 @@
 //! `cargo bench --bench kernels` runs all; `cargo bench --bench kernels -- gemm` one family. One thread, so that figures compare with
 //! the peak of one core that `advisor doctor` prints.
 
-use advisor::backend::cpu::kernels::{self, Context, Epilogue, Gemm, Packed24, PackedInt8};
+use advisor::backend::cpu::kernels::{self, Context, Epilogue, Gemm, Packed24, PackedInt8, PackedSparse};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 
@@ -79,6 +79,14 @@ fn gemm(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("ours_2_4", name), |bencher| {
             bencher.iter(|| kernels::sparse_gemm(&ctx, m, &a, &sparse, Epilogue::default(), &mut out));
         });
+        for zeros in [50, 80, 95] {
+            // Whole hundreds of weights have the share, in an order without a pattern.
+            let kept: Vec<f32> = b.iter().enumerate().map(|(k, v)| if k * 7919 % 100 < zeros { 0.0 } else { *v }).collect();
+            let sparse = PackedSparse::new(k, n, &kept, m);
+            group.bench_function(BenchmarkId::new(format!("ours_{zeros}_percent_zeros"), name), |bencher| {
+                bencher.iter(|| kernels::unstructured_gemm(&ctx, m, &a, &sparse, Epilogue::default(), &mut out));
+            });
+        }
     }
     group.finish();
 }

@@ -2,12 +2,15 @@
 
 use advisor::{
     data::{DataSet, DataSource, Inputs, Part, gather},
-    graph::Program,
+    graph::{Program, lower},
     models::{Size, find},
     record::{Candidate, OptimizerConfig, TrainConfig},
-    strategy::{Tensor, Weights},
-    train::{Predictor, Team, Trainer, training_program, training_programs},
-    vocab::{Augmentation, Compression, Device, InitKind, Layout, Metric, OptimizerKind, Phase, Precision, Schedule, Vocabulary},
+    strategy::{Tensor, Weights, prune, prune_once},
+    train::{Predictor, Team, Trainer, initial_weights, optimizer_step, training_program, training_programs, tuner},
+    vocab::{
+        Augmentation, Compression, Device, InitKind, Layout, Metric, OptimizerKind, Pattern, Phase, Precision, Pruning, Schedule,
+        Tuning, Vocabulary,
+    },
 };
 use serde_json::Value;
 use std::{path::PathBuf, sync::Arc};
@@ -323,6 +326,67 @@ fn the_same_seed_gives_the_same_bits_and_another_gives_others() {
 }
 
 #[test]
+fn weights_that_went_stay_zero_with_their_optimizer_state_while_the_others_learn() {
+    let set = mnist();
+    let model = find("mlp").unwrap();
+    let rule = |kind| TrainConfig { l1: 1e-4, l2: 1e-3, tune_epochs: 1, ..config(kind, 0.001, 64) };
+    let first = config(OptimizerKind::Sgd, 0.05, 64);
+    let (_, trained) = trained("mlp", &set, Precision::Fp32, "single", &first, 30);
+    for kind in OptimizerKind::WORDS.iter().map(|word| word.value) {
+        for words in ["2:4+tuned", "magnitude:0.8+tuned", "magnitude:0.8+gradual"] {
+            let pruning = words.parse::<Compression>().unwrap().pruning.unwrap();
+            let mut tuner = tuner(model, set.clone(), pruning, &rule(kind), &trained, Device::Cpu, 2).unwrap();
+            let before = tuner.weights().unwrap();
+            let (run, _, after) = tuner.run(Metric::Accuracy).unwrap();
+            assert!(run.failure.is_none(), "{kind:?} {words}: {run:?}");
+            let share = if words.starts_with("2:4") { 0.5 } else { 0.8 };
+            assert!((after.sparsity() - share).abs() < 1e-4, "{kind:?} {words}: {}", after.sparsity());
+            let states = optimizer_step(&rule(kind)).state_arrays();
+            for (one, after) in before.tensors.iter().zip(&after.tensors) {
+                let changed = one.data.iter().zip(&after.data).filter(|(a, b)| a != b).count();
+                assert!(changed > 0, "{kind:?} {words}: {} does not learn", one.name);
+                if one.shape.len() < 2 {
+                    continue;
+                }
+                let session = tuner.team().first();
+                for k in 0..states {
+                    let id = session.program().find(&format!("{}.state{k}", one.name)).unwrap();
+                    let mut state = vec![f32::NAN; after.data.len()];
+                    session.download_f32(id, &mut state).unwrap();
+                    let kept = after.data.iter().zip(&state).filter(|(weight, state)| **weight == 0.0 && **state != 0.0).count();
+                    assert_eq!(kept, 0, "{kind:?} {words}: state {k} of {}", one.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_of_a_smaller_model_make_the_graph_smaller_and_those_of_a_whole_one_are_no_tuned_ones() {
+    for name in ["simple-cnn", "mlp", "transformer"] {
+        let row = if name == "transformer" { texts().row } else { mnist().row };
+        let graph = (find(name).unwrap().build)(&Size { batch: 3, row, classes: 10 }).unwrap();
+        let whole = initial_weights(&graph, InitKind::He, 1);
+        let (smaller, weights) = prune_once(&graph, &whole, Pattern::Channel(0.5)).unwrap();
+        let tuned = |pattern| Pruning { pattern, tuning: Tuning::Tuned };
+        let (again, same) = prune(&graph, &weights, tuned(Pattern::Channel(0.5))).unwrap();
+        assert!(again == smaller && same == weights, "{name}");
+        assert!(smaller.work().flops < graph.work().flops && lower(&smaller).memory() < lower(&graph).memory(), "{name}");
+        for pattern in [Pattern::TwoFour, Pattern::Magnitude(0.5)] {
+            assert!(prune(&graph, &whole, tuned(pattern)).is_err(), "{name}");
+            let (_, weights) = prune_once(&graph, &whole, pattern).unwrap();
+            assert_eq!(prune(&graph, &weights, tuned(pattern)).unwrap().1, weights, "{name}");
+        }
+        // Of a transformer the hidden units go, half of both perceptrons in a block; heads and what adds to the stream stay.
+        if name == "transformer" {
+            assert_eq!(weights.get("block1.fc1.weight").unwrap().shape, [64, 64]);
+            assert_eq!(weights.get("block2.fc2.weight").unwrap().shape, [64, 64]);
+            assert_eq!(weights.get("block1.attention.query.weight").unwrap().shape, [64, 64]);
+        }
+    }
+}
+
+#[test]
 fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
     let set = mnist();
     let model = find("simple-cnn").unwrap();
@@ -358,6 +422,32 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
         let both = Compression { quantization: Compression::INT8.quantization, ..compression };
         let value = judge(Precision::Fp32, both, Layout::SINGLE, 64);
         assert!((value - many).abs() <= 0.02, "{both}: {value} against {many}");
+    }
+    assert!(judge(Precision::Fp32, Compression::magnitude(0.8), Layout::SINGLE, 64) >= fp32 - 0.01);
+    for (words, most) in
+        [("2:4+tuned", 0.005), ("magnitude:0.8+tuned", 0.01), ("magnitude:0.8+gradual", 0.01), ("channel:0.5+tuned", 0.01)]
+    {
+        let compression: Compression = words.parse().unwrap();
+        let mut tuner = tuner(model, set.clone(), compression.pruning.unwrap(), &config, &weights, Device::Cpu, 2).unwrap();
+        let (run, quality, tuned) = tuner.run(Metric::Accuracy).unwrap();
+        let value = quality.metrics[&Metric::Accuracy];
+        println!("{words}: {value:.4} against {fp32:.4}");
+        assert!(value >= fp32 - most && run.failure.is_none(), "{words}: {value} against {fp32}");
+        let judge = |precision: Precision, compression: Compression, batch_size: usize| {
+            let candidate = Candidate { compression, ..candidate(Phase::Infer, precision, Layout::SINGLE, batch_size) };
+            Predictor::new(model, &set, &tuned, &candidate).unwrap().judge(&set).unwrap().metrics[&Metric::Accuracy]
+        };
+        assert!((judge(Precision::Fp32, compression, 64) - value).abs() <= 0.001, "{words}");
+        let int8 = Compression { quantization: Compression::INT8.quantization, ..compression };
+        for (precision, compression, batch_size) in [
+            (Precision::Fp32, compression, 1),
+            (Precision::Bf16, compression, 64),
+            (Precision::Fp16, compression, 64),
+            (Precision::Fp32, int8, 64),
+        ] {
+            let other = judge(precision, compression, batch_size);
+            assert!((other - value).abs() <= 0.005, "{precision:?} {compression} b{batch_size}: {other} against {value}");
+        }
     }
     for precision in [Precision::Bf16, Precision::Fp16] {
         let candidate = candidate(Phase::Train, precision, Layout::SINGLE, 32);

@@ -11,12 +11,12 @@ use super::{
 use crate::{
     record::Candidate,
     stats::median,
-    vocab::{Compression, Layout, Precision, Pruning, Vocabulary},
+    vocab::{Compression, Layout, Pattern, Precision, Vocabulary},
 };
 
 /// Whether a row's model size is computed, for a packed file that the program does not write.
 pub(super) fn is_packed_size(candidate: &Candidate) -> bool {
-    matches!(candidate.compression.pruning, Some(Pruning::Magnitude(_) | Pruning::TwoFour))
+    candidate.compression.pruning.is_some_and(|pruning| matches!(pruning.pattern, Pattern::Magnitude(_) | Pattern::TwoFour))
 }
 
 /// 2 %: a claim of "no gain" must not hang on what the least effect of 1 % leaves undecided.
@@ -77,9 +77,9 @@ fn loss(field: &Field<'_>, row: usize) -> Option<String> {
 
 fn zeros(field: &Field<'_>, row: usize) -> Option<String> {
     let candidate = &field.judged[row].record.candidate;
-    let kind = match candidate.compression.pruning {
-        Some(Pruning::Magnitude(_)) => "unstructured",
-        Some(Pruning::TwoFour) => "2:4",
+    let kind = match candidate.compression.pruning.map(|pruning| pruning.pattern) {
+        Some(Pattern::Magnitude(_)) => "unstructured",
+        Some(Pattern::TwoFour) => "2:4",
         _ => return None,
     };
     let dense = Compression { pruning: None, ..candidate.compression };

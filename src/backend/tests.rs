@@ -55,6 +55,48 @@ fn products_of_ragged_shapes_match_the_reference() {
 }
 
 #[test]
+fn products_that_skip_zeros_match_the_dense_ones_and_new_weights_are_packed_again() {
+    use crate::graph::Activation;
+    for (device, backend) in devices() {
+        for (rows, inputs, outputs) in [(1, 20, 7), (3, 132, 33), (40, 260, 17)] {
+            for (number, op) in
+                [Op::LinearSparse { filled: 0, activation: Activation::Relu }, Op::LinearTwoFour { activation: Activation::Relu }]
+                    .into_iter()
+                    .enumerate()
+            {
+                let mut graph = Graph::new();
+                let x = graph.input("x", &[rows, inputs], DType::F32);
+                let (w, b) = (graph.weight("w", &[inputs, outputs], 1, 1), graph.bias("b", outputs, 1));
+                let y = graph.apply(op, &[x, w, b]).unwrap();
+                let dense = graph.apply(Op::Linear { activation: Activation::Relu }, &[x, w, b]).unwrap();
+                graph.mark_output("y", y);
+                graph.mark_output("dense", dense);
+                let mut session = backend.load(lower(&graph), None).unwrap();
+                // Eighths, so that sums are exact in any order.
+                let number_of = |k: usize| ((k * 7919 + 13) % 61) as f32 / 8.0 - 3.5;
+                session.upload_f32(x, &(0..rows * inputs).map(number_of).collect::<Vec<_>>()).unwrap();
+                session.upload_f32(b, &(0..outputs).map(number_of).collect::<Vec<_>>()).unwrap();
+                for shift in [1, 2] {
+                    // Of every four along the inputs two are zero, or of the unstructured ones three quarters anywhere.
+                    let is_zero = |k: usize| match number {
+                        0 => k * 31 % 17 % 4 != shift,
+                        _ => (k / outputs + shift) % 4 < 2,
+                    };
+                    let weights: Vec<f32> =
+                        (0..inputs * outputs).map(|k| if is_zero(k) { 0.0 } else { number_of(k + shift) }).collect();
+                    session.upload_f32(w, &weights).unwrap();
+                    session.execute().unwrap();
+                    let [mut got, mut want] = [vec![f32::NAN; rows * outputs], vec![f32::NAN; rows * outputs]];
+                    session.download_f32(y, &mut got).unwrap();
+                    session.download_f32(dense, &mut want).unwrap();
+                    assert!(got == want && want.iter().any(|v| *v > 0.0), "{device}: [{rows}, {inputs}, {outputs}], {number}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn later_runs_and_timed_runs_and_a_second_load_give_what_the_reference_gives() {
     for case in CASES {
         for (storage, tolerance) in check::STORAGE {

@@ -3,11 +3,12 @@
 use super::Exit;
 use crate::{
     backend::{
+        BackendError,
         cpu::kernels::{Isa, sustained_rate},
         cuda,
     },
     data::find_data_dir,
-    measure::{CpuTimes, EnergyCounter, environment, gpus, measure_gpu},
+    measure::{CpuTimes, EnergyCounter, SparseProduct, environment, gpus, measure_gpu, measure_sparse},
     record::Gpu,
     stats::{median, quantile, relative_deviation},
     units::{Bytes, three_figures},
@@ -44,6 +45,31 @@ fn noise() -> Noise {
     Noise { deviation: relative_deviation(&rates).unwrap_or(f64::NAN), tail: middle / slow, steal_share }
 }
 
+/// Rows at which zeros are counted on: one answer at a time, and fuller batches.
+const SPARSE_ROWS: [usize; 4] = [1, 8, 64, 256];
+
+/// Inputs and outputs of the layer there.
+const SPARSE_LAYER: [usize; 2] = [1024, 1024];
+
+/// What skipping zeros is worth at each of `SPARSE_ROWS`, on one thread.
+fn sparse_products() -> Result<Vec<(usize, SparseProduct)>, BackendError> {
+    let [inputs, outputs] = SPARSE_LAYER;
+    let one = |rows: usize| Ok((rows, measure_sparse(1, [rows, inputs, outputs], 0.0)?));
+    SPARSE_ROWS.into_iter().map(one).collect()
+}
+
+/// `from 88 % of zeros on at 1 row (2:4 1.93x dense), ...`
+fn sparse_line(products: &[(usize, SparseProduct)]) -> String {
+    let one = |(rows, product): &(usize, SparseProduct)| {
+        let from = product.break_even.map_or("never".to_string(), |share| format!("from {:.0} %", 100.0 * share));
+        let two_four = product.two_four_gain.map_or(String::new(), |gain| format!(" (2:4 {gain:.2}x)"));
+        format!("{from} at {rows} {}{two_four}", if *rows == 1 { "row" } else { "rows" })
+    };
+    let [inputs, outputs] = SPARSE_LAYER;
+    let each: Vec<String> = products.iter().map(one).collect();
+    format!("{}; a layer of {inputs} x {outputs}, no zeros in its inputs, one thread", each.join(", "))
+}
+
 /// Each CUDA device with a line on it: the image of the kernels that it takes, and what it reached.
 fn cuda_devices() -> Result<Vec<(String, Gpu)>, cuda::CudaError> {
     cuda::device_count()?;
@@ -73,10 +99,15 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let energy = EnergyCounter::open();
     let data = find_data_dir(&super::places(None));
     let devices = cuda_devices();
+    let products = sparse_products()?;
     if args.json {
         super::print(&serde_json::to_string_pretty(&json!({
             "environment": environment,
             "noise": { "relative_deviation": noise.deviation, "p95_over_median": noise.tail, "steal_share": noise.steal_share },
+            "skipping_zeros": products.iter().map(|(rows, product)| json!({
+                "rows": rows, "inputs": SPARSE_LAYER[0], "outputs": SPARSE_LAYER[1], "threads": 1,
+                "break_even_zeros": product.break_even, "two_four_gain": product.two_four_gain,
+            })).collect::<Vec<_>>(),
             "energy_counter": energy.as_ref().map(EnergyCounter::name),
             "data_folder": data.as_ref().ok().map(|d| d.display().to_string()),
             "cuda": match &devices {
@@ -98,6 +129,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             environment.peak_flops_per_core.map_or_else(unknown, |f| format!("{} GFLOP/s", three_figures(f / 1e9))),
         ),
         ("copying, all cores", environment.copy_bytes_per_s.map_or_else(unknown, |b| format!("{}/s", Bytes(b as u64)))),
+        ("skipping zeros wins", sparse_line(&products)),
         ("frequency governor", environment.governor.clone().unwrap_or_else(unknown)),
         ("load average", environment.load_before.map_or_else(unknown, |l| format!("{l:.2}"))),
         ("energy counter", energy.as_ref().map_or("none: energy will not be measured".into(), EnergyCounter::name)),

@@ -257,7 +257,11 @@ fn plan(
     let environment = &Environment { gpus, ..environment.clone() };
     crate::cost::price(&scenario.cost, environment, book).with_context(|| format!("{}", scenario.path.display()))?;
     let set = DataSet::load(&scenario.data, &search_from(&scenario)).with_context(|| format!("{}", scenario.path.display()))?;
-    let train = if args.quick { TrainConfig { epochs: 1, seeds: 1, ..scenario.train.clone() } } else { scenario.train.clone() };
+    let train = if args.quick {
+        TrainConfig { epochs: 1, seeds: 1, tune_epochs: 1, ..scenario.train.clone() }
+    } else {
+        scenario.train.clone()
+    };
     // What repeats this scenario alone, without the other files of the command line.
     let alone = Args { scenarios: vec![scenario.path.clone()], prices: args.prices.clone(), out: args.out.clone(), ..*args };
     let isa = environment.instruction_sets.join(" ");

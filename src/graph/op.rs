@@ -235,6 +235,11 @@ pub enum Op {
     LinearTwoFour {
         activation: Activation,
     },
+    /// x f32 `[.., K]`, W f32 `[K, N]` of which `filled` weights are not zero, b `[N]`: reads only those.
+    LinearSparse {
+        filled: usize,
+        activation: Activation,
+    },
     /// x f32 `[.., K]` quantised by `input_scale`, w i8 `[K, N]`, per-channel scales `[N]`, b `[N]`; i32 sums, f32 out.
     LinearInt8 {
         input_scale: f64,
@@ -340,6 +345,7 @@ impl Op {
             Op::Replicate => "replicate",
             Op::Exchange(exchange) => exchange.name(),
             Op::LinearTwoFour { .. } => "linear_2_4",
+            Op::LinearSparse { .. } => "linear_sparse",
             Op::LinearInt8 { .. } => "linear_int8",
             Op::Conv2dInt8 { .. } => "conv2d_int8",
         }
@@ -598,15 +604,16 @@ impl Op {
             (Op::Replicate, [x]) if float(x) => one(&x.shape, x.dtype),
             (Op::Exchange(exchange), _) => exchange.infer(operands).map_err(fail),
             (Op::AllFinite, [_, ..]) if operands.iter().all(|v| float(v)) => one(&[], DType::F32),
-            (Op::LinearTwoFour { .. }, [x, w, b]) => {
+            (Op::LinearTwoFour { .. } | Op::LinearSparse { .. }, [x, w, b]) => {
+                let fours = matches!(self, Op::LinearTwoFour { .. });
                 let fits = w.shape.len() == 2
                     && x.dtype == DType::F32
                     && w.dtype == DType::F32
                     && x.shape.last() == Some(&w.shape[0])
-                    && w.shape[0] % 4 == 0
+                    && (w.shape[0] % 4 == 0 || !fours)
                     && b.shape == [w.shape[1]];
                 if !fits {
-                    return Err(fail("f32 x [.., K], f32 W [K, N] with K a multiple of 4, b [N]"));
+                    return Err(fail("f32 x [.., K], f32 W [K, N], for 2:4 with K a multiple of 4, b [N]"));
                 }
                 let mut shape = x.shape.clone();
                 *shape.last_mut().expect("x has an axis") = w.shape[1];
@@ -653,6 +660,10 @@ impl Op {
             }
             // Half of the dense product's multiply-adds.
             Op::LinearTwoFour { activation } => out * (read[1].shape[0] as u64 + 1 + activation_flops(*activation)),
+            Op::LinearSparse { filled, activation } => {
+                let rows = out / (read[1].shape[1] as u64).max(1);
+                2 * rows * *filled as u64 + out * (1 + activation_flops(*activation))
+            }
             Op::LinearInt8 { activation, .. } => {
                 let k = read[1].shape[0] as u64;
                 out * (2 * k + 2 + activation_flops(*activation)) + 2 * input
@@ -712,6 +723,8 @@ impl Op {
                 let kept = elements(read[1]) / 2;
                 total(read) + total(written) - 4 * elements(read[1]) + 4 * kept + kept / 4
             }
+            // The weights that are kept, and two bytes for the place of each.
+            Op::LinearSparse { filled, .. } => total(read) + total(written) - 4 * elements(read[1]) + 6 * *filled as u64,
             // Only the rows that are asked for are read.
             Op::Embedding => read[1].bytes() as u64 + 2 * total(written),
             _ => {

@@ -256,7 +256,7 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
     let rows = |n: usize, f: &dyn Fn(&[f64]) -> Vec<f64>| -> Vec<f64> { x(0).chunks(n).flat_map(f).collect() };
     match &node.op {
         Op::MatMul { transpose_a, transpose_b } => vec![matmul((x(0), shape(0)), (x(1), shape(1)), *transpose_a, *transpose_b)],
-        Op::Linear { activation } | Op::LinearTwoFour { activation } => {
+        Op::Linear { activation } | Op::LinearTwoFour { activation } | Op::LinearSparse { activation, .. } => {
             let z = matmul((x(0), &[x(0).len() / last(0), last(0)]), (x(1), shape(1)), false, false);
             vec![biased(z, node.inputs.get(2), *activation)]
         }

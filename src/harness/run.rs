@@ -418,22 +418,37 @@ impl Conductor<'_, '_> {
         }
     }
 
-    /// Has the weights that inference candidates share made by a process of their own, so that no candidate's memory holds a training.
-    /// False when that failed: then every candidate would.
+    /// Has the weights that inference candidates share made by processes of their own, so that no candidate's memory holds a training: those
+    /// of all, then those of each pruning after which training goes on. False when the first failed, for then every candidate would, or the
+    /// run was interrupted; the others' failure is told by their own candidates.
     fn share_weights(&mut self, baseline: &Candidate, remaining: &[Candidate]) -> Result<bool, HarnessError> {
-        self.tell(Event::Stage { candidate: baseline.title(), stage: "training" });
-        let mut one = self.start(baseline)?;
-        let setup = self.setup(baseline);
-        match self.ask(&mut one, &Request::Prepare(Box::new(setup)), PATIENCE) {
-            Answer::Given(_) => Ok(true),
-            Answer::Interrupted => Ok(false),
-            Answer::Lost(reason) => {
-                for candidate in remaining {
-                    self.lose(candidate, reason.clone())?;
-                }
-                Ok(false)
+        let mut makers: Vec<&Candidate> = vec![baseline];
+        for candidate in remaining {
+            let tuned = candidate.compression.pruning.filter(|pruning| pruning.is_tuned());
+            if tuned.is_some() && makers.iter().all(|maker| maker.compression.pruning != tuned) {
+                makers.push(candidate);
             }
         }
+        for (number, maker) in makers.into_iter().enumerate() {
+            if number > 0 && self.time_is_up() {
+                return Ok(!self.job.control.is_interrupted());
+            }
+            self.tell(Event::Stage { candidate: maker.title(), stage: "training" });
+            let mut one = self.start(maker)?;
+            let setup = self.setup(maker);
+            match self.ask(&mut one, &Request::Prepare(Box::new(setup)), PATIENCE) {
+                Answer::Given(_) => {}
+                Answer::Interrupted => return Ok(false),
+                Answer::Lost(reason) if number == 0 => {
+                    for candidate in remaining {
+                        self.lose(candidate, reason.clone())?;
+                    }
+                    return Ok(false);
+                }
+                Answer::Lost(_) => {}
+            }
+        }
+        Ok(true)
     }
 
     /// Asks a worker and counts the time that it was busy.

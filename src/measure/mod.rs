@@ -6,6 +6,7 @@ mod gpu;
 mod kernels;
 mod memory;
 mod noise;
+mod sparsity;
 
 pub use energy::EnergyCounter;
 pub use environment::environment;
@@ -13,3 +14,4 @@ pub use gpu::{GpuSensor, gpus, measure_gpu};
 pub use kernels::{KernelBench, KernelCase, kernel_cases};
 pub use memory::{forget_peak_resident, peak_resident};
 pub use noise::{CpuTimes, load_average};
+pub use sparsity::{SparseProduct, measure_sparse};

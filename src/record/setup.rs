@@ -23,9 +23,20 @@ pub struct TrainConfig {
     /// Batch of the reference training whose weights the `infer` candidates use.
     pub batch_size: usize,
     pub target: Option<Target>,
+    /// Passes over the training rows after a pruning that is tuned.
+    #[serde(default = "default_tune_epochs")]
+    pub tune_epochs: usize,
+}
+
+/// What a file from before the key was there means.
+fn default_tune_epochs() -> usize {
+    TrainConfig::TUNE_EPOCHS
 }
 
 impl TrainConfig {
+    /// Of a scenario that does not say: by then the models that ship have regained what pruning took.
+    pub const TUNE_EPOCHS: usize = 3;
+
     /// One run of so many epochs from seed 1, at a constant rate, without regularisation, changed images or a target.
     pub fn new(epochs: usize, optimizer: OptimizerConfig, batch_size: usize) -> Self {
         TrainConfig {
@@ -40,6 +51,7 @@ impl TrainConfig {
             first_seed: 1,
             batch_size,
             target: None,
+            tune_epochs: TrainConfig::TUNE_EPOCHS,
         }
     }
 }

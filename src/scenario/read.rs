@@ -147,6 +147,7 @@ fn train(table: Option<&Table>, rows: Option<RowKind>, report: &mut Report) -> T
             let metric = word(&table, "metric").unwrap_or(Metric::Accuracy);
             Some(Target { metric, at_least: table.number("at_least")? })
         }),
+        tune_epochs: count("tune_epochs", TrainConfig::TUNE_EPOCHS),
     }
 }
 
@@ -293,6 +294,7 @@ mod tests {
             first_seed: 1,
             batch_size: 64,
             target: None,
+            tune_epochs: TrainConfig::TUNE_EPOCHS,
         };
         assert_eq!(scenario.train, train);
         let grid = Grid {

@@ -195,6 +195,12 @@ static TRAIN: Shape = Shape {
             Kind::Whole { low: 1, high: 65536 },
         ),
         optional("target", "Quality that training has to reach; the time to it is reported", "none", Kind::Table(&TARGET)),
+        optional(
+            "tune_epochs",
+            "Passes over the training rows after a pruning that is `tuned`, or while one is `gradual`",
+            "3",
+            Kind::Whole { low: 1, high: 1000 },
+        ),
     ],
     exclusive: &[],
 };

@@ -5,15 +5,17 @@
 //! | `augment` | images are changed in the training step itself |
 //! | `precision` | storage in bf16 or fp16, fp32 accumulation and master weights |
 //! | `prune` | magnitude, 2:4 (same shapes), channels (the graph shrinks) |
+//! | `mask` | training that keeps pruned weights at zero, and how their share grows |
 //! | `quantize` | static int8 |
 //! | `parallel` | data parallelism: gradients summed over ranks, optimizer state on all of them or shared out |
 //! | `pipeline` | pipeline parallelism: the graph cut into stages, micro-batches by GPipe or 1F1B |
 //! | `recompute` | activations dropped and made again in the backward pass |
 //! | `tensor` | tensor parallelism: weights split over ranks by columns and rows |
 //!
-//! All compressions here are applied to trained weights once, without training afterwards.
+//! A pruning is applied to trained weights; training may go on with what is left.
 
 mod augment;
+mod mask;
 mod parallel;
 mod pipeline;
 mod precision;
@@ -24,10 +26,11 @@ mod tensor;
 mod weights;
 
 pub use augment::{Warped, warp_input};
+pub use mask::{MASK, cubic_share, mask_gradients, masked_weights, masks};
 pub use parallel::{BUCKET_BYTES, Part, Trained, scatter_gradients, start_reduces, update_part};
 pub use pipeline::{Stage, Task, Unrolled, cut_stages, schedule};
 pub use precision::{LowPrecision, to_storage};
-pub use prune::{prune, use_two_four};
+pub use prune::{prune, prune_magnitude, prune_once};
 pub use quantize::{Calibration, quantize, watch_inputs};
 pub use recompute::{ForwardPass, recompute};
 pub use tensor::{Shards, split_tensor};
@@ -44,6 +47,8 @@ pub enum StrategyError {
     MissingWeight { name: String },
     #[error("`{compression}` finds nothing to compress in this model")]
     NothingToCompress { compression: String },
+    #[error("`{pruning}` takes weights that were trained after pruning, and these were not")]
+    NotPruned { pruning: String },
     #[error("this model cannot be split over {ranks} ranks so")]
     NothingToSplit { ranks: usize },
     #[error("no calibration was made for the input of `{weight}`")]

@@ -1,27 +1,85 @@
 //! Pruning of trained weights, in one shot: by magnitude (Han et al. 2015), two of four (Mishra et al. 2021), by channel (Li et al.
-//! 2017, L1 norm of a channel's incoming weights).
+//! 2017, L1 norm of a channel's incoming weights). Weights that were trained again after it are taken as they are.
 
 use super::{StrategyError, Tensor, Weights};
 use crate::{
     graph::{Graph, Op, Role, ValueId},
-    vocab::Pruning,
+    vocab::{Pattern, Pruning},
 };
 use std::collections::{HashMap, HashSet};
 
-/// Prunes the trained `weights` of an unfused forward graph; both in their new shapes.
+/// The unfused forward graph and the weights of `pruning`, from those of the whole model or, where training goes on after the pruning,
+/// from what that has made.
 pub fn prune(graph: &Graph, weights: &Weights, pruning: Pruning) -> Result<(Graph, Weights), StrategyError> {
+    if !pruning.is_tuned() {
+        return prune_once(graph, weights, pruning.pattern);
+    }
+    let not_pruned = || StrategyError::NotPruned { pruning: pruning.to_string() };
+    let graph = match pruning.pattern {
+        Pattern::Channel(_) => with_shapes_of(graph, weights)?,
+        Pattern::Magnitude(_) | Pattern::TwoFour => graph.clone(),
+    };
+    let mut again = weights.clone();
+    match pruning.pattern {
+        Pattern::Magnitude(share) => prune_magnitude(&graph, &mut again, share),
+        Pattern::TwoFour => prune_two_four(&graph, &mut again),
+        Pattern::Channel(_) => {}
+    }
+    // What lacks the zeros would lose more now.
+    if again == *weights { Ok((graph, again)) } else { Err(not_pruned()) }
+}
+
+/// Prunes the trained `weights` of an unfused forward graph; both in their new shapes.
+pub fn prune_once(graph: &Graph, weights: &Weights, pattern: Pattern) -> Result<(Graph, Weights), StrategyError> {
     let mut pruned = weights.clone();
-    match pruning {
-        Pruning::Magnitude(share) => prune_magnitude(graph, &mut pruned, share),
-        Pruning::TwoFour => prune_two_four(graph, &mut pruned),
-        Pruning::Channel(share) => return prune_channels(graph, weights, share),
+    match pattern {
+        Pattern::Magnitude(share) => prune_magnitude(graph, &mut pruned, share),
+        Pattern::TwoFour => prune_two_four(graph, &mut pruned),
+        Pattern::Channel(share) => return prune_channels(graph, weights, share),
     }
     Ok((graph.clone(), pruned))
 }
 
+/// The graph over parameters of the shapes that `weights` have: what follows from them follows again.
+fn with_shapes_of(graph: &Graph, weights: &Weights) -> Result<Graph, StrategyError> {
+    let mut now: Vec<Option<ValueId>> = vec![None; graph.values.len()];
+    let mut out = Graph::new();
+    for id in graph.ids().filter(|id| graph.value(*id).role != Role::Intermediate) {
+        let mut value = graph.value(id).clone();
+        if matches!(value.role, Role::Parameter { .. }) {
+            value.shape = weights.get(&value.name)?.shape.clone();
+        }
+        out.values.push(value);
+        now[id.0] = Some(ValueId(out.values.len() - 1));
+    }
+    for node in &graph.nodes {
+        let inputs: Vec<ValueId> = node.inputs.iter().map(|id| now[id.0].expect("written before it is read")).collect();
+        let op = match &node.op {
+            Op::Reshape { shape } => Op::Reshape { shape: reshaped(shape, out.value(inputs[0]).elements()) },
+            other => other.clone(),
+        };
+        for (old, new) in node.outputs.iter().zip(out.apply_all(op, &inputs)?) {
+            now[old.0] = Some(new);
+        }
+    }
+    for (name, id) in &graph.outputs {
+        out.mark_output(name, now[id.0].expect("outputs are written"));
+    }
+    Ok(out)
+}
+
+/// `shape` for so many elements: the last axis gives way, for channels stand there.
+fn reshaped(shape: &[usize], elements: usize) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    if let Some((last, rest)) = shape.split_last_mut() {
+        *last = elements / rest.iter().product::<usize>().max(1);
+    }
+    shape
+}
+
 /// Sets the smallest `share` of the weights of an unfused graph's products to zero, one threshold for the whole model. Biases and tables
 /// of embeddings stay.
-fn prune_magnitude(graph: &Graph, weights: &mut Weights, share: f64) {
+pub fn prune_magnitude(graph: &Graph, weights: &mut Weights, share: f64) {
     let products = products(graph);
     let mut sizes: Vec<f32> = weights
         .tensors
@@ -68,18 +126,6 @@ fn prune_two_four(graph: &Graph, weights: &mut Weights) {
             }
         }
     }
-}
-
-/// Rewrites a fused fp32 graph whose weights are 2:4 sparse: linear layers over a multiple of four inputs skip the zeros.
-pub fn use_two_four(graph: &Graph) -> Graph {
-    let mut out = graph.clone();
-    for node in &mut out.nodes {
-        let Op::Linear { activation } = node.op else { continue };
-        if node.inputs.len() == 3 && graph.shape(node.inputs[1])[0].is_multiple_of(4) {
-            node.op = Op::LinearTwoFour { activation };
-        }
-    }
-    out
 }
 
 /// Removes `share` of the output channels of every product whose result only flows through ops that keep channels apart into
@@ -168,7 +214,7 @@ fn prune_channels(graph: &Graph, weights: &Weights, share: f64) -> Result<(Graph
 }
 
 /// Names of the weights of products.
-fn products(graph: &Graph) -> HashSet<&str> {
+pub(super) fn products(graph: &Graph) -> HashSet<&str> {
     let weights = graph.nodes.iter().filter_map(|node| product_weight(graph, &node.op, &node.inputs));
     weights.map(|id| graph.value(id).name.as_str()).collect()
 }

@@ -31,13 +31,16 @@ pub struct Identity<'a> {
     pub train: &'a TrainConfig,
     pub precision: crate::vocab::Precision,
     pub seed: u64,
+    /// Of weights that were trained again: the pruning that came before it, or meanwhile. They began as those of the same training.
+    pub pruning: Option<String>,
 }
 
 impl Identity<'_> {
     /// SHA-256 (hex).
     pub fn hash(&self) -> String {
-        // Neither the number of seeds nor a target changes what one seed's run makes.
-        let train = TrainConfig { seeds: 1, first_seed: self.seed, target: None, ..self.train.clone() };
+        // Neither the number of seeds nor a target changes what one seed's run makes, nor does what comes after it.
+        let tune_epochs = self.pruning.as_ref().map_or(0, |_| self.train.tune_epochs);
+        let train = TrainConfig { seeds: 1, first_seed: self.seed, target: None, tune_epochs, ..self.train.clone() };
         let text = serde_json::to_string(&Identity { train: &train, ..self.clone() }).expect("plain data");
         // Another program may train otherwise from the same words.
         let program = concat!(env!("CARGO_PKG_VERSION"), " ");
@@ -118,6 +121,26 @@ impl Checkpoint {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_comes_after_a_training_names_its_own_weights_alone() {
+        use crate::{record::OptimizerConfig, vocab};
+        let optimizer = OptimizerConfig::new(vocab::OptimizerKind::Sgd, 0.05);
+        let train = TrainConfig { tune_epochs: 2, ..TrainConfig::new(1, optimizer, 64) };
+        let longer = TrainConfig { tune_epochs: 3, ..train.clone() };
+        let hash = |train: &TrainConfig, pruning: Option<&str>| {
+            let pruning = pruning.map(str::to_string);
+            Identity { model: "mlp", data: "d", train, precision: vocab::Precision::Fp32, seed: 1, pruning }.hash()
+        };
+        assert_eq!(hash(&train, None), hash(&longer, None));
+        let tuned = [
+            hash(&train, None),
+            hash(&train, Some("2:4+tuned")),
+            hash(&longer, Some("2:4+tuned")),
+            hash(&train, Some("magnitude:0.8+tuned")),
+        ];
+        assert_eq!(tuned.iter().collect::<std::collections::HashSet<_>>().len(), 4);
+    }
 
     #[test]
     fn a_checkpoint_reads_back_whole_and_a_cut_one_is_refused() {

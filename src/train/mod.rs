@@ -5,8 +5,10 @@
 //! | `apart` | steps with a clock around each of their parts |
 //! | `feed` | rows of a data set into a session |
 //! | `program` | a forward graph, a precision and a compression to a runnable `Program` |
+//! | `sparsity` | which products of a pruned program skip the zeros |
 //! | `team` | the ranks of a layout, each with its session |
 //! | `trainer` | the training loop, seed by seed or step by step |
+//! | `tuning` | training that goes on after a pruning, or while weights go |
 //! | `predictor` | answers for rows; calibration |
 //! | `init`, `loss_scale`, `checkpoint` | initial weights, fp16's dynamic scale, weights on disk |
 
@@ -17,9 +19,11 @@ mod init;
 mod loss_scale;
 mod predictor;
 mod program;
+mod sparsity;
 mod step_bench;
 mod team;
 mod trainer;
+mod tuning;
 
 pub use apart::ApartStep;
 pub use checkpoint::{Checkpoint, CheckpointError, Identity};
@@ -27,11 +31,13 @@ pub use init::initial_weights;
 pub use loss_scale::LossScale;
 pub use predictor::{CALIBRATION_ROWS, Predictor, calibrate};
 pub use program::{
-    InferenceProgram, TrainingProgram, inference_program, inference_programs, optimizer_step, training_program, training_programs,
+    InferenceProgram, TrainingProgram, inference_program, inference_programs, masked_training_program, optimizer_step,
+    training_program, training_programs,
 };
 pub use step_bench::StepBench;
 pub use team::{Rank, StepTimes, Team};
 pub use trainer::{Trainer, scaled_rate};
+pub use tuning::tuner;
 
 use crate::{
     backend::{BackendError, CollectiveError},

@@ -5,6 +5,7 @@ use super::{
     apart::take_apart,
     feed::feed,
     inference_programs, load_weights,
+    sparsity::{ZeroSkipping, input_zeros},
     team::{Rank, StepClock},
     trainer,
 };
@@ -84,6 +85,17 @@ impl Predictor {
             calibrate(set, &graph, &weights, candidate.device, candidate.threads)
         };
         let mut parts = inference_programs(forward, weights, candidate.precision, candidate.compression, layout, ranges)?;
+        if let Some(pruning) = candidate.compression.pruning {
+            let threads = (candidate.threads / layout.ranks()).max(1);
+            let zeros = || {
+                let (graph, weights) = prune(calibrated, weights, pruning)?;
+                input_zeros(set, &graph, &weights, threads)
+            };
+            let mut choice = ZeroSkipping::new(pruning.pattern, candidate.device, threads, &zeros);
+            for (part, _) in &mut parts {
+                choice.rewrite(part)?;
+            }
+        }
         let loaded: Vec<_> = parts.iter().map(|(part, _)| (&part.program, part.weights.clone())).collect();
         let team = Team::new(candidate.device, &loaded, layout, candidate.threads)?;
         let shards = parts.iter().map(|(_, shards)| shards.clone()).collect();

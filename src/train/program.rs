@@ -9,13 +9,16 @@ use crate::{
     record::TrainConfig,
     strategy::{
         BUCKET_BYTES, Calibration, ForwardPass, Part, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped, Weights,
-        cut_stages, prune, quantize, recompute, scatter_gradients, schedule, split_tensor, start_reduces, to_storage,
-        update_part, use_two_four, warp_input,
+        cut_stages, mask_gradients, prune, quantize, recompute, scatter_gradients, schedule, split_tensor, start_reduces,
+        to_storage, update_part, warp_input,
     },
-    vocab::{Compression, DType, Layout, Precision, Pruning, Quantization},
+    vocab::{Compression, DType, Layout, Pattern, Precision, Quantization},
 };
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 /// A training step of one rank.
 #[derive(Clone, Debug)]
@@ -83,6 +86,17 @@ pub fn training_program(
     config: &TrainConfig,
     layout: Layout,
 ) -> Result<TrainingProgram, TrainError> {
+    masked_training_program(forward, precision, config, layout, &HashSet::new())
+}
+
+/// The same for pruned weights: those of `masked` are trained where their masks are 1. Masks must be loaded.
+pub fn masked_training_program(
+    forward: &Graph,
+    precision: Precision,
+    config: &TrainConfig,
+    layout: Layout,
+    masked: &HashSet<String>,
+) -> Result<TrainingProgram, TrainError> {
     let ranks = layout.data_ranks();
     let low = to_storage(forward, precision.storage())?;
     let copies = low.copies;
@@ -113,6 +127,7 @@ pub fn training_program(
     if layout.recomputes() {
         recompute(&mut graph, &pass, backward)?;
     }
+    mask_gradients(&mut graph, &mut trained, masked)?;
     apply_updates(&mut graph, trained, config, layout, scale, loss)?;
     // Logits were an output for autodiff's sake; a training step needs the loss alone.
     graph.outputs.clear();
@@ -361,10 +376,6 @@ pub struct InferenceProgram {
     pub notes: Vec<String>,
 }
 
-/// Largest rows a step at which a 2:4 product beats the dense one on the processors measured (`cargo bench --bench kernels -- gemm`): it reads half
-/// the weights, so it wins where reading them is the work, and loses where arithmetic is.
-const TWO_FOUR_ROWS: usize = 4;
-
 /// Applies `compression`, then `precision`, to a forward graph with trained `weights`, on one rank. `calibrate` is asked for activation
 /// ranges of the pruned model where int8 needs them.
 pub fn inference_program(
@@ -389,24 +400,18 @@ pub fn inference_programs(
 ) -> Result<Vec<(InferenceProgram, Shards)>, TrainError> {
     let (mut graph, mut weights) = (forward.clone(), weights.clone());
     let mut notes = Vec::new();
-    let rows = graph.output("logits").map_or(1, |id| graph.shape(id)[0]);
-    let sparse = compression == Compression::TWO_FOUR && precision == Precision::Fp32 && rows <= TWO_FOUR_ROWS;
     if let Some(pruning) = compression.pruning {
-        let before = weight_count(&weights);
+        let before: usize = graph.parameters().map(|id| graph.value(id).elements()).sum();
         (graph, weights) = prune(&graph, &weights, pruning)?;
-        let what = match pruning {
-            Pruning::Magnitude(_) => format!("{:.1} % of the weights are zero", 100.0 * weights.sparsity()),
-            Pruning::Channel(_) => {
+        let what = match pruning.pattern {
+            Pattern::Magnitude(_) => format!("{:.1} % of the weights are zero", 100.0 * weights.sparsity()),
+            Pattern::Channel(_) => {
                 format!("{:.1} % of the weights are left", 100.0 * weight_count(&weights) as f64 / before as f64)
             }
-            Pruning::TwoFour if sparse => "two of four weights are zero; products of linear layers read half the weights".into(),
-            Pruning::TwoFour => {
-                "two of four weights are zero; products run dense: at this batch size or in this number format the \
-                                 sparse ones are slower on this processor or there are none"
-                    .into()
-            }
+            Pattern::TwoFour => "two of four weights are zero".to_string(),
         };
-        notes.push(format!("{what}; not trained again after pruning"));
+        let untuned = if pruning.is_tuned() { "" } else { "; not trained again after pruning" };
+        notes.push(format!("{what}{untuned}"));
     }
     match compression.quantization {
         None => {}
@@ -416,15 +421,15 @@ pub fn inference_programs(
         }
     }
     // Weights as stored: a sparse matrix needs its values and where they stand.
-    let stored = |program: &Program| match compression.pruning {
-        Some(Pruning::Magnitude(_)) => sparse_bytes(program, &weights),
-        Some(Pruning::TwoFour) => two_four_bytes(program, &weights),
+    let stored = |program: &Program| match compression.pruning.map(|pruning| pruning.pattern) {
+        Some(Pattern::Magnitude(_)) => sparse_bytes(program, &weights),
+        Some(Pattern::TwoFour) => two_four_bytes(program, &weights),
         _ => weight_bytes(program),
     };
     let lowered = |graph: &Graph| -> Result<Program, TrainError> {
         let low = to_storage(graph, precision.storage())?;
         let fused = fuse(low.graph, false);
-        Ok(lower(&if sparse { use_two_four(&fused) } else { fused }))
+        Ok(lower(&fused))
     };
     let whole = lowered(&graph)?;
     // Of the whole model, whoever holds its parts.

@@ -4,18 +4,19 @@ use super::{
     ApartStep, Predictor, StepTimes, Team, TrainError, TrainingProgram,
     apart::take_apart,
     feed::{feed, feed_f32, take_labels},
-    initial_weights,
+    initial_weights, load_weights,
     team::{KEPT_STEPS, Rank},
     training_programs,
+    tuning::Gradual,
 };
 use crate::{
     backend::Session,
     data::{Augmenter, Batches, DataSet},
-    graph::Graph,
+    graph::{Graph, ValueId},
     metrics,
     models::{Model, Size},
     record::{Candidate, Epoch, Quality, SeedRun, TrainConfig},
-    strategy::{Shards, Tensor, Weights},
+    strategy::{MASK, Shards, Tensor, Weights, masks, prune_magnitude},
     units::Seconds,
     vocab::{Compression, Metric, OptimizerKind, RowShape},
 };
@@ -58,6 +59,19 @@ pub struct Trainer {
     seed: u64,
     /// Steps taken.
     step: usize,
+    /// Epochs before the first step, in another training: orders and changes of rows go on from there.
+    pub(super) first_epoch: usize,
+    /// Weights that go while training goes on.
+    pub(super) gradual: Option<Gradual>,
+}
+
+/// What training begins from.
+pub(super) struct Start {
+    /// Of a whole share of the batch.
+    pub forward: Graph,
+    pub parts: Vec<(TrainingProgram, Shards)>,
+    /// Of the whole model, and masks where the programs have them.
+    pub weights: Weights,
 }
 
 impl Trainer {
@@ -89,6 +103,19 @@ impl Trainer {
         };
         let parts = training_programs(of_piece.as_ref().unwrap_or(&forward), pieces, candidate.precision, &config, layout)?;
         let weights = initial_weights(&forward, config.init, seed);
+        Trainer::assemble(set, candidate, config, seed, Start { forward, parts, weights })
+    }
+
+    /// Loads what training begins from on all ranks. `config` has the learning rate of the candidate's batch.
+    pub(super) fn assemble(
+        set: Arc<DataSet>,
+        candidate: &Candidate,
+        config: TrainConfig,
+        seed: u64,
+        start: Start,
+    ) -> Result<Self, TrainError> {
+        let (layout, batch_size) = (candidate.layout, candidate.batch_size);
+        let Start { forward, parts, weights } = start;
         let loaded: Vec<_> = parts.iter().map(|(part, shards)| (&part.program, shards.cut(&weights))).collect();
         let mut team = Team::new(candidate.device, &loaded, layout, candidate.threads)?;
         let (training, shards): (Vec<TrainingProgram>, Vec<Shards>) = parts.into_iter().unzip();
@@ -97,7 +124,7 @@ impl Trainer {
         }
         let state = || RankState {
             batches: Batches::new(set.train.rows(), batch_size, seed),
-            labels: vec![0; size.batch],
+            labels: vec![0; batch_size / layout.data_ranks()],
             losses: Vec::new(),
         };
         let states = (0..layout.ranks()).map(|_| state()).collect();
@@ -106,7 +133,21 @@ impl Trainer {
             RowShape::Tokens { .. } => Augmenter::new(&[], [0; 3]),
         };
         let candidate = candidate.clone();
-        Ok(Trainer { set, config, candidate, forward, training, shards, team, states, augmenter, seed, step: 0 })
+        Ok(Trainer {
+            set,
+            config,
+            candidate,
+            forward,
+            training,
+            shards,
+            team,
+            states,
+            augmenter,
+            seed,
+            step: 0,
+            first_epoch: 0,
+            gradual: None,
+        })
     }
 
     pub fn program(&self) -> &TrainingProgram {
@@ -154,6 +195,7 @@ impl Trainer {
         let (first, per_epoch) = (self.step, self.states[0].batches.per_epoch());
         let (set, training, augmenter, seed) = (&*self.set, &self.training, &self.augmenter, self.seed);
         let (layout, schedule, epochs) = (self.candidate.layout, self.config.schedule, self.config.epochs);
+        let first_epoch = self.first_epoch;
         let times = self.team.each(&mut self.states, |number, rank, state| {
             let start = Instant::now();
             // Times of one rank are enough.
@@ -162,11 +204,12 @@ impl Trainer {
                 rank.session.note_time()?;
             }
             for step in first..first + count {
+                let epoch = (first_epoch + step / per_epoch) as u64;
                 if step % per_epoch == 0 {
-                    state.batches.epoch((step / per_epoch) as u64);
+                    state.batches.epoch(epoch);
                 }
                 let rows = state.batches.shard(step % per_epoch, layout.place(number).0, layout.data_ranks());
-                let draw = |row| augmenter.map(seed, (step / per_epoch) as u64, row);
+                let draw = |row| augmenter.map(seed, epoch, row);
                 rank.session.set_rate_factor(schedule.factor(step, per_epoch * epochs));
                 one_step(set, &training[layout.place(number).1], rank, &mut state.labels, rows, &draw)?;
                 if step - first < kept {
@@ -181,6 +224,44 @@ impl Trainer {
         })?;
         self.step += count;
         Ok(times.into_iter().next().unwrap_or_default())
+    }
+
+    /// Trains an epoch, weights going meanwhile where that is asked for; seconds.
+    fn epoch(&mut self, per_epoch: usize) -> Result<f64, TrainError> {
+        if self.gradual.is_none() {
+            return Ok(self.steps(per_epoch)?.total_s);
+        }
+        let (start, end) = (Instant::now(), self.step + per_epoch);
+        while self.step < end {
+            let until = self.prune_further()?.map_or(end, |next| next.min(end));
+            self.steps(until - self.step)?;
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Where weights are due to go at this step, they do: to zero, with what the optimizer keeps of them. The step of the next time.
+    fn prune_further(&mut self) -> Result<Option<usize>, TrainError> {
+        let Some(gradual) = self.gradual.clone() else { return Ok(None) };
+        if let Some(share) = gradual.due(self.step) {
+            let mut weights = self.weights()?;
+            prune_magnitude(&self.forward, &mut weights, share);
+            let masks = masks(&gradual.masked, &weights);
+            let session = self.team.first();
+            for mask in &masks {
+                let program = session.program();
+                let parameter = mask.name.strip_suffix(MASK).unwrap_or(&mask.name);
+                let states = (0..).map_while(|k| program.find(&format!("{parameter}.state{k}")));
+                let kept: Vec<ValueId> = program.find(parameter).into_iter().chain(states).collect();
+                for id in kept {
+                    let mut values = vec![0.0; mask.data.len()];
+                    session.download_f32(id, &mut values)?;
+                    values.iter_mut().zip(&mask.data).for_each(|(value, mask)| *value *= mask);
+                    session.upload_f32(id, &values)?;
+                }
+            }
+            load_weights(session, &Weights { tensors: masks })?;
+        }
+        Ok(gradual.after(self.step))
     }
 
     /// Losses of the steps since the last call, whole batches, in order.
@@ -218,7 +299,7 @@ impl Trainer {
         let mut quality = None;
         for _ in 0..self.config.epochs {
             let first = self.step;
-            elapsed += self.steps(per_epoch)?.total_s;
+            elapsed += self.epoch(per_epoch)?;
             let losses = self.take_losses();
             if let Some(bad) = losses.iter().position(|loss| !loss.is_finite()) {
                 let step = first + bad;

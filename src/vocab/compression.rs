@@ -1,4 +1,5 @@
-//! Compression words: `none`, one pruning, one quantisation, or both: `magnitude:0.8`, `channel:0.5`, `2:4`, `int8`, `channel:0.5+int8`.
+//! Compression words: `none`, one pruning, one quantisation, or both: `magnitude:0.8`, `channel:0.5`, `2:4`, `int8`, `channel:0.5+int8`. A
+//! pruning may say that training goes on: `2:4+tuned`, `magnitude:0.8+gradual+int8`.
 
 use super::UnknownWord;
 use serde::{Deserialize, Serialize};
@@ -12,15 +13,46 @@ pub struct Compression {
     pub quantization: Option<Quantization>,
 }
 
+/// Which weights go, and whether training goes on without them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pruning {
+    pub pattern: Pattern,
+    pub tuning: Tuning,
+}
+
 /// Which weights go.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Pruning {
+pub enum Pattern {
     /// Unstructured, by magnitude; the share of weights set to zero, in (0, 1).
     Magnitude(f64),
     /// Structured, by output channel; the share removed, in (0, 1). The graph shrinks.
     Channel(f64),
     /// Two of every four consecutive weights along the input axis are zero.
     TwoFour,
+}
+
+/// Training of a pruned model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tuning {
+    /// None: what is left of the trained weights stays as it is.
+    #[default]
+    None,
+    /// Pruned in one shot, then trained again with the same weights missing (Han et al. 2015; Mishra et al. 2021).
+    Tuned,
+    /// Pruned a little at a time while training goes on (Zhu & Gupta 2017); by magnitude only.
+    Gradual,
+}
+
+impl Pruning {
+    /// One shot, without training afterwards.
+    pub const fn once(pattern: Pattern) -> Pruning {
+        Pruning { pattern, tuning: Tuning::None }
+    }
+
+    /// Whether training goes on after weights went.
+    pub fn is_tuned(self) -> bool {
+        self.tuning != Tuning::None
+    }
 }
 
 /// In which numbers weights, and activations where they enter products, are kept.
@@ -32,17 +64,22 @@ pub enum Quantization {
 
 impl Compression {
     pub const NONE: Compression = Compression { pruning: None, quantization: None };
-    pub const TWO_FOUR: Compression = Compression { pruning: Some(Pruning::TwoFour), ..Compression::NONE };
+    pub const TWO_FOUR: Compression = Compression { pruning: Some(Pruning::once(Pattern::TwoFour)), ..Compression::NONE };
     pub const INT8: Compression = Compression { quantization: Some(Quantization::Int8), ..Compression::NONE };
 
     /// Pruning by magnitude alone; `share` in (0, 1).
     pub const fn magnitude(share: f64) -> Compression {
-        Compression { pruning: Some(Pruning::Magnitude(share)), ..Compression::NONE }
+        Compression { pruning: Some(Pruning::once(Pattern::Magnitude(share))), ..Compression::NONE }
     }
 
     /// Pruning by channel alone; `share` in (0, 1).
     pub const fn channel(share: f64) -> Compression {
-        Compression { pruning: Some(Pruning::Channel(share)), ..Compression::NONE }
+        Compression { pruning: Some(Pruning::once(Pattern::Channel(share))), ..Compression::NONE }
+    }
+
+    /// The same with training after the pruning, where there is one.
+    pub fn with_tuning(self, tuning: Tuning) -> Compression {
+        Compression { pruning: self.pruning.map(|pruning| Pruning { tuning, ..pruning }), ..self }
     }
 
     /// The forms a scenario may use, with their meaning.
@@ -51,22 +88,42 @@ impl Compression {
         ("magnitude:0.8", "unstructured pruning: the smallest 80 % of the weights become zero"),
         ("channel:0.5", "structured pruning: half of the channels or hidden units are removed and the graph shrinks"),
         ("2:4", "two of every four consecutive weights become zero"),
+        ("magnitude:0.8+tuned", "pruned by magnitude, then trained again with the same weights missing"),
+        ("magnitude:0.8+gradual", "pruned by magnitude a little at a time while training goes on"),
+        ("channel:0.5+tuned", "pruned by channel, then the smaller model is trained again"),
+        ("2:4+tuned", "two of every four weights become zero, then the others are trained again"),
         ("int8", "static 8-bit quantisation, weights per channel, activations calibrated"),
         ("magnitude:0.8+int8", "pruned by magnitude, then quantised"),
         ("channel:0.5+int8", "pruned by channel, then quantised"),
         ("2:4+int8", "two of four weights become zero, then all are quantised"),
+        ("magnitude:0.8+tuned+int8", "pruned by magnitude, trained again, then quantised"),
+        ("magnitude:0.8+gradual+int8", "pruned by magnitude during training, then quantised"),
+        ("channel:0.5+tuned+int8", "pruned by channel, trained again, then quantised"),
+        ("2:4+tuned+int8", "two of four weights become zero, the others are trained again, then all are quantised"),
     ];
 }
 
-impl FromStr for Pruning {
+impl FromStr for Pattern {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
         let share = |digits: &str| digits.parse::<f64>().ok().filter(|s| *s > 0.0 && *s < 1.0).ok_or(());
         match text.split_once(':') {
-            Some(("magnitude", digits)) => share(digits).map(Pruning::Magnitude),
-            Some(("channel", digits)) => share(digits).map(Pruning::Channel),
-            Some(("2", "4")) => Ok(Pruning::TwoFour),
+            Some(("magnitude", digits)) => share(digits).map(Pattern::Magnitude),
+            Some(("channel", digits)) => share(digits).map(Pattern::Channel),
+            Some(("2", "4")) => Ok(Pattern::TwoFour),
+            _ => Err(()),
+        }
+    }
+}
+
+impl FromStr for Tuning {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "tuned" => Ok(Tuning::Tuned),
+            "gradual" => Ok(Tuning::Gradual),
             _ => Err(()),
         }
     }
@@ -93,8 +150,17 @@ impl FromStr for Compression {
         }
         let mut compression = Compression::NONE;
         for part in text.split('+').map(str::trim) {
+            // What the part before may be followed by.
+            let open = compression.pruning.as_mut().filter(|pruning| compression.quantization.is_none() && !pruning.is_tuned());
+            if let (Some(pruning), Ok(tuning)) = (open, part.parse()) {
+                if tuning == Tuning::Gradual && !matches!(pruning.pattern, Pattern::Magnitude(_)) {
+                    return Err(unknown());
+                }
+                pruning.tuning = tuning;
+                continue;
+            }
             match (part.parse(), part.parse()) {
-                (Ok(pruning), _) if compression == Compression::NONE => compression.pruning = Some(pruning),
+                (Ok(pattern), _) if compression == Compression::NONE => compression.pruning = Some(Pruning::once(pattern)),
                 (_, Ok(quantization)) if compression.quantization.is_none() => compression.quantization = Some(quantization),
                 _ => return Err(unknown()),
             }
@@ -103,13 +169,24 @@ impl FromStr for Compression {
     }
 }
 
-impl fmt::Display for Pruning {
+impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Pruning::Magnitude(share) => write!(f, "magnitude:{share}"),
-            Pruning::Channel(share) => write!(f, "channel:{share}"),
-            Pruning::TwoFour => f.write_str("2:4"),
+            Pattern::Magnitude(share) => write!(f, "magnitude:{share}"),
+            Pattern::Channel(share) => write!(f, "channel:{share}"),
+            Pattern::TwoFour => f.write_str("2:4"),
         }
+    }
+}
+
+impl fmt::Display for Pruning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tuning = match self.tuning {
+            Tuning::None => "",
+            Tuning::Tuned => "+tuned",
+            Tuning::Gradual => "+gradual",
+        };
+        write!(f, "{}{tuning}", self.pattern)
     }
 }
 
@@ -157,6 +234,20 @@ mod tests {
     #[test]
     fn a_share_outside_zero_to_one_is_unknown() {
         for text in ["magnitude:0", "magnitude:1", "channel:-0.5", "channel:nan", "magnitude:", "2:5", "int9"] {
+            assert!(text.parse::<Compression>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn training_goes_on_after_a_pruning_once_and_gradually_only_by_magnitude() {
+        let two_four = "2:4+tuned+int8".parse::<Compression>().unwrap();
+        assert_eq!(
+            two_four,
+            Compression { quantization: Some(Quantization::Int8), ..Compression::TWO_FOUR }.with_tuning(Tuning::Tuned)
+        );
+        for text in
+            ["tuned", "none+tuned", "int8+tuned", "2:4+int8+tuned", "2:4+tuned+tuned", "2:4+gradual", "channel:0.5+gradual"]
+        {
             assert!(text.parse::<Compression>().is_err(), "{text}");
         }
     }

@@ -10,7 +10,7 @@ mod metric;
 mod rows;
 mod words;
 
-pub use compression::{Compression, Pruning, Quantization};
+pub use compression::{Compression, Pattern, Pruning, Quantization, Tuning};
 pub use device::Device;
 pub use layout::{Layout, PipelineSchedule};
 pub use metric::{Better, Metric, MetricFacts};

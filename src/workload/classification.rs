@@ -10,9 +10,9 @@ use crate::{
     record::{OpProfile, Quality},
     stats::{StopRule, median},
     strategy::Weights,
-    train::{Checkpoint, Identity, Predictor, StepTimes, TrainError, Trainer, scaled_rate},
+    train::{Checkpoint, Identity, Predictor, StepTimes, TrainError, Trainer, scaled_rate, tuner},
     units::{Bytes, Flops, Seconds},
-    vocab::{Compression, Device, Layout, Phase, Precision, Quantization},
+    vocab::{Compression, Device, Layout, Phase, Precision, Pruning, Quantization, Tuning},
 };
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
@@ -119,7 +119,12 @@ impl Ready {
                 Doing::Train(Box::new(Trainer::new(model, set.clone(), candidate, &setup.train, setup.train.first_seed)?))
             }
             Phase::Infer => {
-                let (hash, weights) = trained_weights(&setup, model, &set)?;
+                let (mut hash, mut weights) = trained_weights(&setup, model, &set)?;
+                if let Some(pruning) = candidate.compression.pruning.filter(|pruning| pruning.is_tuned()) {
+                    let tuned = tuned_weights(&setup, model, &set, pruning, &weights)?;
+                    notes.push(tuned.note);
+                    (hash, weights) = (tuned.hash, tuned.weights);
+                }
                 checkpoint = Some(hash);
                 if candidate.compression.quantization == Some(Quantization::Int8) {
                     notes.push(format!(
@@ -161,8 +166,8 @@ impl Ready {
 
     fn train(&mut self, seed: u64) -> Result<(crate::record::SeedRun, Quality), TrainError> {
         let (candidate, train) = (&self.setup.candidate, &self.setup.train);
-        let identity =
-            Identity { model: self.model.name, data: &self.set.content_hash, train, precision: candidate.precision, seed };
+        let (model, data, precision) = (self.model.name, &self.set.content_hash, candidate.precision);
+        let identity = Identity { model, data, train, precision, seed, pruning: None };
         let mut trainer = Trainer::new(self.model, self.set.clone(), candidate, train, seed)?;
         let (mut run, quality, weights) = trainer.run(self.setup.primary_metric)?;
         self.notes.extend(run.failure.as_ref().map(|failure| format!("seed {seed}: {failure}")));
@@ -362,35 +367,79 @@ fn trained_weights(
     set: &Arc<DataSet>,
 ) -> Result<(String, Weights), Box<dyn std::error::Error>> {
     let train = &setup.train;
-    let seed = train.first_seed;
-    let identity = Identity { model: model.name, data: &set.content_hash, train, precision: Precision::Fp32, seed };
-    let hash = identity.hash();
-    let path: PathBuf = Checkpoint::path(&setup.checkpoints, &hash);
-    let failed = |failure: &str| format!("the fp32 training that makes the shared weights failed (seed {seed}): {failure}");
-    if path.exists() {
-        let checkpoint = Checkpoint::load(&path)?;
-        return match checkpoint.run.failure {
-            Some(failure) => Err(failed(&failure).into()),
-            None => Ok((hash, checkpoint.weights)),
-        };
-    }
+    let (seed, precision) = (train.first_seed, Precision::Fp32);
+    let hash = Identity { model: model.name, data: &set.content_hash, train, precision, seed, pruning: None }.hash();
     let reference = crate::record::Candidate {
         phase: Phase::Train,
-        precision: Precision::Fp32,
+        precision,
         compression: Compression::NONE,
         layout: Layout::SINGLE,
         batch_size: train.batch_size,
         device: setup.reference_device,
         threads: setup.reference_threads,
     };
-    let (mut run, _, weights) = Trainer::new(model, set.clone(), &reference, train, seed)?.run(setup.primary_metric)?;
-    // Kept also when it failed: the other candidates need not try again to learn it.
-    run.checkpoint = hash.clone();
-    let checkpoint = Checkpoint { weights, run };
-    checkpoint.save(&path)?;
+    let what = "the fp32 training that makes the shared weights";
+    let start = || Trainer::new(model, set.clone(), &reference, train, seed);
+    let kept = kept_weights(setup, &hash, what, start)?;
+    Ok((hash, kept.weights))
+}
+
+/// Weights that were trained on, and how.
+struct Tuned {
+    hash: String,
+    weights: Weights,
+    note: String,
+}
+
+/// The weights that inference candidates of one pruning share where training goes on after it; made as `trained_weights` are, from those.
+fn tuned_weights(
+    setup: &Setup,
+    model: &'static Model,
+    set: &Arc<DataSet>,
+    pruning: Pruning,
+    trained: &Weights,
+) -> Result<Tuned, Box<dyn std::error::Error>> {
+    let train = &setup.train;
+    let (seed, precision, word) = (train.first_seed, Precision::Fp32, pruning.to_string());
+    let data = &set.content_hash;
+    let hash = Identity { model: model.name, data, train, precision, seed, pruning: Some(word.clone()) }.hash();
+    let start = || tuner(model, set.clone(), pruning, train, trained, setup.reference_device, setup.reference_threads);
+    let kept = kept_weights(setup, &hash, &format!("the training of `{word}`"), start)?;
+    let rate = train.optimizer.learning_rate;
+    let how =
+        if pruning.tuning == Tuning::Gradual { "weights went little by little in" } else { "trained again after pruning for" };
+    let epochs = match train.tune_epochs {
+        1 => "1 epoch".to_string(),
+        many => format!("{many} epochs"),
+    };
+    let took = kept.run.epochs.last().map_or(0.0, |epoch| epoch.elapsed.0);
+    let note = format!(
+        "{how} {epochs} at the training's learning rate of {rate:.3e}; that took {took:.2} s, which are in no figure here"
+    );
+    Ok(Tuned { hash, weights: kept.weights, note })
+}
+
+/// A checkpoint by its name, made by the training that `start` prepares where there is none.
+fn kept_weights(
+    setup: &Setup,
+    hash: &str,
+    what: &str,
+    start: impl FnOnce() -> Result<Trainer, TrainError>,
+) -> Result<Checkpoint, Box<dyn std::error::Error>> {
+    let path: PathBuf = Checkpoint::path(&setup.checkpoints, hash);
+    let checkpoint = if path.exists() {
+        Checkpoint::load(&path)?
+    } else {
+        let (mut run, _, weights) = start()?.run(setup.primary_metric)?;
+        // Kept also when it failed: the other candidates need not try again to learn it.
+        run.checkpoint = hash.to_string();
+        let checkpoint = Checkpoint { weights, run };
+        checkpoint.save(&path)?;
+        checkpoint
+    };
     match &checkpoint.run.failure {
-        Some(failure) => Err(failed(failure).into()),
-        None => Ok((hash, checkpoint.weights)),
+        Some(failure) => Err(format!("{what} failed (seed {}): {failure}", checkpoint.run.seed).into()),
+        None => Ok(checkpoint),
     }
 }
 
@@ -493,5 +542,41 @@ mod tests {
         assert_eq!(described.flops_per_unit, Some(Flops(flops)));
         assert_eq!(described.model_size, Some(Bytes(4 * (64 * 256 + 256 + 256 * 128 + 128 + 1280 + 10))));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "one training, one checkpoint");
+    }
+
+    #[test]
+    fn candidates_of_one_tuned_pruning_share_its_weights_and_smaller_models_do_less() {
+        let dir = tempfile::tempdir().unwrap();
+        let describe = |compression: &str, batch_size: usize| {
+            let mut setup = setup(Phase::Infer, Layout::SINGLE, dir.path().into());
+            setup.candidate = Candidate { compression: compression.parse().unwrap(), batch_size, ..setup.candidate };
+            let mut bench = Bench::default();
+            bench.answer(Request::Prepare(Box::new(setup))).unwrap();
+            let Response::Described { described, .. } = bench.answer(Request::Describe).unwrap() else { panic!() };
+            described
+        };
+        let whole = describe("none", 32);
+        let checkpoints = || std::fs::read_dir(dir.path()).unwrap().count();
+        for (number, pruning) in
+            ["2:4+tuned", "channel:0.5+tuned", "magnitude:0.8+tuned", "magnitude:0.8+gradual"].iter().enumerate()
+        {
+            let one = describe(pruning, 32);
+            assert_eq!(checkpoints(), number + 2, "{pruning}");
+            assert_ne!(one.checkpoint, whole.checkpoint);
+            assert!(
+                one.notes.iter().any(|note| note.contains("3 epochs at the training's learning rate of 5.000e-2")),
+                "{:?}",
+                one.notes
+            );
+            assert!(one.model_size < whole.model_size, "{pruning}");
+            for others in [describe(pruning, 1), describe(&format!("{pruning}+int8"), 32)] {
+                assert_eq!((checkpoints(), &others.checkpoint), (number + 2, &one.checkpoint), "{pruning}");
+            }
+            let accuracy = |described: &Described| described.quality.as_ref().unwrap().metrics[&Metric::Accuracy];
+            assert!(accuracy(&one) > accuracy(&whole) - 0.05, "{pruning}: {} after {}", accuracy(&one), accuracy(&whole));
+        }
+        let shrunk = describe("channel:0.5+tuned", 32);
+        let flops = 2 * (64 * 128 + 128 * 64 + 64 * 10) + 128 + 64 + 10 + 128 + 64;
+        assert_eq!((shrunk.flops_per_unit, describe("channel:0.5", 32).flops_per_unit), (Some(Flops(flops)), Some(Flops(flops))));
     }
 }

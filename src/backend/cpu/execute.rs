@@ -8,7 +8,7 @@ use crate::{
 };
 use bytemuck::Pod;
 use half::{bf16, f16};
-use kernels::{Context, Element, Epilogue, Gemm, Packed24, PackedInt8};
+use kernels::{Context, Element, Epilogue, Gemm, Packed24, PackedInt8, PackedSparse};
 
 /// Most values that one step writes: a weight, two state arrays, a low-precision copy and a gradient.
 const MOST_WRITTEN: usize = 5;
@@ -18,13 +18,14 @@ enum Packed {
     Stale,
     Int8(PackedInt8),
     TwoFour(Packed24),
+    Sparse(PackedSparse),
 }
 
 /// Memory that kernels need beside their operands, sized once when the program is loaded.
 pub(super) struct Scratch {
     floats: Vec<f32>,
     quantised: Vec<i8>,
-    /// Packed weights of the int8 and 2:4 steps, made at their first run after an upload.
+    /// Packed weights of the int8 and sparse steps, made at their first run after an upload.
     packed: Vec<Packed>,
     /// Slots that each step writes: of its in-place operands, then of its results.
     written: Vec<Vec<usize>>,
@@ -465,6 +466,15 @@ impl Run<'_> {
                 let Packed::TwoFour(packed) = &*self.packed else { unreachable!("packed above") };
                 let y = first.as_mut_slice::<f32>(o.out_len(0));
                 kernels::sparse_gemm(ctx, rows, o.get::<f32>(0), packed, epilogue(o.bias(2), *activation), y);
+            }
+            Op::LinearSparse { activation, .. } => {
+                let ((rows, k), n) = (rows_and_columns(o.shape(0)), o.shape(1)[1]);
+                if !matches!(self.packed, Packed::Sparse(_)) {
+                    *self.packed = Packed::Sparse(PackedSparse::new(k, n, o.get(1), rows));
+                }
+                let Packed::Sparse(packed) = &*self.packed else { unreachable!("packed above") };
+                let y = first.as_mut_slice::<f32>(o.out_len(0));
+                kernels::unstructured_gemm(ctx, rows, o.get::<f32>(0), packed, epilogue(o.bias(2), *activation), y);
             }
             Op::LinearInt8 { input_scale, activation } => {
                 let ((rows, k), n) = (rows_and_columns(o.shape(0)), o.shape(1)[1]);

@@ -311,7 +311,7 @@ impl Planner<'_> {
                 product.shape.batch = batch;
                 self.product_into::<T>(&product, at(0), at(1), step.outputs[0]);
             }
-            Op::Linear { activation } | Op::LinearTwoFour { activation } => {
+            Op::Linear { activation } | Op::LinearTwoFour { activation } | Op::LinearSparse { activation, .. } => {
                 let (k, n) = (self.shape(inputs[1])[0], self.shape(inputs[1])[1]);
                 let bias = inputs.get(2).map_or(0, |id| self.address(*id));
                 let m = self.len(inputs[0]) / k;

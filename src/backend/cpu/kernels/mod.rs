@@ -19,7 +19,8 @@
 //! | `rows` | [`softmax`], [`softmax_backward`], [`cross_entropy`], [`layer_norm`], [`layer_norm_backward`], [`embedding`], [`embedding_backward`], [`argmax_rows`] |
 //! | `optimizer` | [`Update`], [`update`] |
 //! | `peak` | [`multiply_add_rate`], [`sustained_rate`]: what a core can do at most |
-//! | `sparse` | [`Packed24`], [`sparse_gemm`] |
+//! | `sparse` | [`Packed24`], [`sparse_gemm`]: two of four |
+//! | `unstructured` | [`PackedSparse`], [`unstructured_gemm`]: zeros anywhere |
 //! | `warp` | [`warp()`]: images rotated, scaled, mirrored |
 
 mod conv;
@@ -36,6 +37,7 @@ mod pooling;
 mod rows;
 mod simd;
 mod sparse;
+mod unstructured;
 mod warp;
 
 #[cfg(test)]
@@ -58,4 +60,5 @@ pub use rows::{
 };
 pub use simd::{Element, Isa};
 pub use sparse::{Packed24, sparse_gemm};
+pub use unstructured::{PackedSparse, unstructured_gemm};
 pub use warp::warp;
