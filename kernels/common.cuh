@@ -65,6 +65,7 @@ DEVICE u32 count_bits(u32 x) { return __popc(x); }
 
 DEVICE void atomic_add(float* to, float value) { atomicAdd(to, value); }
 DEVICE u32 atomic_add(u32* to, u32 value) { return atomicAdd(to, value); }
+DEVICE void atomic_max(u32* to, u32 value) { atomicMax(to, value); }
 // A plain store that other threads may make as well, with the same value.
 DEVICE void store_same(float* to, float value) { *to = value; }
 // All that this thread wrote is seen by every block before what it writes afterwards.

@@ -1,12 +1,13 @@
 // conv.cu: two-dimensional convolution and its gradients as implicit matrix products: no patch matrix is ever written.
 // Entries  conv2d_<dtype>, conv2d_grad_input_<dtype>, each also as <op>_tall_<dtype>: the same with twice the rows a block.
 //          conv2d_grad_weight_<dtype>: one partial sum (fp32) a split of the pixels; conv2d_reduce_<dtype> adds the splits up.
+//          <dtype> tf32: fp32 storage, products on tensor cores of operands rounded to tf32; its partial sums go to conv2d_reduce_f32.
 //          conv2d_i8: quantised operands, i32 sums, fp32 out. quantize_i8: fp32 to i8.
 // Shapes   x [B, H, W, Cin], w [KH, KW, Cin, Cout], y [B, OH, OW, Cout], bias fp32 [Cout] or null; any window, stride, padding; fewer
 //          than 2^31 pixels. 16-byte asynchronous copies where the channels fill them (a multiple of 4 fp32, 8 f16, 16 i8); otherwise
 //          that operand comes element by element.
 // Tile     64 (tall: 128) x 64 x 64 bytes of k a block of 128 threads, a ring of 3 in shared memory, 16-byte chunks swizzled.
-//          fp32: CUDA cores, 4 (8) x 8 sums a thread. f16, bf16, i8: tensor cores, a warp 32 (64) x 32.
+//          fp32: CUDA cores, 4 (8) x 8 sums a thread. f16, bf16, tf32, i8: tensor cores, a warp 32 (64) x 32.
 // Work     2 M N K FLOP, M = B OH OW, N = Cout, K = KH KW Cin (gradients: the same three exchanged): compute-bound from about 64 channels.
 //          Gradient by the input: one product for each residue of the stride, so no multiplication by zero; gathers, so no atomics.
 // Numbers  fp32 (i32) sums, k in order (weights' gradient: splits in order); rounded once, after bias and activation.
@@ -23,6 +24,14 @@ template <class T> struct ConvGradWeightArguments { const T* x; const T* dy; flo
 template <class T> struct ConvReduceArguments { const float* partial; T* y; u64 n; u32 splits; u32 unused; };
 struct ConvInt8Arguments { const i8* x; const i8* w; const float* scales; const float* bias; float* y; Shape shape; float scale; u32 unused; };
 struct QuantizeArguments { const float* x; i8* y; u64 n; float scale; u32 unused; };
+
+// An fp32 number that enters products rounded to tf32.
+struct tf32 { float value; };
+// What results are stored as.
+template <class T> DEVICE T* stored(T* y) { return y; }
+DEVICE float* stored(tf32* y) { return (float*)y; }
+template <class T> struct IsTf32 { static constexpr bool YES = false; };
+template <> struct IsTf32<tf32> { static constexpr bool YES = true; };
 
 static constexpr u32 STAGES = 3, WIDE = 64, LINE = 64;  // columns of a tile; bytes of k in it
 static constexpr u32 PITCH = WIDE + 8;                  // words a row of sums: eight rows of a fragment fall into different banks
@@ -44,7 +53,7 @@ DEVICE void advance(Digits& d, const Digits& by, u32 middle, u32 low) {
 // (64 elements each). Eight rows at one chunk, as matrix loads take them, are in different banks.
 DEVICE u32 along_slot(u32 row, u32 chunk) { return row * LINE + (chunk ^ (row >> 1 & 3)) * 16; }
 template <class T> DEVICE u32 across_slot(u32 row, u32 chunk) {
-    return row * (WIDE * (u32)sizeof(T)) + (sizeof(T) == 2 ? chunk ^ (row & 7) : chunk) * 16;
+    return row * (WIDE * (u32)sizeof(T)) + (sizeof(T) == 2 ? chunk ^ (row & 7) : IsTf32<T>::YES ? chunk ^ (row & 3) * 2 : chunk) * 16;
 }
 template <class T> struct Step {
     static constexpr u32 K = LINE / (u32)sizeof(T), COUNT = Pack<T>::COUNT;
@@ -224,7 +233,17 @@ template <> struct Sum<i8> { typedef i32 Type; static constexpr u32 ROWS = 32, S
 template <> struct Sum<float> { typedef float Type; static constexpr u32 ROWS = 16, SIDE = 2; };
 
 template <class T> DEVICE void fragment_product(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_m16n8k16(d, a, b0, b1, T()); }
+template <> DEVICE void fragment_product<tf32>(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_m16n8k8_tf32(d, a, b0, b1); }
 template <class T> DEVICE void fragment_product(i32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_m16n8k32_i8(d, a, b0, b1); }
+
+// A fragment's four registers as the multiplication takes them.
+template <class T> DEVICE void round_fragment(u32 (&x)[4]) {
+    if (IsTf32<T>::YES) UNROLL for (u32 e = 0; e < 4; ++e) x[e] = to_tf32(float_of(x[e]));
+}
+// The word of `column` in row `k` of a tile whose rows run across k: matrix loads cannot transpose words.
+template <class T> DEVICE u32 across_word(const u8* tile, u32 k, u32 column) {
+    return *(const u32*)(tile + across_slot<T>(k, column / 4) + column % 4 * 4);
+}
 
 template <class T, bool A_ALONG, bool B_ALONG> struct Multiply {
     template <class S, int R> static DEVICE void tile(S (&sums)[R][4][4], const u8* a, const u8* b) {
@@ -234,12 +253,16 @@ template <class T, bool A_ALONG, bool B_ALONG> struct Multiply {
             UNROLL for (u32 i = 0; i < R; ++i) {
                 const u32 row = top + i * 16;
                 if (A_ALONG) load_matrix4(x[i], a + along_slot(row + l % 16, half * 2 + l / 16));
+                else if (IsTf32<T>::YES) UNROLL for (u32 e = 0; e < 4; ++e) x[i][e] = across_word<T>(a, half * 8 + e / 2 * 4 + l % 4, row + e % 2 * 8 + l / 4);
                 else load_matrix4_transposed(x[i], a + across_slot<T>(half * 16 + l / 16 * 8 + l % 8, row / 8 + l / 8 % 2));
+                round_fragment<T>(x[i]);
             }
             UNROLL for (u32 j = 0; j < 2; ++j) {
                 const u32 column = left + j * 16;
                 if (B_ALONG) load_matrix4(y[j], b + along_slot(column + l / 16 * 8 + l % 8, half * 2 + l / 8 % 2));
+                else if (IsTf32<T>::YES) UNROLL for (u32 e = 0; e < 4; ++e) y[j][e] = across_word<T>(b, half * 8 + e % 2 * 4 + l % 4, column + e / 2 * 8 + l / 4);
                 else load_matrix4_transposed(y[j], b + across_slot<T>(half * 16 + l % 16, column / 8 + l / 16));
+                round_fragment<T>(y[j]);
             }
             UNROLL for (u32 i = 0; i < R; ++i) {
                 UNROLL for (u32 j = 0; j < 4; ++j) fragment_product<T>(sums[i][j], x[i], y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1]);
@@ -393,7 +416,7 @@ template <class T, u32 TALL> DEVICE void grad_input(const ConvGradInputArguments
     Patches<T, -1, TALL> a(p.dy, window, top, pixels);
     Turned<T> b(p.w, s, taps_h, larger(taps_w, 1u), begin_h, begin_w, left);
     product<T, TALL, true, true>(shared, a, b, ceil_div(taps_h * taps_w * s.cout, Step<T>::K));
-    store<float, TALL>(shared, p.dx, left, s.cin, Tail{nullptr, nullptr, 1.0f, 0}, [&](u32 row, u64& offset) {
+    store<float, TALL>(shared, stored(p.dx), left, s.cin, Tail{nullptr, nullptr, 1.0f, 0}, [&](u32 row, u64& offset) {
         const Digits at = digits_of(top + row, height, width);
         offset = (((u64)at.high * s.height + at.middle * s.stride_h + residue_h) * s.width + at.low * s.stride_w + residue_w) * s.cin;
         return top + row < pixels;
@@ -451,20 +474,23 @@ EXPORT(conv2d_i8)
 // `blocks` of a multiprocessor bound the registers, with no spill.
 #define CONV(name, T, suffix, TALL, blocks)                                                                          \
     KERNEL_OCCUPANCY(128, blocks) conv2d##name##_##suffix(ARGUMENTS(ConvArguments<T>) p) {                           \
-        forward<T, TALL>(p.x, p.w, p.y, p.shape, Tail{nullptr, p.bias, 1.0f, p.shape.activation});                   \
+        forward<T, TALL>(p.x, p.w, stored(p.y), p.shape, Tail{nullptr, p.bias, 1.0f, p.shape.activation});                   \
     }                                                                                                                \
     EXPORT(conv2d##name##_##suffix)                                                                                  \
     KERNEL_OCCUPANCY(128, blocks) conv2d_grad_input##name##_##suffix(ARGUMENTS(ConvGradInputArguments<T>) p) {       \
         grad_input<T, TALL>(p);                                                                                      \
     }                                                                                                                \
     EXPORT(conv2d_grad_input##name##_##suffix)
-#define ALL(T, suffix)                                                                                               \
+#define PRODUCTS(T, suffix)                                                                                          \
     CONV(, T, suffix, 64, 4) CONV(_tall, T, suffix, 128, 3)                                                          \
     KERNEL_OCCUPANCY(128, 4) conv2d_grad_weight_##suffix(ARGUMENTS(ConvGradWeightArguments<T>) p) { grad_weight(p); } \
-    EXPORT(conv2d_grad_weight_##suffix)                                                                              \
+    EXPORT(conv2d_grad_weight_##suffix)
+#define ALL(T, suffix)                                                                                               \
+    PRODUCTS(T, suffix)                                                                                              \
     KERNEL(256) conv2d_reduce_##suffix(ARGUMENTS(ConvReduceArguments<T>) p) { reduce(p); }                           \
     EXPORT(conv2d_reduce_##suffix)
 
 ALL(float, f32)
 ALL(f16, f16)
 ALL(bf16, bf16)
+PRODUCTS(tf32, tf32)

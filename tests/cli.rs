@@ -93,6 +93,47 @@ fn a_run_leaves_every_file_it_promises_and_its_report_can_be_made_again() {
 }
 
 #[test]
+fn fp8_is_judged_and_not_timed_and_tf32_is_left_to_gpus() {
+    let scenario =
+        SMALL.replace("[\"fp32\", \"bf16\"]", "[\"fp32\", \"tf32\", \"fp8\"]").replace(", \"int8\", \"magnitude:0.5\"", "");
+    let scenario = scenario.replace("[grid]", "target = { metric = \"accuracy\", at_least = 0.1 }\n[grid]\ndevice = \"cpu\"");
+    let (dir, _) = folder_with(&scenario);
+    let run = advisor(&["run", "small.toml", "--quick", "--out", "out"], dir.path());
+    assert!(run.status.success(), "{}\n{}", text(&run.stdout), text(&run.stderr));
+    let results = fs::read_to_string(dir.path().join("out/small/results.csv")).unwrap();
+    let mut lines = results.lines();
+    let header: Vec<&str> = lines.next().unwrap().split(',').collect();
+    let rows: Vec<BTreeMap<&str, &str>> = lines.map(|line| header.iter().copied().zip(line.split(',')).collect()).collect();
+    for phase in ["train", "infer"] {
+        let row = |precision: &str| rows.iter().find(|row| row["phase"] == phase && row["precision"] == precision).unwrap();
+        let (fp32, fp8) = (row("fp32"), row("fp8"));
+        assert_eq!((fp32["source"], fp8["source"], fp8["status"], fp8["recommended"]), ("measured", "modelled", "ok", "false"));
+        let timed = ["throughput_per_s", "speedup", "latency_p50_ms", "samples", "peak_memory_bytes", "cost_usd_per_million"];
+        for column in
+            timed.into_iter().chain(["time_to_target_s", "cost_to_target_usd", "energy_j_per_unit", "roofline_fraction"])
+        {
+            assert_eq!(fp8[column], "", "{phase} {column}");
+        }
+        let counted = ["accuracy", "flops_per_unit", "model_bytes"];
+        assert!(counted.iter().all(|column| !fp8[column].is_empty()) && !fp32["throughput_per_s"].is_empty(), "{fp8:?}");
+        let bytes = |row: &BTreeMap<&str, &str>| row["model_bytes"].parse::<f64>().unwrap();
+        assert!(bytes(fp8) < 0.5 * bytes(fp32), "{phase}");
+        assert_eq!(row("tf32")["status"], "skipped");
+        assert!(row("tf32")["reason"].contains("tensor cores of a GPU"), "{}", row("tf32")["reason"]);
+    }
+    let accuracy = |precision: &str| -> f64 {
+        rows.iter().find(|row| row["phase"] == "infer" && row["precision"] == precision).unwrap()["accuracy"].parse().unwrap()
+    };
+    assert!((accuracy("fp8") - accuracy("fp32")).abs() < 0.02, "{results}");
+    let page = fs::read_to_string(dir.path().join("out/small/report.html")).unwrap();
+    assert!(page.contains("fp8 is emulated here, bit for bit"));
+    let log = records(&dir.path().join("out/small/run.jsonl"));
+    for (_, record) in log.iter().filter(|(id, _)| id.contains("fp8")) {
+        assert!(record["measurement"].is_null() && record["energy"].is_null() && record["time_split"].is_null(), "{record}");
+    }
+}
+
+#[test]
 fn wrong_input_is_exit_code_2_with_every_mistake_and_nothing_written() {
     let (dir, path) = folder_with(&SMALL.replace("precision = [", "precison = [").replace("epochs = 2", "epochs = 0"));
     fs::write(dir.path().join("twin.toml"), SMALL).unwrap();

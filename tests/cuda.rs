@@ -246,6 +246,32 @@ fn training_steps_wait_for_nothing_and_learn_and_skip_what_the_processor_does() 
 /// Set in the process of a test whose driver is the stand-in.
 const ON_THE_STAND_IN: &str = "ADVISOR_TEST_ON_THE_STAND_IN";
 
+#[test]
+fn tf32_and_fp8_learn_on_a_device_what_the_processor_learns() {
+    if std::env::var_os(ON_THE_STAND_IN).is_some() {
+        // The processor has no tf32: its fp32 stands beside it. Where sums differ, three bits of a fraction round to the other side.
+        for (precision, theirs, tolerance) in [(Precision::Tf32, Precision::Fp32, 1e-2), (Precision::Fp8, Precision::Fp8, 5e-2)] {
+            let [ours, theirs] = [(Device::Cuda(0), precision), (Device::Cpu, theirs)]
+                .map(|(device, precision)| trained(device, precision, Layout::SINGLE, 40).0);
+            assert_eq!((ours.loss_curve.len(), ours.failure), (40, None));
+            assert!(ours.loss_curve[39].1 < 0.9 * ours.loss_curve[0].1, "{precision:?}: {:?}", ours.loss_curve);
+            for (ours, theirs) in ours.loss_curve.iter().zip(&theirs.loss_curve) {
+                assert!((ours.1 - theirs.1).abs() <= tolerance * theirs.1, "{precision:?}: {ours:?} is not {theirs:?}");
+            }
+        }
+        return;
+    }
+    let Some(built) = emulator::emulator() else { return };
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tf32_and_fp8_learn_on_a_device_what_the_processor_learns"])
+        .env("LD_LIBRARY_PATH", &built.driver)
+        .env(ON_THE_STAND_IN, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Losses of steps with MNIST and the settings of scenarios/image-classification.toml, but for smaller batches.
 fn losses(device: Device, steps: usize) -> Vec<f64> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));

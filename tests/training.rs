@@ -2,18 +2,18 @@
 
 use advisor::{
     data::{DataSet, DataSource, Inputs, Part, gather},
-    graph::{Program, lower},
-    models::{Size, find},
+    graph::{Activation, Graph, GraphError, Op, Program, Unary, Window, lower},
+    models::{Model, Size, find},
     record::{Candidate, OptimizerConfig, TrainConfig},
     strategy::{Tensor, Weights, prune, prune_once},
     train::{Predictor, Team, Trainer, initial_weights, optimizer_step, training_program, training_programs, tuner},
     vocab::{
-        Augmentation, Compression, Device, InitKind, Layout, Metric, OptimizerKind, Pattern, Phase, Precision, Pruning, Schedule,
-        Tuning, Vocabulary,
+        Augmentation, Compression, DType, Device, InitKind, Layout, Metric, OptimizerKind, Pattern, Phase, Precision, Pruning, RowKind,
+        Schedule, Tuning, Vocabulary,
     },
 };
 use serde_json::Value;
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 fn mnist() -> Arc<DataSet> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
@@ -257,7 +257,7 @@ fn activations_that_are_computed_again_change_no_bit_and_need_less_memory() {
 #[test]
 fn layouts_train_alike_in_every_precision_and_with_every_state() {
     let set = mnist();
-    for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
+    for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16, Precision::Fp8] {
         for kind in [OptimizerKind::Sgd, OptimizerKind::Adam] {
             let config = config(kind, 0.002, 60);
             let (losses, _) = trained("simple-cnn", &set, precision, "single", &config, 20);
@@ -266,6 +266,8 @@ fn layouts_train_alike_in_every_precision_and_with_every_state() {
                 let parts_are_rounded = precision != Precision::Fp32 && layout.contains("tp");
                 // Parts of a product are rounded before they are summed; Adam's first steps go by the signs of such sums.
                 let tolerance = match (parts_are_rounded, kind) {
+                    // Where a sum in another order is rounded to the other side, it is by a sixteenth and not by a few thousandths.
+                    (false, _) if precision == Precision::Fp8 => 0.01,
                     (false, _) => 1e-3,
                     (true, OptimizerKind::Sgd) => 0.01,
                     (true, _) => 0.1,
@@ -275,6 +277,93 @@ fn layouts_train_alike_in_every_precision_and_with_every_state() {
                     assert!((a - b).abs() <= tolerance * a, "{precision:?} {kind:?} {layout}, step {step}: {b} is not {a}");
                 }
             }
+        }
+    }
+}
+
+/// Two convolutions and two linear layers: the middle two take 8-bit operands.
+fn two_convolutions(size: &Size) -> Result<Graph, GraphError> {
+    let mut g = Graph::new();
+    let mut y = g.input("x", &[size.batch, 28, 28, 1], DType::F32);
+    for (name, from, to) in [("conv1", 1, 8), ("conv2", 8, 16)] {
+        let window = Window::square(3, 1, 1);
+        let w = g.weight(&format!("{name}.weight"), &[3, 3, from, to], 9 * from, 9 * to);
+        let b = g.bias(&format!("{name}.bias"), to, 9 * from);
+        y = g.apply(Op::Conv2d { window, activation: Activation::None }, &[y, w])?;
+        y = g.apply(Op::AddBias, &[y, b])?;
+        y = g.apply(Op::Unary(Unary::Relu), &[y])?;
+        y = g.apply(Op::MaxPool2d { window: Window::square(2, 2, 0) }, &[y])?;
+    }
+    y = g.apply(Op::Reshape { shape: vec![size.batch, 784] }, &[y])?;
+    for (name, from, to) in [("fc1", 784, 32), ("fc2", 32, size.classes)] {
+        let (w, b) = (g.weight(&format!("{name}.weight"), &[from, to], from, to), g.bias(&format!("{name}.bias"), to, from));
+        y = g.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[y, w])?;
+        y = g.apply(Op::AddBias, &[y, b])?;
+        if name == "fc1" {
+            y = g.apply(Op::Unary(Unary::Relu), &[y])?;
+        }
+    }
+    g.mark_output("logits", y);
+    Ok(g)
+}
+
+const TWO_CONVOLUTIONS: Model = Model { name: "two-convolutions", about: "", reads: RowKind::Image, build: two_convolutions };
+
+#[test]
+fn convolutions_learn_in_fp8_what_they_learn_in_fp32() {
+    let set = mnist();
+    let config = TrainConfig { epochs: 2, ..config(OptimizerKind::Sgd, 0.05, 32) };
+    let [(fp32, _), (fp8, skipped)] = [Precision::Fp32, Precision::Fp8].map(|precision| {
+        let candidate = candidate(Phase::Train, precision, Layout::SINGLE, 32);
+        let mut trainer = Trainer::new(&TWO_CONVOLUTIONS, set.clone(), &candidate, &config, 1).unwrap();
+        let (run, _, weights) = trainer.run(Metric::Accuracy).unwrap();
+        // Its weights, calibrated anew, answer as well as with the scales of training.
+        let candidate = Candidate { phase: Phase::Infer, ..candidate };
+        let mut again = Predictor::new(&TWO_CONVOLUTIONS, &set, &weights, &candidate).unwrap();
+        let judged = again.judge(&set).unwrap().metrics[&Metric::Accuracy];
+        assert!((judged - run.metric).abs() <= 0.005, "{precision:?}: {judged} against {}", run.metric);
+        (run.metric, run.skipped_steps)
+    });
+    println!("two convolutions: {fp8:.4} in fp8, {fp32:.4} in fp32");
+    assert!(fp32 >= 0.94 && fp8 >= fp32 - 0.005 && skipped == 0, "{fp8} in fp8, {fp32} in fp32");
+}
+
+#[test]
+fn scales_of_8_bit_numbers_follow_their_tensors_alike_on_all_ranks() {
+    let set = mnist();
+    let config = config(OptimizerKind::Sgd, 0.02, 48);
+    let scales = |layout: &str| -> BTreeMap<String, Vec<f32>> {
+        let layout: Layout = layout.parse().unwrap();
+        let candidate = Candidate { threads: layout.ranks(), ..candidate(Phase::Train, Precision::Fp8, layout, 48) };
+        let mut trainer = Trainer::new(&TWO_CONVOLUTIONS, set.clone(), &candidate, &config, 5).unwrap();
+        trainer.steps(3).unwrap();
+        let mut out: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+        for session in trainer.team().sessions() {
+            let kept: Vec<_> = session.program().kept().map(|(id, value)| (id, value.name.clone())).collect();
+            for (id, name) in kept.into_iter().filter(|(_, name)| name.contains(".fp8.") && !name.ends_with(".history")) {
+                let mut scale = [0.0];
+                session.download_f32(id, &mut scale).unwrap();
+                out.entry(name).or_default().push(scale[0]);
+            }
+        }
+        out
+    };
+    let single = scales("single");
+    // The second convolution and the first of two linear layers: what enters, the weight, the gradient.
+    assert_eq!(single.len(), 6, "{single:?}");
+    assert!(single.values().flatten().all(|scale| *scale > 0.0 && scale.log2().fract() == 0.0), "{single:?}");
+    // Gradients of a mean over 48 rows are small: their scale is not that of weights.
+    let of =
+        |end: &str| single.iter().filter(|(name, _)| name.ends_with(end)).map(|(_, scale)| scale[0]).fold(f32::MAX, f32::min);
+    assert!(of(".gradient") > of(".weight"), "{single:?}");
+    for (layout, ranks) in [("dp=2", 2), ("zero=3", 3), ("tp=2", 2), ("pp=2", 1), ("dp=2,tp=2", 4)] {
+        let split = scales(layout);
+        assert_eq!(split.keys().collect::<Vec<_>>(), single.keys().collect::<Vec<_>>(), "{layout}");
+        for (name, scales) in &split {
+            assert!(scales.len() == ranks && scales.iter().all(|scale| *scale == scales[0]), "{layout} {name}: {scales:?}");
+            // Behind a split layer the gradient is rounded before ReLU has chosen from it: a largest number near a power of two may differ.
+            let ratio = scales[0] / single[name][0];
+            assert!(ratio == 1.0 || layout.contains("tp") && (0.5..=2.0).contains(&ratio), "{layout} {name}: {ratio}");
         }
     }
 }
@@ -404,9 +493,12 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
         predictor.judge(&set).unwrap().metrics[&Metric::Accuracy]
     };
     assert_eq!(judge(Precision::Fp32, Compression::NONE, Layout::SINGLE, 64), fp32);
-    for (precision, compression) in
-        [(Precision::Bf16, Compression::NONE), (Precision::Fp16, Compression::NONE), (Precision::Fp32, Compression::INT8)]
-    {
+    for (precision, compression) in [
+        (Precision::Bf16, Compression::NONE),
+        (Precision::Fp16, Compression::NONE),
+        (Precision::Fp8, Compression::NONE),
+        (Precision::Fp32, Compression::INT8),
+    ] {
         for (layout, batch_size) in [(Layout::SINGLE, 1), (Layout::SINGLE, 64), (Layout::data(2), 64)] {
             let value = judge(precision, compression, layout, batch_size);
             assert!((value - fp32).abs() <= 0.005, "{precision:?} {compression} {layout} b{batch_size}: {value} against {fp32}");
@@ -449,7 +541,7 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
             assert!((other - value).abs() <= 0.005, "{precision:?} {compression} b{batch_size}: {other} against {value}");
         }
     }
-    for precision in [Precision::Bf16, Precision::Fp16] {
+    for precision in [Precision::Bf16, Precision::Fp16, Precision::Fp8] {
         let candidate = candidate(Phase::Train, precision, Layout::SINGLE, 32);
         let (run, quality, _) = Trainer::new(model, set.clone(), &candidate, &config, 1).unwrap().run(Metric::Accuracy).unwrap();
         let value = quality.metrics[&Metric::Accuracy];
@@ -467,9 +559,12 @@ fn the_sentiment_of_texts_is_learnt_to_076_and_no_precision_or_int8_costs_two_po
     let mut trainer = Trainer::new(model, set.clone(), &candidate(Phase::Train, Precision::Fp32), &config, 1).unwrap();
     let (run, _, weights) = trainer.run(Metric::Accuracy).unwrap();
     assert!(run.metric >= 0.76, "{}", run.metric);
-    for (precision, compression) in
-        [(Precision::Bf16, Compression::NONE), (Precision::Fp16, Compression::NONE), (Precision::Fp32, Compression::INT8)]
-    {
+    for (precision, compression) in [
+        (Precision::Bf16, Compression::NONE),
+        (Precision::Fp16, Compression::NONE),
+        (Precision::Fp8, Compression::NONE),
+        (Precision::Fp32, Compression::INT8),
+    ] {
         let candidate = Candidate { compression, ..candidate(Phase::Infer, precision) };
         let judged = Predictor::new(model, &set, &weights, &candidate).unwrap().judge(&set).unwrap();
         let accuracy = judged.metrics[&Metric::Accuracy];

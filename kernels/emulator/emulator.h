@@ -139,6 +139,7 @@ DEVICE u32 count_bits(u32 x) { return (u32)__builtin_popcount(x); }
 // Blocks and fibers share one thread of the host: a plain read, change and write is atomic.
 DEVICE void atomic_add(float* to, float value) { emulated::atomic_access(to, 4); *(volatile float*)to = *(volatile float*)to + value; }
 DEVICE u32 atomic_add(u32* to, u32 value) { emulated::atomic_access(to, 4); u32 old = *(volatile u32*)to; *(volatile u32*)to = old + value; return old; }
+DEVICE void atomic_max(u32* to, u32 value) { emulated::atomic_access(to, 4); if (value > *(volatile u32*)to) *(volatile u32*)to = value; }
 DEVICE void store_same(float* to, float value) { emulated::atomic_access(to, 4); *(volatile float*)to = value; }
 DEVICE void fence_device() { emulated::order_device(); }
 

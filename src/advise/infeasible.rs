@@ -51,7 +51,10 @@ fn without_target(field: &Field<'_>, figures: &Figures, first: usize, rows: usiz
     let header = &field.run.header;
     let metric = header.primary_metric;
     let loss = |row: usize| Some(quality::loss(metric, 0.0, field.judged[row].row.primary?.value)).filter(|loss| !loss.is_nan());
-    let with_metric = field.feasible().into_iter().filter_map(|row| Some((row, loss(row)?)));
+    // Whether an emulation reached it is not asked: its time would be nobody's.
+    let is_timed = |row: &usize| field.judged[*row].record.candidate.emulation().is_none();
+    let rows = rows - field.feasible().iter().filter(|row| !is_timed(row)).count();
+    let with_metric = field.feasible().into_iter().filter(is_timed).filter_map(|row| Some((row, loss(row)?)));
     let nearest = with_metric.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(first, |(row, _)| row);
     let record = field.judged[nearest].record;
     let target = header.train.target.map(|target| target.at_least).or_else(|| record.training.as_ref()?.target);

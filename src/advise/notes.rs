@@ -123,6 +123,10 @@ fn ranks(field: &Field<'_>, row: usize) -> Option<String> {
 
 fn timing(field: &Field<'_>, row: usize, notes: &mut Vec<String>) {
     let judged = &field.judged[row];
+    // Its own note says why it was not timed.
+    if judged.record.candidate.emulation().is_some() {
+        return;
+    }
     match judged.timing.block_rates.len() {
         0 => return notes.push("no block was timed: it has no speed".to_string()),
         1 => notes.push("one timed block: too few for an interval".to_string()),
@@ -150,6 +154,9 @@ fn training(field: &Field<'_>, row: usize, notes: &mut Vec<String>) {
         if let Some(failure) = &seed.failure {
             notes.push(format!("seed {} ended early: {failure}", seed.seed));
         }
+    }
+    if record.candidate.emulation().is_some() {
+        return;
     }
     let reached = seeds.iter().filter(|seed| seed.time_to_target.is_some()).count();
     if let Some(target) = training.target.filter(|_| reached < seeds.len()) {

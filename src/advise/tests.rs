@@ -635,3 +635,45 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_row_of_an_emulation_has_quality_and_no_speed_and_is_picked_for_quality_alone() {
+    let plain = || infer(Compression::NONE, 64, 10_000.0, 20, 0.003, 1);
+    // The fastest and best of all, were its times its own.
+    let emulated = || {
+        let record = infer(Compression::NONE, 64, 90_000.0, 0, 0.003, 2);
+        let candidate = Candidate { precision: Precision::Fp8, ..record.candidate.clone() };
+        RunRecord { candidate, ..record }.without_emulated_speed()
+    };
+    let speed = [Objective::Cost, Objective::Time, Objective::Throughput, Objective::Memory, Objective::Energy];
+    for objective in speed.into_iter().chain([Objective::Accuracy]) {
+        let phase = advised(&run(vec![plain(), emulated()], objective, Constraints::default()));
+        let row = phase.rows.iter().find(|row| row.title.starts_with("fp8")).unwrap();
+        assert!(row.throughput.is_none() && row.speedup.is_none() && row.usd_per_million.is_none() && row.peak_memory.is_none());
+        assert!(row.primary.is_some() && row.drop.is_some() && row.status == RowStatus::Ok, "{row:?}");
+        assert!(row.notes.iter().any(|note| note.starts_with("fp8 is emulated here")), "{:?}", row.notes);
+        assert!(!row.notes.iter().any(|note| note.contains("no block was timed")), "{:?}", row.notes);
+        assert_eq!(row.recommended, objective == Objective::Accuracy, "{objective:?}");
+        assert!(row.recommended || !row.on_front, "{objective:?}");
+    }
+    // What is not known to hold does not hold.
+    let limits = Constraints { max_latency_p50: Some(Seconds(1.0)), ..Constraints::default() };
+    let phase = advised(&run(vec![plain(), emulated()], Objective::Accuracy, limits));
+    let row = phase.rows.iter().find(|row| row.title.starts_with("fp8")).unwrap();
+    assert!(row.status == RowStatus::Infeasible && !row.recommended, "{:?}", row.reason);
+    let mut trained = train(Precision::Fp8, 9000.0, &[(Some(1.0), 0.98), (Some(1.0), 0.98)]);
+    trained = trained.without_emulated_speed();
+    let slow = train(Precision::Fp32, 4000.0, &[(Some(60.0), 0.97), (Some(62.0), 0.97)]);
+    let phase = advised(&run(vec![slow, trained], Objective::Time, Constraints::default()));
+    assert!(phase.rows[picked(&phase).row].title.starts_with("fp32"));
+    let row = phase.rows.iter().find(|row| row.title.starts_with("fp8")).unwrap();
+    assert!(row.time_to_target.is_none() && row.primary.is_some());
+    assert!(!row.notes.iter().any(|note| note.contains("reached the target")), "{:?}", row.notes);
+    // Where no timed row reaches the target, an emulation of better quality is not the nearest.
+    let records = vec![train(Precision::Fp32, 4000.0, &[(None, 0.95)]), train(Precision::Fp8, 1.0, &[(Some(1.0), 0.99)])];
+    let records = records.into_iter().map(RunRecord::without_emulated_speed).collect();
+    let phase = advised(&run(records, Objective::Time, Constraints::default()));
+    let outcome = infeasible(&phase);
+    assert!(phase.rows[outcome.nearest].title.starts_with("fp32"), "{:?}", outcome.reasons);
+    assert!(outcome.reasons[0].starts_with("None of 1 row "), "{:?}", outcome.reasons);
+}

@@ -3,7 +3,7 @@
 
 use super::{Backend, BackendError, Session};
 use crate::{
-    graph::{Graph, Op, Role, ValueId, cases::*, fuse, lower, reference},
+    graph::{Graph, Op, Program, Role, ValueId, cases::*, fuse, lower, reference},
     vocab::{DType, Vocabulary},
 };
 
@@ -45,9 +45,36 @@ pub fn check(backend: &dyn Backend, seed: u64) -> Result<Vec<Checked>, BackendEr
                 }
                 with_gradients(&mut graph);
                 let name = format!("{}, {}{}", case.name, storage.name(), if fused { ", fused" } else { "" });
-                out.push(compare(backend, &graph, seed, name, tolerance)?);
+                out.push(compare(backend, &graph, seed, name, tolerance, false)?);
             }
         }
+    }
+    Ok(out)
+}
+
+/// Largest error over the size of a result where products round their operands to the 11 significant bits of tf32, of a single product and
+/// of a graph, where a dozen come one behind the other.
+const TF32: [f64; 2] = [4e-4, 2e-3];
+
+/// Runs every case, and products of up to `most` multiply-adds, in fp32 storage with products of operands rounded to tf32. For devices that
+/// have such products.
+///
+/// # Errors
+/// What the backend answers where it cannot run one.
+pub fn check_tf32(backend: &dyn Backend, seed: u64, most: usize) -> Result<Vec<Checked>, BackendError> {
+    let mut out = Vec::new();
+    for case in CASES {
+        for fused in [false, true] {
+            let mut graph = if fused { fuse(case.forward(), true) } else { case.forward() };
+            with_gradients(&mut graph);
+            let name = format!("{}, tf32{}", case.name, if fused { ", fused" } else { "" });
+            out.push(compare(backend, &graph, seed, name, TF32[1], true)?);
+        }
+    }
+    // What few rows take is fp32.
+    for extents in PRODUCTS.iter().filter(|[m, k, n]| *m > 8 && m * k * n <= most) {
+        let name = format!("linear {} x {} x {}, tf32", extents[0], extents[1], extents[2]);
+        out.push(compare(backend, &linear(*extents, DType::F32), seed, name, TF32[0], true)?);
     }
     Ok(out)
 }
@@ -70,21 +97,15 @@ pub fn check_products(backend: &dyn Backend, seed: u64) -> Result<Vec<Checked>, 
     let mut out = Vec::new();
     for [m, k, n] in PRODUCTS {
         for (storage, _) in STORAGE {
-            let mut graph = Graph::new();
-            let (x, w) = (graph.input("x", &[m, k], storage), graph.weight("w", &[k, n], k, n));
-            graph.values[w.0].dtype = storage;
-            let b = graph.bias("b", n, k);
-            let y = graph.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[x, w]).expect("the extents fit");
-            let y = graph.apply(Op::AddBias, &[y, b]).expect("the extents fit");
-            graph.mark_output("y", y);
-            let graph = fuse(graph, true);
+            let graph = linear([m, k, n], storage);
             // Sums in fp32; at most two roundings of half a last place, of the product and with the bias, beside sqrt(K) of fp32.
             let tolerance = match storage {
                 DType::F32 => 1e-5,
                 DType::Bf16 => 1.0 / 128.0,
                 _ => 1.0 / 1024.0,
             };
-            out.push(compare(backend, &graph, seed, format!("linear {m} x {k} x {n}, {}", storage.name()), tolerance)?);
+            let name = format!("linear {m} x {k} x {n}, {}", storage.name());
+            out.push(compare(backend, &graph, seed, name, tolerance, false)?);
         }
     }
     Ok(out)
@@ -99,14 +120,33 @@ pub fn check_warp(backend: &dyn Backend, seed: u64) -> Result<Checked, BackendEr
     let (images, maps) = (graph.input("images", &[5, 17, 9, 3], DType::F32), graph.input("maps", &[5, 6], DType::F32));
     let y = graph.apply(Op::Warp, &[images, maps]).expect("the extents fit");
     graph.mark_output("y", y);
-    compare(backend, &graph, seed, "warp".into(), STORAGE[0].1)
+    compare(backend, &graph, seed, "warp".into(), STORAGE[0].1, false)
 }
 
-fn compare(backend: &dyn Backend, graph: &Graph, seed: u64, name: String, tolerance: f64) -> Result<Checked, BackendError> {
+/// A product with its bias.
+fn linear([m, k, n]: [usize; 3], storage: DType) -> Graph {
+    let mut graph = Graph::new();
+    let (x, w) = (graph.input("x", &[m, k], storage), graph.weight("w", &[k, n], k, n));
+    graph.values[w.0].dtype = storage;
+    let b = graph.bias("b", n, k);
+    let y = graph.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[x, w]).expect("the extents fit");
+    let y = graph.apply(Op::AddBias, &[y, b]).expect("the extents fit");
+    graph.mark_output("y", y);
+    fuse(graph, true)
+}
+
+fn compare(
+    backend: &dyn Backend,
+    graph: &Graph,
+    seed: u64,
+    name: String,
+    tolerance: f64,
+    rounds_to_tf32: bool,
+) -> Result<Checked, BackendError> {
     let data = contents(graph, seed);
     let mut expected = data.clone();
     reference::run(&graph.values, &graph.nodes, &mut expected, 0);
-    let mut session = backend.load(lower(graph), None)?;
+    let mut session = backend.load(Program { rounds_to_tf32, ..lower(graph) }, None)?;
     upload(&mut *session, &data)?;
     session.execute()?;
     let (error, worst) = worst_error(&mut *session, graph, &expected, seed)?;

@@ -60,6 +60,24 @@ fn among_ranks(exchange: &Exchange, links: &Links, operands: &mut [Vec<f32>], ma
         }
         Exchange::TakePart { .. } => take_part(&operands[0], links.data.rank(), &mut made[0]),
         Exchange::EveryRank => made[0][0] = f32::from(u8::from(every_rank(links, operands[0][0] == 1.0)?)),
+        Exchange::LargestOfRanks => {
+            let lengths: Vec<usize> = operands.iter().map(Vec::len).collect();
+            let mut all = operands.concat();
+            for group in [&links.data, &links.tensor] {
+                let mut of_ranks = vec![0.0; all.len() * group.ranks()];
+                group.all_gather(&all, &mut of_ranks)?;
+                for part in of_ranks.chunks(all.len()) {
+                    // As bits: numbers that are not negative order so, and what is not a number comes last.
+                    all.iter_mut().zip(part).for_each(|(most, x)| *most = f32::from_bits(most.to_bits().max(x.to_bits())));
+                }
+            }
+            let mut rest = all.as_slice();
+            for (operand, length) in operands.iter_mut().zip(lengths) {
+                let (own, behind) = rest.split_at(length);
+                operand.copy_from_slice(own);
+                rest = behind;
+            }
+        }
         Exchange::Send { to_next } => {
             let rank = links.pipeline.rank();
             links.pipeline.send(if *to_next { rank + 1 } else { rank - 1 }, &operands[0])?;

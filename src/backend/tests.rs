@@ -6,7 +6,7 @@
 use super::{cuda::Cuda, *};
 use crate::{
     graph::{Graph, Op, OptimizerStep, Role, Window, cases::*, fuse, lower, reference},
-    vocab::{DType, OptimizerKind},
+    vocab::{DType, Fp8Format, OptimizerKind},
 };
 
 /// A backend with a few schedules; CUDA is left out, after a line that says so, where its kernels cannot be compiled for the CPU.
@@ -38,6 +38,146 @@ fn warped_images_match_the_reference() {
     for (device, backend) in devices() {
         let checked = check::check_warp(&*backend, 3).unwrap();
         assert!(checked.passes(), "{device}: {}", checked.worst);
+    }
+}
+
+#[test]
+fn products_rounded_to_tf32_are_near_the_reference_on_cuda_and_refused_by_the_processor() {
+    for (device, backend) in devices() {
+        if device.starts_with("cpu") {
+            let refused = check::check_tf32(&*backend, 11, 5_000_000).unwrap_err();
+            assert!(
+                refused.to_string().ends_with("by device `cpu`: it has no products of operands rounded to tf32"),
+                "{refused}"
+            );
+            continue;
+        }
+        let mut largest: f64 = 0.0;
+        for checked in check::check_tf32(&*backend, 11, 5_000_000).unwrap_or_else(|error| panic!("{device}: {error}")) {
+            assert!(checked.passes(), "{device}: {}: {}", checked.name, checked.worst);
+            largest = largest.max(checked.error);
+        }
+        // fp32 errs by a hundredth of that: some product was rounded.
+        assert!(largest > 1e-4, "{device}: {largest:e}");
+    }
+}
+
+/// Every code of a format times `unit`, with numbers between, beyond and below all of them.
+fn around_fp8(format: Fp8Format, unit: f32) -> Vec<f32> {
+    let codes = (0..=255u8).map(|code| format.decode(code)).filter(|x| x.is_finite());
+    let near: Vec<f32> = codes.flat_map(|x| [x, x * 1.0625, x * 1.03, x * 0.97]).collect();
+    let beside = [500.0f32, -3e4, 6e4, 1e30, 1e-9, -1e-30, 0.0];
+    near.into_iter().chain(beside).map(|x| x * unit).collect()
+}
+
+#[test]
+fn fp8_rounding_is_exact_on_every_device_and_the_largest_number_is_found() {
+    for format in [Fp8Format::E4m3, Fp8Format::E5m2] {
+        for (from, to) in [(DType::F32, DType::F32), (DType::F32, DType::Bf16), (DType::Bf16, DType::Bf16)] {
+            for scale in [0.0f32, 1.0, 64.0, 2f32.powi(-30)] {
+                let unit = if scale == 0.0 { 1.0 } else { 1.0 / scale };
+                let data = around_fp8(format, unit);
+                let mut graph = Graph::new();
+                let (x, s) = (graph.input("x", &[data.len()], from), graph.input("s", &[], DType::F32));
+                let made = graph.apply_all(Op::RoundFp8 { format, to }, &[x, s]).unwrap();
+                graph.mark_output("y", made[0]);
+                graph.mark_output("largest", made[1]);
+                for (device, backend) in devices() {
+                    let mut session = backend.load(lower(&graph), None).unwrap();
+                    session.upload_f32(x, &data).unwrap();
+                    session.upload_f32(s, &[scale]).unwrap();
+                    let mut stored = vec![f32::NAN; data.len()];
+                    session.download_f32(x, &mut stored).unwrap();
+                    // Twice: the largest number starts anew.
+                    for _ in 0..2 {
+                        session.execute().unwrap();
+                        let (mut y, mut largest) = (vec![f32::NAN; data.len()], [f32::NAN]);
+                        session.download_f32(made[0], &mut y).unwrap();
+                        session.download_f32(made[1], &mut largest).unwrap();
+                        for (got, x) in y.iter().zip(&stored) {
+                            let wanted = format.round(x / unit) * unit;
+                            assert_eq!(got.to_bits(), wanted.to_bits(), "{device}, {format:?}, {from:?}, scale {scale}: {x}");
+                        }
+                        assert_eq!(largest[0], stored.iter().fold(0.0f32, |most, x| most.max(x.abs())), "{device}");
+                    }
+                    let mut expected = reference::zeros(&graph);
+                    expected[x.0] = stored.iter().map(|x| f64::from(*x)).collect();
+                    expected[s.0] = vec![f64::from(scale)];
+                    reference::run(&graph.values, &graph.nodes, &mut expected, 0);
+                    let mut y = vec![f32::NAN; data.len()];
+                    session.download_f32(made[0], &mut y).unwrap();
+                    assert!(
+                        y.iter().zip(&expected[made[0].0]).all(|(got, want)| f64::from(*got) == *want),
+                        "{device}: the reference"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_scale_of_8_bit_numbers_follows_the_largest_of_the_last_steps() {
+    let mut graph = Graph::new();
+    let (scale, history) = (graph.state("scale", &[], DType::F32), graph.state("history", &[4], DType::F32));
+    let [a, b] = ["a", "b"].map(|name| graph.input(name, &[], DType::F32));
+    graph.apply_all(Op::MoveFp8Scale { format: Fp8Format::E4m3, margin: 1 }, &[scale, history, a, b]).unwrap();
+    // Two pieces a step. 448 / 2 / 1.75 is 128; a spike lasts four steps; what is not finite, and nothing but zeros, leaves the scale.
+    let steps = [
+        ([0.0, 0.0], 0.0),
+        ([1.75, 0.5], 128.0),
+        ([0.5, 1.76], 64.0),
+        ([100.0, 1.0], 2.0),
+        ([1.0, 1.0], 2.0),
+        ([1.0, 1.0], 2.0),
+        ([1.0, 1.0], 2.0),
+        ([1.0, 0.25], 128.0),
+        ([f32::INFINITY, 1.0], 128.0),
+        ([f32::NAN, 1.0], 128.0),
+        ([0.25, 0.25], 128.0),
+        ([0.25, 0.25], 128.0),
+        ([0.25, 0.25], 128.0),
+        ([0.25, 0.25], 512.0),
+    ];
+    let mut expected = reference::zeros(&graph);
+    for (device, backend) in devices() {
+        let mut session = backend.load(lower(&graph), None).unwrap();
+        for (k, (pieces, wanted)) in steps.into_iter().enumerate() {
+            session.upload_f32(a, &[pieces[0]]).unwrap();
+            session.upload_f32(b, &[pieces[1]]).unwrap();
+            session.execute().unwrap();
+            let mut got = [f32::NAN];
+            session.download_f32(scale, &mut got).unwrap();
+            assert_eq!(got[0], wanted, "{device}, step {k}");
+        }
+    }
+    for (pieces, wanted) in steps.into_iter().take(8) {
+        (expected[a.0], expected[b.0]) = (vec![f64::from(pieces[0])], vec![f64::from(pieces[1])]);
+        reference::run(&graph.values, &graph.nodes, &mut expected, 0);
+        assert_eq!(expected[scale.0], [f64::from(wanted)]);
+    }
+}
+
+#[test]
+fn a_gradient_is_rounded_where_it_goes_back_and_the_value_is_not() {
+    let mut graph = Graph::new();
+    let (x, w) = (graph.input("x", &[3, 4], DType::F32), graph.weight("w", &[4, 5], 4, 5));
+    let scale = graph.state("scale", &[], DType::F32);
+    let y = graph.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[x, w]).unwrap();
+    let y = graph.apply(Op::RoundGradient { format: Fp8Format::E5m2 }, &[y, scale]).unwrap();
+    graph.mark_output("logits", y);
+    with_gradients(&mut graph);
+    assert_eq!(graph.nodes.iter().filter(|node| matches!(node.op, Op::RoundFp8 { .. })).count(), 1);
+    let mut data = contents(&graph, 3);
+    data[scale.0] = vec![256.0];
+    let mut expected = data.clone();
+    reference::run(&graph.values, &graph.nodes, &mut expected, 0);
+    for (device, backend) in devices() {
+        let mut session = backend.load(lower(&graph), None).unwrap();
+        check::upload(&mut *session, &data).unwrap();
+        session.execute().unwrap();
+        let (error, worst) = check::worst_error(&mut *session, &graph, &expected, 3).unwrap();
+        assert!(error <= 1e-5, "{device}: {worst}");
     }
 }
 

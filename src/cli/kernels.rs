@@ -143,7 +143,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         run.checks.extend(rows.into_iter().filter(|checked| checked.name.contains(&args.filter)).map(conformity));
     }
     if args.part.includes(Part::Correctness) {
-        run.checks.extend(checks(&*backend, &args.filter)?);
+        run.checks.extend(checks(&*backend, device, &args.filter)?);
     }
     let mut vendor = vendor.and_then(Result::ok);
     if args.part.includes(Part::Bench) {
@@ -222,12 +222,15 @@ fn document(path: &Path) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn checks(backend: &dyn Backend, filter: &str) -> anyhow::Result<Vec<CheckRow>> {
+fn checks(backend: &dyn Backend, device: Device, filter: &str) -> anyhow::Result<Vec<CheckRow>> {
     // Fresh numbers each time; the seed stands in what a failed check says.
     let seed = super::unix_seconds();
     let mut all = check::check(backend, seed)?;
     all.push(check::check_warp(backend, seed)?);
     all.extend(check::check_products(backend, seed)?);
+    if device.is_cuda() {
+        all.extend(check::check_tf32(backend, seed, usize::MAX)?);
+    }
     let row = |checked: check::Checked| CheckRow {
         passes: checked.passes(),
         error: checked.error.is_finite().then_some(checked.error),

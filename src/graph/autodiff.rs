@@ -314,6 +314,16 @@ impl<'g> Pass<'g> {
                 let dx = self.cast(dy, self.graph.dtype(input(0)))?;
                 self.add(input(0), dx)?;
             }
+            // Straight through the rounding (Bengio et al. 2013).
+            Op::RoundFp8 { .. } => {
+                let dx = self.cast(dy, self.graph.dtype(input(0)))?;
+                self.add(input(0), dx)?;
+            }
+            Op::RoundGradient { format } => {
+                let op = Op::RoundFp8 { format: *format, to: self.graph.dtype(dy) };
+                let made = self.graph.apply_all(op, &[dy, input(1)])?;
+                self.add(input(0), made[0])?;
+            }
             _ => return Err(none()),
         }
         Ok(())

@@ -21,6 +21,8 @@ pub enum Exchange {
     TakePart { ranks: usize },
     /// A flag that is 1 where it is 1 on every rank of every kind, else 0.
     EveryRank,
+    /// In place: each operand, f32 and not negative, becomes the largest over the data-parallel and tensor-parallel ranks.
+    LargestOfRanks,
     /// Hands x to the stage of a pipeline behind this one, or before it.
     Send { to_next: bool },
     /// What the stage before this one has sent, or the one behind it; in the order of sending.
@@ -38,6 +40,7 @@ impl Exchange {
             Exchange::ReduceScatter { .. } => "reduce_scatter",
             Exchange::TakePart { .. } => "take_part",
             Exchange::EveryRank => "every_rank",
+            Exchange::LargestOfRanks => "largest_of_ranks",
             Exchange::Send { .. } => "send",
             Exchange::Receive { .. } => "receive",
             Exchange::AllGather { .. } => "all_gather",
@@ -47,13 +50,13 @@ impl Exchange {
     /// True for those that write their operands, or send them away, and have no outputs of their own.
     pub fn is_in_place(&self) -> bool {
         use Exchange::*;
-        matches!(self, StartReduce { .. } | AllReduce { .. } | AllGather { .. } | Send { .. })
+        matches!(self, StartReduce { .. } | AllReduce { .. } | LargestOfRanks | AllGather { .. } | Send { .. })
     }
 
     /// Operands that are written.
     pub fn written_inputs(&self, inputs: usize) -> Vec<usize> {
         match self {
-            Exchange::AllReduce { .. } => (0..inputs).collect(),
+            Exchange::AllReduce { .. } | Exchange::LargestOfRanks => (0..inputs).collect(),
             Exchange::AllGather { .. } => (0..inputs).filter(|k| *k != 1).collect(),
             _ => Vec::new(),
         }
@@ -64,7 +67,9 @@ impl Exchange {
         let one = |shape: &[usize], dtype: DType| Ok(vec![(shape.to_vec(), dtype)]);
         let all_f32 = operands.iter().all(|v| v.dtype == DType::F32);
         match (self, operands) {
-            (Exchange::StartReduce { .. } | Exchange::AllReduce { .. }, [_, ..]) if all_f32 => Ok(vec![]),
+            (Exchange::StartReduce { .. } | Exchange::AllReduce { .. } | Exchange::LargestOfRanks, [_, ..]) if all_f32 => {
+                Ok(vec![])
+            }
             (Exchange::ReduceScatter { ranks, .. }, [_, ..]) if all_f32 && *ranks > 0 => {
                 Ok(operands.iter().map(|v| (vec![v.elements().div_ceil(*ranks)], DType::F32)).collect())
             }
@@ -87,9 +92,11 @@ impl Exchange {
     /// Additions, counted as one operand's.
     pub(super) fn sums(&self, read: &[&Value]) -> u64 {
         match self {
-            Exchange::AllReduce { .. } | Exchange::SumRanks | Exchange::ReduceScatter { .. } | Exchange::EveryRank => {
-                read.iter().map(|v| v.elements() as u64).sum()
-            }
+            Exchange::AllReduce { .. }
+            | Exchange::SumRanks
+            | Exchange::ReduceScatter { .. }
+            | Exchange::EveryRank
+            | Exchange::LargestOfRanks => read.iter().map(|v| v.elements() as u64).sum(),
             _ => 0,
         }
     }

@@ -27,6 +27,8 @@ pub struct Program {
     pub slots: Vec<Slot>,
     pub steps: Vec<Step>,
     pub outputs: Vec<(String, ValueId)>,
+    /// Whether products of fp32 operands round them to tf32, for tensor cores.
+    pub rounds_to_tf32: bool,
 }
 
 impl Program {
@@ -89,7 +91,7 @@ pub fn lower(graph: &Graph) -> Program {
     let (slot_of, slots) = plan(&graph);
     // What a reshape makes lies where its operand lies: there is nothing to run.
     let steps = graph.nodes.into_iter().filter(|node| !node.op.is_alias()).collect();
-    Program { values: graph.values, slot_of, slots, steps, outputs: graph.outputs }
+    Program { values: graph.values, slot_of, slots, steps, outputs: graph.outputs, rounds_to_tf32: false }
 }
 
 /// A cast to f32 that alone reads a low-precision sum or product: its producer accumulates in f32 and can write that.

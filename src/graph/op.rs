@@ -5,7 +5,7 @@
 use super::{Exchange, Value};
 use crate::{
     units::{Bytes, Flops},
-    vocab::{DType, OptimizerKind, Vocabulary},
+    vocab::{DType, Fp8Format, OptimizerKind, Vocabulary},
 };
 
 /// Code of a pooled output whose ReLU is off.
@@ -207,6 +207,23 @@ pub enum Op {
     Cast {
         to: DType,
     },
+    /// (x, s) to the numbers of `format` that are nearest to s x, divided by s again, of type `to`, and the largest |x| (f32 `[]`). s is a
+    /// power of two, or 0 where none is known yet, which stands for 1. What lies beyond the format becomes its largest number.
+    RoundFp8 {
+        format: Fp8Format,
+        to: DType,
+    },
+    /// x as it is, of (x, s); its gradient is rounded to `format` as `RoundFp8` does with s, where it enters the products behind. Costs nothing.
+    RoundGradient {
+        format: Fp8Format,
+    },
+    /// Delayed scaling, in place, of (scale `[]`, history `[W]`, largest |x| of this step, once or more often): the history moves on by one
+    /// step, and the scale becomes the largest power of two with which `margin` doublings of the largest number in it still fit `format`.
+    /// Where nothing in it is positive and finite the scale stays.
+    MoveFp8Scale {
+        format: Fp8Format,
+        margin: u32,
+    },
     /// In place: parameter, its gradient, its state arrays; then optionally a low-precision copy to refresh; and, for `guarded`, the
     /// scalars (loss scale, all-finite flag) last. `step` counts for Adam's bias correction and lives in the backend.
     Update {
@@ -338,6 +355,9 @@ impl Op {
             Op::EmbeddingGrad { .. } => "embedding_grad",
             Op::Warp => "warp",
             Op::Cast { .. } => "cast",
+            Op::RoundFp8 { .. } => "round_fp8",
+            Op::RoundGradient { .. } => "round_gradient",
+            Op::MoveFp8Scale { .. } => "move_fp8_scale",
             Op::Update { .. } => "update",
             Op::LinearUpdate { .. } => "linear_grad_update",
             Op::AllFinite => "all_finite",
@@ -354,7 +374,7 @@ impl Op {
     /// True for ops that write their operands, or send them away, and have no outputs of their own.
     pub fn is_in_place(&self) -> bool {
         match self {
-            Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } => true,
+            Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } | Op::MoveFp8Scale { .. } => true,
             Op::Exchange(exchange) => exchange.is_in_place(),
             _ => false,
         }
@@ -362,7 +382,7 @@ impl Op {
 
     /// True for ops that are another name for their operand's memory.
     pub fn is_alias(&self) -> bool {
-        matches!(self, Op::Reshape { .. } | Op::Replicate)
+        matches!(self, Op::Reshape { .. } | Op::Replicate | Op::RoundGradient { .. })
     }
 
     /// Operands that an in-place op writes.
@@ -375,6 +395,7 @@ impl Op {
             }
             Op::LinearUpdate { .. } => std::iter::once(0).chain(3..inputs).collect(),
             Op::AdjustLossScale { .. } => vec![0, 1, 2],
+            Op::MoveFp8Scale { .. } => vec![0, 1],
             Op::Exchange(exchange) => exchange.written_inputs(inputs),
             _ => Vec::new(),
         }
@@ -571,6 +592,27 @@ impl Op {
                 one(&images.shape, DType::F32)
             }
             (Op::Cast { to }, [x]) if float(x) && to.is_float() => one(&x.shape, *to),
+            (Op::RoundFp8 { to, .. }, [x, s]) => {
+                let types = [(DType::F32, DType::F32), (DType::F32, DType::Bf16), (DType::Bf16, DType::Bf16)];
+                let fits = types.contains(&(x.dtype, *to)) && s.shape.is_empty() && s.dtype == DType::F32;
+                if !fits {
+                    return Err(fail("x of f32, or of bf16 where the result is, and an f32 scale []"));
+                }
+                Ok(vec![(x.shape.clone(), *to), (vec![], DType::F32)])
+            }
+            (Op::RoundGradient { .. }, [x, s]) => {
+                let fits = matches!(x.dtype, DType::F32 | DType::Bf16) && s.shape.is_empty() && s.dtype == DType::F32;
+                if fits { one(&x.shape, x.dtype) } else { Err(fail("x of f32 or bf16, and an f32 scale []")) }
+            }
+            (Op::MoveFp8Scale { .. }, [scale, history, largest @ ..]) => {
+                let fits = operands.iter().all(|v| v.dtype == DType::F32)
+                    && history.shape.len() == 1
+                    && history.elements() > 0
+                    && !largest.is_empty()
+                    && scale.shape.is_empty()
+                    && largest.iter().all(|v| v.shape.is_empty());
+                if fits { Ok(vec![]) } else { Err(fail("f32 scale [], history [W] and largest numbers []")) }
+            }
             (Op::Update { optimizer, guarded }, [w, g, rest @ ..]) => {
                 let state = optimizer.state_arrays();
                 let tail = if *guarded { 2 } else { 0 };
@@ -704,6 +746,9 @@ impl Op {
             }
             Op::Exchange(exchange) => exchange.sums(read),
             Op::AllFinite => read.iter().map(|v| elements(v)).sum(),
+            // Scaled, rounded, scaled back, compared.
+            Op::RoundFp8 { .. } => 4 * input,
+            Op::MoveFp8Scale { .. } => elements(read[1]) + 2,
             // Two counters and the scale.
             Op::AdjustLossScale { .. } => 3,
             Op::ConvReluUnpool { .. }
@@ -711,13 +756,14 @@ impl Op {
             | Op::RepeatFirst { .. }
             | Op::Reshape { .. }
             | Op::Replicate
+            | Op::RoundGradient { .. }
             | Op::Permute { .. }
             | Op::Embedding
             | Op::Cast { .. } => 0,
         };
         let total = |values: &[&Value]| values.iter().map(|v| v.bytes() as u64).sum::<u64>();
         let bytes = match self {
-            Op::Reshape { .. } | Op::Replicate => 0,
+            Op::Reshape { .. } | Op::Replicate | Op::RoundGradient { .. } => 0,
             // Half the weights, and two bits for the place of each.
             Op::LinearTwoFour { .. } => {
                 let kept = elements(read[1]) / 2;

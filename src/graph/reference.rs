@@ -317,9 +317,16 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             vec![(0..x(0).len() * extent).map(|k| x(0)[from(k)] / *extent as f64).collect()]
         }
         // Alone, a sum over ranks is what it is made of.
-        Op::Reshape { .. } | Op::Cast { .. } | Op::Replicate => vec![x(0).to_vec()],
+        Op::Reshape { .. } | Op::Cast { .. } | Op::Replicate | Op::RoundGradient { .. } => vec![x(0).to_vec()],
         Op::Exchange(Exchange::Receive { .. }) => unreachable!("alone, nobody sends"),
         Op::Exchange(_) => (0..node.outputs.len()).map(|k| x(k).to_vec()).collect(),
+        Op::RoundFp8 { format, .. } => {
+            let scale = if x(1)[0] == 0.0 { 1.0 } else { x(1)[0] };
+            // Through f32, in which a device has the operand anyway.
+            let round = |v: &f64| f64::from(format.round((v * scale) as f32)) / scale;
+            let largest = x(0).iter().fold(0.0f64, |most, v| most.max(v.abs()));
+            vec![x(0).iter().map(round).collect(), vec![largest]]
+        }
         Op::Permute { axes } => {
             let strides: Vec<usize> = (0..axes.len()).map(|a| shape(0)[a + 1..].iter().product()).collect();
             let to = out_shape(0);
@@ -435,7 +442,9 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             let z = z.iter().enumerate().map(|(k, z)| z * input_scale * x(2)[k % last(1)]).collect();
             vec![biased(z, node.inputs.get(3), *activation)]
         }
-        Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } => unreachable!("done in place"),
+        Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } | Op::MoveFp8Scale { .. } => {
+            unreachable!("done in place")
+        }
     }
 }
 
@@ -449,7 +458,19 @@ fn softmax(row: &[f64]) -> Vec<f64> {
 fn in_place(node: &Node, data: &mut [Vec<f64>], updates: u64, shape: &[usize]) -> Option<Vec<Vec<f64>>> {
     let id = |k: usize| node.inputs[k].0;
     let (rule, gradient, states, unscale) = match &node.op {
-        Op::Exchange(Exchange::StartReduce { .. } | Exchange::AllReduce { .. } | Exchange::Send { .. }) => {
+        Op::MoveFp8Scale { format, margin } => {
+            let now = (2..node.inputs.len()).fold(0.0f64, |most, k| most.max(data[id(k)][0]));
+            data[id(1)].rotate_right(1);
+            data[id(1)][0] = now;
+            let most = data[id(1)].iter().copied().fold(0.0, f64::max);
+            if let Some(scale) = format.scale(most as f32, *margin) {
+                data[id(0)][0] = f64::from(scale);
+            }
+            return Some(Vec::new());
+        }
+        Op::Exchange(
+            Exchange::StartReduce { .. } | Exchange::AllReduce { .. } | Exchange::LargestOfRanks | Exchange::Send { .. },
+        ) => {
             return Some(Vec::new());
         }
         Op::Exchange(Exchange::AllGather { .. }) => {

@@ -480,7 +480,8 @@ impl Conductor<'_, '_> {
             energy: None,
             warm_up: (0.0, 0, false),
             seeds: Vec::new(),
-            stop: None,
+            // Times of an emulation are nobody's result: none are taken.
+            stop: candidate.emulation().map(|_| StopCondition::TimeCap),
             described: None,
         })
     }
@@ -593,7 +594,7 @@ impl Conductor<'_, '_> {
     fn warm_up(&mut self, live: &mut Vec<Live>, ready: usize) -> Result<bool, HarnessError> {
         let request = Request::WarmUp { least: self.job.pace.warm_up_least, most: self.job.pace.warm_up_most };
         let mut lost = Vec::new();
-        for (at, one) in live.iter_mut().enumerate().skip(ready) {
+        for (at, one) in live.iter_mut().enumerate().skip(ready).filter(|(_, one)| one.candidate.emulation().is_none()) {
             self.tell(Event::Stage { candidate: one.candidate.title(), stage: "warming up" });
             match self.ask(one, &request, SHORT_PATIENCE) {
                 Answer::Given(Response::Warm { steps, warm_up_s, stable, .. }) => one.warm_up = (warm_up_s, steps, stable),
@@ -723,7 +724,7 @@ impl Conductor<'_, '_> {
     /// was interrupted.
     fn tail(&mut self, one: &mut Live) -> Result<bool, HarnessError> {
         let is_served = one.candidate.phase == Phase::Infer || self.job.baselines.len() == 1;
-        let is_limited = self.job.header.goal.constraints.max_latency_p99.is_some();
+        let is_limited = self.job.header.goal.constraints.max_latency_p99.is_some() && one.candidate.emulation().is_none();
         let start = Instant::now();
         while is_served && is_limited && one.kept_steps() < STEPS_FOR_P99 && start.elapsed() < MOST_FOR_P99 {
             self.round += 1;
@@ -788,7 +789,7 @@ impl Conductor<'_, '_> {
         let runs: Vec<_> = one.seeds.iter().map(|seed| seed.run.clone()).collect();
         let training = (!runs.is_empty()).then_some(TrainingOutcome { seeds: runs, target });
         let (warm_up, warm_up_steps, warm_up_stable) = one.warm_up;
-        RunRecord {
+        let record = RunRecord {
             candidate: one.candidate.clone(),
             status: Status::Ok,
             reason: None,
@@ -812,6 +813,7 @@ impl Conductor<'_, '_> {
             time_split: described.time_split,
             notes: described.notes,
             checkpoint: described.checkpoint,
-        }
+        };
+        record.without_emulated_speed()
     }
 }

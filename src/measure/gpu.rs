@@ -38,6 +38,7 @@ fn gpu(ordinal: usize) -> Result<Gpu, cuda::CudaError> {
         power_limit_w: device.as_ref().and_then(|d| d.enforced_power_limit().ok()).map(|milliwatts| f64::from(milliwatts) / 1e3),
         copy_bytes_per_s: None,
         fp32_flops_per_s: None,
+        tf32_flops_per_s: None,
         bf16_flops_per_s: None,
     })
 }
@@ -50,6 +51,7 @@ pub fn measure_gpu(gpu: &mut Gpu, ordinal: usize) -> Result<(), String> {
     let peaks = cuda::peaks(ordinal).map_err(|error| error.to_string())?;
     gpu.copy_bytes_per_s = Some(peaks.copy_bytes_per_s);
     gpu.fp32_flops_per_s = Some(peaks.fp32_flops_per_s);
+    gpu.tf32_flops_per_s = Some(peaks.tf32_flops_per_s);
     gpu.bf16_flops_per_s = Some(peaks.bf16_flops_per_s);
     Ok(())
 }

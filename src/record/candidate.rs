@@ -3,6 +3,9 @@
 use crate::vocab::{Compression, Device, Layout, Phase, Precision, Vocabulary};
 use serde::{Deserialize, Serialize};
 
+const EMULATED_FP8: &str = "fp8 is emulated here, bit for bit: its quality is measured, but numbers of 8 bits lie and are multiplied in 16, so \
+     nothing follows for the speed, energy and memory of fp8 arithmetic, and they are left out";
+
 /// One combination of axes. Two candidates are the same exactly when their ids are.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
@@ -31,6 +34,12 @@ impl Candidate {
             self.batch_size,
             self.threads
         )
+    }
+
+    /// Why times of this candidate, where it was run, say nothing of the arithmetic that it stands for; `None` where they do. Its quality is
+    /// measured all the same: every number is what that arithmetic makes of it, up to the order of sums.
+    pub fn emulation(&self) -> Option<&'static str> {
+        (self.precision == Precision::Fp8).then_some(EMULATED_FP8)
     }
 
     /// What a person calls it: `bf16, int8, dp=2, batch 64, 2 threads` without the parts that are plain.
@@ -69,6 +78,8 @@ mod tests {
         };
         assert_eq!(candidate.id(), "infer/cpu/bf16/none/dp=2/b64/t2");
         assert_eq!(candidate.title(), "bf16, dp=2, batch 64, 2 threads");
+        assert_eq!(candidate.emulation(), None);
+        assert!(Candidate { precision: Precision::Fp8, ..candidate.clone() }.emulation().is_some());
         let candidate = Candidate { device: Device::Cuda(1), ..candidate };
         assert_eq!(candidate.id(), "infer/cuda:1/bf16/none/dp=2/b64/t2");
         assert_eq!(candidate.title(), "bf16, dp=2, batch 64, cuda:1");

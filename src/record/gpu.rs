@@ -25,6 +25,9 @@ pub struct Gpu {
     pub copy_bytes_per_s: Option<f64>,
     /// Measured rate of a large fp32 matrix product, FLOP/s.
     pub fp32_flops_per_s: Option<f64>,
+    /// The same of one whose operands are rounded to tf32; absent in records of before it was measured.
+    #[serde(default)]
+    pub tf32_flops_per_s: Option<f64>,
     /// Measured rate of a large bf16 matrix product with fp32 sums, FLOP/s.
     pub bf16_flops_per_s: Option<f64>,
 }

@@ -22,7 +22,7 @@ pub use setup::{OptimizerConfig, TrainConfig};
 
 use crate::{
     units::{Bytes, Flops, Seconds},
-    vocab::Device,
+    vocab::{Device, Precision},
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -37,7 +37,8 @@ pub const SCHEMA_VERSION: u32 = 2;
 pub enum Source {
     /// By a clock on the machine of the record.
     Measured,
-    /// By a model, with its error beside it.
+    /// By a model, with its error beside it. Of a row that was run by an emulation (`Candidate::emulation`): what stands in it follows from
+    /// numbers and counts, and what a clock said of the emulation is left out.
     Modelled,
     /// By somebody else's measurement, read from a file.
     Ingested,
@@ -102,6 +103,17 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
+    /// Without what a clock or a counter said of an emulation, and with a note that says so.
+    pub fn without_emulated_speed(mut self) -> Self {
+        let Some(reason) = self.candidate.emulation() else { return self };
+        (self.source, self.measurement, self.energy, self.peak_memory, self.time_split) =
+            (Source::Modelled, None, None, None, None);
+        self.profile.iter_mut().for_each(|op| op.time = None);
+        self.training.iter_mut().flat_map(|training| &mut training.seeds).for_each(|seed| seed.time_to_target = None);
+        self.notes.push(reason.to_string());
+        self
+    }
+
     /// A row for a candidate that was not run to its end.
     pub fn without_result(candidate: Candidate, status: Status, reason: String) -> Self {
         RunRecord {
@@ -164,7 +176,10 @@ impl Environment {
         match candidate.device {
             Device::Cuda(first) => {
                 let gpus = self.gpus.get(first..first + candidate.layout.ranks())?;
-                let each = gpus.iter().map(|gpu| gpu.rates(candidate.precision.storage()));
+                let each = gpus.iter().map(|gpu| match candidate.precision {
+                    Precision::Tf32 => gpu.tf32_flops_per_s.zip(gpu.copy_bytes_per_s),
+                    other => gpu.rates(other.storage()),
+                });
                 each.reduce(|all, one| all.zip(one).map(|((a, b), (c, d))| (a + c, b + d)))?
             }
             Device::Auto | Device::Cpu => self.processor_rates(candidate.threads),

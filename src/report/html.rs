@@ -217,7 +217,7 @@ fn table(out: &mut String, inputs: &Inputs, phase: &PhaseAdvice) {
         out.push_str(&cell(row.speedup, words::ratio));
         if train {
             let missed = || "not reached".to_string();
-            let has_target = header.train.target.is_some();
+            let has_target = header.train.target.is_some() && inputs.run.records[row.record].candidate.emulation().is_none();
             out.push_str(&plain(row.time_to_target.map(|s| s.to_string()).or_else(|| has_target.then(missed))));
             out.push_str(&plain(row.cost_to_target.map(|u| u.to_string()).or_else(|| has_target.then(missed))));
         }
@@ -312,14 +312,16 @@ fn details_of_pick(out: &mut String, inputs: &Inputs, phase: &PhaseAdvice) {
             "<thead><tr><th>seed</th><th>epochs</th><th>training time</th><th>time to target</th><th>{}</th><th>skipped steps</th><th class=\"text\">remark</th></tr></thead><tbody>",
             inputs.run.header.primary_metric.facts().title
         );
+        let is_timed = record.candidate.emulation().is_none();
         for seed in &training.seeds {
+            let to_target = || seed.time_to_target.map_or("not reached".into(), |t| t.to_string());
             put!(
                 out,
                 "<tr><td>{}</td><td>{}</td>{}{}<td>{}</td><td>{}</td><td class=\"wrap\">{}</td></tr>",
                 seed.seed,
                 seed.epochs.len(),
-                plain(seed.epochs.last().map(|e| e.elapsed.to_string())),
-                plain(Some(seed.time_to_target.map_or("not reached".into(), |t| t.to_string()))),
+                plain(seed.epochs.last().filter(|_| is_timed).map(|e| e.elapsed.to_string())),
+                plain(is_timed.then(to_target)),
                 words::share(seed.metric),
                 seed.skipped_steps,
                 escape(seed.failure.as_deref().unwrap_or(""))

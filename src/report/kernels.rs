@@ -235,6 +235,7 @@ mod tests {
             name: "G1".into(),
             copy_bytes_per_s: Some(1e12),
             fp32_flops_per_s: Some(1e11),
+            tf32_flops_per_s: None,
             bf16_flops_per_s: Some(1e12),
             ..Gpu::default()
         };

@@ -350,7 +350,14 @@ fn throughput(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, Repo
     })?;
     let shown = measured(inputs, phase).len();
     let caption = if shown > rows.len() { format!("{caption}, the fastest {} of {shown} rows", rows.len()) } else { caption };
-    let caption = format!("{caption}. Blue fp32, orange bf16, green fp16; the recommended row is drawn full.");
+    let shown = |k: usize| rows.iter().any(|(_, _, record)| record.candidate.precision == Precision::WORDS[k].value);
+    let colours: Vec<String> = (0..Precision::WORDS.len())
+        .filter(|k| shown(*k))
+        .map(|k| format!("{} {}", COLOUR_NAMES[k], Precision::WORDS[k].name))
+        .collect();
+    let mut colours = colours.join(", ");
+    colours[..1].make_ascii_uppercase();
+    let caption = format!("{caption}. {colours}; the recommended row is drawn full.");
     Ok(Some(Plot { stem: stem(phase, "throughput"), caption, svg }))
 }
 

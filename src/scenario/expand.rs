@@ -193,6 +193,9 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
         let of = if cores == 1 { "1 core".to_string() } else { format!("{cores} cores") };
         return Some(format!("{threads} threads on {of} would share cores, so its times say nothing"));
     }
+    if candidate.precision == Precision::Tf32 && !candidate.device.is_cuda() {
+        return Some("tf32 is how tensor cores of a GPU read fp32 numbers: a processor has no such products".into());
+    }
     if ranks > threads {
         return Some(format!("{layout} needs at least {ranks} threads, this candidate has {threads}"));
     }
@@ -305,6 +308,12 @@ mod tests {
             only("precision = [\"fp32\", \"bf16\"]\ncompression = [\"none\", \"int8\"]", TWO),
             ["int8 stores weights and activations in 8 bits, so a second storage type has no meaning"]
         );
+        assert_eq!(
+            only("precision = [\"fp32\", \"tf32\"]", TWO),
+            ["tf32 is how tensor cores of a GPU read fp32 numbers: a processor has no such products"]
+        );
+        let gpu = Machine { cuda_devices: 1, ..TWO };
+        assert_eq!(only("precision = [\"fp32\", \"tf32\"]", gpu), Vec::<String>::new());
         assert_eq!(only("layout = \"dp=4\"", TWO), ["dp=4 needs at least 4 threads, this candidate has 2"]);
         assert_eq!(only("threads = [1, 8]", TWO), ["8 threads on 2 cores would share cores, so its times say nothing"]);
         assert_eq!(

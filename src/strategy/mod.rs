@@ -3,7 +3,8 @@
 //! | file | what |
 //! | --- | --- |
 //! | `augment` | images are changed in the training step itself |
-//! | `precision` | storage in bf16 or fp16, fp32 accumulation and master weights |
+//! | `precision` | storage in bf16 or fp16, fp32 accumulation and master weights; what stays wider |
+//! | `fp8` | products of 8-bit floating-point operands, with scales |
 //! | `prune` | magnitude, 2:4 (same shapes), channels (the graph shrinks) |
 //! | `mask` | training that keeps pruned weights at zero, and how their share grows |
 //! | `quantize` | static int8 |
@@ -15,6 +16,7 @@
 //! A pruning is applied to trained weights; training may go on with what is left.
 
 mod augment;
+mod fp8;
 mod mask;
 mod parallel;
 mod pipeline;
@@ -26,10 +28,14 @@ mod tensor;
 mod weights;
 
 pub use augment::{Warped, warp_input};
+pub use fp8::{
+    append_scaling, input_scale_names, input_scales, round_inputs, round_products, round_weights, rounded_weights,
+    weight_scale_name,
+};
 pub use mask::{MASK, cubic_share, mask_gradients, masked_weights, masks};
 pub use parallel::{BUCKET_BYTES, Part, Trained, scatter_gradients, start_reduces, update_part};
 pub use pipeline::{Stage, Task, Unrolled, cut_stages, schedule};
-pub use precision::{LowPrecision, to_storage};
+pub use precision::{IN_FP32, InFp32, LowPrecision, NOT_FP8, NotFp8, to_storage};
 pub use prune::{prune, prune_magnitude, prune_once};
 pub use quantize::{Calibration, quantize, watch_inputs};
 pub use recompute::{ForwardPass, recompute};

@@ -15,7 +15,7 @@ use crate::{
     graph::{Graph, lower},
     models::{Model, Size},
     record::{Candidate, Quality},
-    strategy::{Calibration, Shards, Weights, prune},
+    strategy::{Calibration, Shards, Weights, prune, round_weights},
     vocab::{Device, Layout},
 };
 use std::time::Instant;
@@ -117,8 +117,10 @@ impl Predictor {
     /// Puts other weights of the same shapes in; not for compressed programs, whose weights were made from the first ones.
     pub fn set_weights(&mut self, weights: &Weights) -> Result<(), TrainError> {
         let (layout, shards) = (self.layout, &self.shards);
+        let mut weights = weights.clone();
+        round_weights(&mut weights, &self.inference.rounded);
         self.team.each(&mut self.states, |number, rank, _| {
-            load_weights(&mut *rank.session, &shards[layout.place(number).1].cut(weights))
+            load_weights(&mut *rank.session, &shards[layout.place(number).1].cut(&weights))
         })?;
         Ok(())
     }

@@ -8,9 +8,10 @@ use crate::{
     graph::{Binary, Exchange, Graph, Op, OptimizerStep, Program, ValueId, differentiate, differentiate_from, fuse, lower},
     record::TrainConfig,
     strategy::{
-        BUCKET_BYTES, Calibration, ForwardPass, Part, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped, Weights,
-        cut_stages, mask_gradients, prune, quantize, recompute, scatter_gradients, schedule, split_tensor, start_reduces,
-        to_storage, update_part, warp_input,
+        BUCKET_BYTES, Calibration, ForwardPass, LowPrecision, Part, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped,
+        Weights, append_scaling, cut_stages, input_scales, mask_gradients, prune, quantize, recompute, round_inputs, round_products,
+        round_weights, rounded_weights, scatter_gradients, schedule, split_tensor, start_reduces, to_storage, update_part,
+        warp_input,
     },
     vocab::{Compression, DType, Layout, Pattern, Precision, Quantization},
 };
@@ -59,6 +60,18 @@ fn parts(forward: &Graph, layout: Layout) -> Result<Vec<(Graph, Shards)>, TrainE
     }
 }
 
+/// A fused forward graph in the storage of a precision, for training, with what is rounded to 8 bits.
+fn narrowed(forward: &Graph, precision: Precision) -> Result<LowPrecision, TrainError> {
+    let LowPrecision { graph, copies } = to_storage(forward, precision.storage())?;
+    let low = LowPrecision { graph: fuse(graph, true), copies };
+    Ok(if precision == Precision::Fp8 { round_products(low)? } else { low })
+}
+
+/// Lowers a graph whose products are to be made as `precision` says.
+fn lowered_for(graph: &Graph, precision: Precision) -> Program {
+    Program { rounds_to_tf32: precision == Precision::Tf32, ..lower(graph) }
+}
+
 /// The steps of the parts of the model, from the forward graph of one of `pieces` micro-batches of a share of the batch; without a pipeline
 /// there is one.
 pub fn training_programs(
@@ -98,9 +111,7 @@ pub fn masked_training_program(
     masked: &HashSet<String>,
 ) -> Result<TrainingProgram, TrainError> {
     let ranks = layout.data_ranks();
-    let low = to_storage(forward, precision.storage())?;
-    let copies = low.copies;
-    let mut graph = fuse(low.graph, true);
+    let LowPrecision { mut graph, copies } = narrowed(forward, precision)?;
     let pass = ForwardPass { nodes: 0..graph.nodes.len(), is_followed: true, under_way: 1 };
     let logits = graph.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
     let rows = graph.shape(logits)[0];
@@ -134,10 +145,10 @@ pub fn masked_training_program(
     graph.mark_output("loss", loss);
     let x = graph.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
     let (x, maps) = augmented(&mut graph, vec![x], config)?;
-    Ok(TrainingProgram { program: lower(&graph), x, maps, labels: vec![labels], loss: Some(loss), scale })
+    Ok(TrainingProgram { program: lowered_for(&graph, precision), x, maps, labels: vec![labels], loss: Some(loss), scale })
 }
 
-/// Ends a step: sums of gradients over ranks, updates, the loss scale.
+/// Ends a step: sums of gradients over ranks, updates, the loss scale, the scales of 8-bit numbers.
 fn apply_updates(
     graph: &mut Graph,
     trained: Vec<Trained>,
@@ -187,6 +198,8 @@ fn apply_updates(
     if let Some((scale, finite)) = scale.zip(finite) {
         scale.adjust(graph, loss, finite)?;
     }
+    // Ranks that have other rows, or other parts of a weight, scale what they have alike.
+    append_scaling(graph, ranks > 1 || layout.tensor_ranks() > 1)?;
     Ok(())
 }
 
@@ -221,8 +234,8 @@ fn pipeline_programs(
     layout: Layout,
 ) -> Result<Vec<(TrainingProgram, Shards)>, TrainError> {
     let lowered = parts.iter().map(|(graph, _)| {
-        let low = to_storage(graph, precision.storage())?;
-        Ok((fuse(low.graph, true), low.copies))
+        let LowPrecision { graph, copies } = narrowed(graph, precision)?;
+        Ok((graph, copies))
     });
     let lowered: Vec<_> = lowered.collect::<Result<_, TrainError>>()?;
     // Parts have the same nodes in other sizes: all are cut where the first is, so that what a stage sends is what the next awaits.
@@ -338,7 +351,7 @@ fn stage_program(
         graph.mark_output("loss", loss);
     }
     let (x, maps) = augmented(&mut graph, x, config)?;
-    Ok(TrainingProgram { program: lower(&graph), x, maps, labels, loss, scale })
+    Ok(TrainingProgram { program: lowered_for(&graph, precision), x, maps, labels, loss, scale })
 }
 
 /// Most micro-batches that have gone forward and not back.
@@ -372,12 +385,14 @@ pub struct InferenceProgram {
     pub weights: Weights,
     /// Bytes of the weights as a file of this candidate would hold them: storage type, and for sparse forms values with their places.
     pub model_bytes: u64,
+    /// Names of the weights that are rounded to 8 bits before they are loaded; `weights` holds them so.
+    pub rounded: Vec<String>,
     /// What a reader of the result should know of the compression.
     pub notes: Vec<String>,
 }
 
 /// Applies `compression`, then `precision`, to a forward graph with trained `weights`, on one rank. `calibrate` is asked for activation
-/// ranges of the pruned model where int8 needs them.
+/// ranges of the pruned model where int8 or fp8 needs them.
 pub fn inference_program(
     forward: &Graph,
     weights: &Weights,
@@ -400,6 +415,7 @@ pub fn inference_programs(
 ) -> Result<Vec<(InferenceProgram, Shards)>, TrainError> {
     let (mut graph, mut weights) = (forward.clone(), weights.clone());
     let mut notes = Vec::new();
+    let mut calibrate = Some(calibrate);
     if let Some(pruning) = compression.pruning {
         let before: usize = graph.parameters().map(|id| graph.value(id).elements()).sum();
         (graph, weights) = prune(&graph, &weights, pruning)?;
@@ -417,19 +433,40 @@ pub fn inference_programs(
         None => {}
         Some(Quantization::Int8) => {
             let fused = fuse(graph, false);
-            (graph, weights) = quantize(&fused, &weights, &calibrate()?)?;
+            (graph, weights) = quantize(&fused, &weights, &calibrate.take().expect("asked here first")()?)?;
         }
     }
+    let narrow = |graph: &Graph| -> Result<Graph, TrainError> {
+        let fused = fuse(to_storage(graph, precision.storage())?.graph, false);
+        Ok(if precision == Precision::Fp8 { round_inputs(&fused)? } else { fused })
+    };
+    let mut rounded = Vec::new();
+    if precision == Precision::Fp8 {
+        let narrowed = narrow(&graph)?;
+        rounded = rounded_weights(&narrowed);
+        // int8 has taken what there was to round, and its ranges.
+        if let Some(calibrate) = calibrate.take().filter(|_| !rounded.is_empty()) {
+            let calibration = calibrate()?;
+            let scale = |(name, scale)| Tensor { name, shape: Vec::new(), data: vec![scale] };
+            weights.tensors.extend(input_scales(&narrowed, &calibration)?.into_iter().map(scale));
+        }
+        round_weights(&mut weights, &rounded);
+        notes.push(format!(
+            "{} of its products take e4m3 operands: weights rounded by their own range, activations by ranges from calibration",
+            rounded.len()
+        ));
+    }
+    // Half of what bf16 takes, and a scale.
+    let saved: u64 = weights.tensors.iter().filter(|t| rounded.contains(&t.name)).map(|t| t.data.len() as u64 - 4).sum();
     // Weights as stored: a sparse matrix needs its values and where they stand.
     let stored = |program: &Program| match compression.pruning.map(|pruning| pruning.pattern) {
-        Some(Pattern::Magnitude(_)) => sparse_bytes(program, &weights),
-        Some(Pattern::TwoFour) => two_four_bytes(program, &weights),
-        _ => weight_bytes(program),
+        Some(Pattern::Magnitude(_)) => sparse_bytes(program, &weights, &rounded),
+        Some(Pattern::TwoFour) => two_four_bytes(program, &weights, &rounded),
+        _ => weight_bytes(program) - saved,
     };
     let lowered = |graph: &Graph| -> Result<Program, TrainError> {
-        let low = to_storage(graph, precision.storage())?;
-        let fused = fuse(low.graph, false);
-        Ok(lower(&fused))
+        let fused = narrow(graph)?;
+        Ok(lowered_for(&fused, precision))
     };
     let whole = lowered(&graph)?;
     // Of the whole model, whoever holds its parts.
@@ -444,8 +481,8 @@ pub fn inference_programs(
     let made = programs.into_iter().map(|(program, shards)| {
         let x = program.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
         let logits = program.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
-        let (weights, notes) = (shards.cut(&weights), notes.clone());
-        Ok((InferenceProgram { program, x, logits, weights, model_bytes, notes }, shards))
+        let (weights, rounded, notes) = (shards.cut(&weights), rounded.clone(), notes.clone());
+        Ok((InferenceProgram { program, x, logits, weights, model_bytes, rounded, notes }, shards))
     });
     made.collect()
 }
@@ -454,9 +491,10 @@ fn weight_count(weights: &Weights) -> usize {
     weights.tensors.iter().map(|t| t.data.len()).sum()
 }
 
-/// Bytes of what a program keeps, its matrices as `of(values, element bytes)` says, the rest dense.
-fn packed_bytes(program: &Program, weights: &Weights, of: impl Fn(&Tensor, u64) -> u64) -> u64 {
+/// Bytes of what a program keeps, its matrices as `of(values, element bytes)` says, the rest dense. Elements of `rounded` ones have one byte.
+fn packed_bytes(program: &Program, weights: &Weights, rounded: &[String], of: impl Fn(&Tensor, u64) -> u64) -> u64 {
     let stored = program.kept().map(|(_, value)| match tensor_for(weights, &value.name) {
+        Some(tensor) if rounded.contains(&tensor.name) => of(tensor, 1),
         Some(tensor) if tensor.shape.len() >= 2 => of(tensor, value.dtype.size() as u64),
         _ => value.bytes() as u64,
     });
@@ -464,8 +502,8 @@ fn packed_bytes(program: &Program, weights: &Weights, of: impl Fn(&Tensor, u64) 
 }
 
 /// Matrices as non-zero values with 16-bit column gaps (a bitmap where that is smaller), the rest dense.
-fn sparse_bytes(program: &Program, weights: &Weights) -> u64 {
-    packed_bytes(program, weights, |tensor, size| {
+fn sparse_bytes(program: &Program, weights: &Weights, rounded: &[String]) -> u64 {
+    packed_bytes(program, weights, rounded, |tensor, size| {
         let elements = tensor.data.len() as u64;
         let filled = tensor.data.iter().filter(|v| **v != 0.0).count() as u64;
         (filled * size + (filled * 2).min(elements.div_ceil(8))).min(elements * size)
@@ -473,8 +511,8 @@ fn sparse_bytes(program: &Program, weights: &Weights) -> u64 {
 }
 
 /// Matrices as half their values and two bits a value for its place, the rest dense.
-fn two_four_bytes(program: &Program, weights: &Weights) -> u64 {
-    packed_bytes(program, weights, |tensor, size| {
+fn two_four_bytes(program: &Program, weights: &Weights, rounded: &[String]) -> u64 {
+    packed_bytes(program, weights, rounded, |tensor, size| {
         let elements = tensor.data.len() as u64;
         let outputs = *tensor.shape.last().expect("has axes") as u64;
         let grouped = elements / outputs / 4 * 4 * outputs;

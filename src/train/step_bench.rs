@@ -3,10 +3,10 @@
 use super::{TrainError, inference_program, initial_weights, load_weights, training_program};
 use crate::{
     backend::{Backend, Session},
-    graph::{Graph, ValueId},
+    graph::{Graph, ValueId, fuse},
     record::TrainConfig,
     stats::Generator,
-    strategy::Calibration,
+    strategy::{Calibration, watch_inputs},
     vocab::{Compression, DType, Layout, Phase, Precision},
 };
 use std::time::Instant;
@@ -58,8 +58,15 @@ impl StepBench {
                 session
             }
             Phase::Infer => {
-                let no_ranges = || Ok(Calibration::default());
-                let inference = inference_program(forward, &weights, precision, Compression::NONE, no_ranges)?;
+                // No rows to measure ranges on, and any will do for the clock.
+                let ranges = || {
+                    let mut calibration = Calibration::default();
+                    let watched = watch_inputs(&fuse(forward.clone(), false));
+                    let names = watched.outputs.iter().filter_map(|(name, _)| name.strip_prefix("into "));
+                    names.for_each(|name| calibration.observe(name, &[1.0]));
+                    Ok(calibration)
+                };
+                let inference = inference_program(forward, &weights, precision, Compression::NONE, ranges)?;
                 let mut session = backend.load(inference.program.clone(), None)?;
                 load_weights(&mut *session, &inference.weights)?;
                 upload_rows(&mut *session, inference.x)?;

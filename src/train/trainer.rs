@@ -16,7 +16,7 @@ use crate::{
     metrics,
     models::{Model, Size},
     record::{Candidate, Epoch, Quality, SeedRun, TrainConfig},
-    strategy::{MASK, Shards, Tensor, Weights, masks, prune_magnitude},
+    strategy::{MASK, Shards, Tensor, Weights, input_scale_names, masks, prune_magnitude, weight_scale_name},
     units::Seconds,
     vocab::{Compression, Metric, OptimizerKind, RowShape},
 };
@@ -161,7 +161,12 @@ impl Trainer {
     /// Bytes of the trained weights in the storage type of the forward pass.
     pub fn weight_bytes(&self) -> u64 {
         let size = self.candidate.precision.storage().size();
-        let stored = |v: &crate::graph::Value| v.elements() * if v.shape.len() > 1 { size } else { 4 };
+        let is_rounded = |name: &str| self.training.iter().any(|part| part.program.find(&weight_scale_name(name)).is_some());
+        let stored = |v: &crate::graph::Value| match v.shape.len() {
+            0 | 1 => 4 * v.elements(),
+            _ if is_rounded(&v.name) => v.elements() + 4,
+            _ => size * v.elements(),
+        };
         self.forward.parameters().map(|id| stored(self.forward.value(id)) as u64).sum()
     }
 
@@ -187,6 +192,21 @@ impl Trainer {
             tensors.push(tensor);
         }
         Ok(Weights { tensors })
+    }
+
+    /// The weights with what else of training an answering program of the same precision reads: scales of 8-bit activations.
+    fn weights_and_scales(&mut self) -> Result<Weights, TrainError> {
+        let mut weights = self.weights()?;
+        for rank in 0..self.shards.len() {
+            let session = self.team.session(rank);
+            for name in input_scale_names(session.program().kept().map(|(_, value)| value.name.as_str())) {
+                let Some(id) = session.program().find(&name) else { continue };
+                let mut data = vec![0.0];
+                session.download_f32(id, &mut data)?;
+                weights.tensors.push(Tensor { name, shape: Vec::new(), data });
+            }
+        }
+        Ok(weights)
     }
 
     /// Trains `count` steps. The clock starts before the first row is touched and runs until the last step is done, on the device as
@@ -309,7 +329,7 @@ impl Trainer {
             }
             curve.extend(losses.iter().enumerate().map(|(k, loss)| ((first + k) as u64, *loss)));
             weights = self.weights()?;
-            judge.set_weights(&weights)?;
+            judge.set_weights(&self.weights_and_scales()?)?;
             let judged = judge.judge(&self.set)?;
             let value = judged.metrics.get(&metric).copied().unwrap_or(0.0);
             let finite: Vec<f64> = losses.iter().copied().filter(|l| l.is_finite()).collect();

@@ -5,6 +5,7 @@
 
 mod compression;
 mod device;
+mod fp8;
 mod layout;
 mod metric;
 mod rows;
@@ -12,6 +13,7 @@ mod words;
 
 pub use compression::{Compression, Pattern, Pruning, Quantization, Tuning};
 pub use device::Device;
+pub use fp8::Fp8Format;
 pub use layout::{Layout, PipelineSchedule};
 pub use metric::{Better, Metric, MetricFacts};
 pub use rows::{RowKind, RowShape};

@@ -49,14 +49,17 @@ pub enum Precision {
     Fp32,
     Bf16,
     Fp16,
+    Tf32,
+    Fp8,
 }
 
 impl Precision {
-    /// Element type in which activations and weights are stored during compute.
+    /// Element type in which activations and weights are stored during compute. Numbers of fp8 lie in bf16, which holds each of them times
+    /// any power of two exactly, as it holds what is not rounded to 8 bits in half the memory of fp32.
     pub const fn storage(self) -> DType {
         match self {
-            Precision::Fp32 => DType::F32,
-            Precision::Bf16 => DType::Bf16,
+            Precision::Fp32 | Precision::Tf32 => DType::F32,
+            Precision::Bf16 | Precision::Fp8 => DType::Bf16,
             Precision::Fp16 => DType::F16,
         }
     }
@@ -77,6 +80,19 @@ impl Vocabulary for Precision {
             name: "fp16",
             aliases: &["f16", "float16", "half"],
             about: "half storage, fp32 accumulation and master weights, dynamic loss scaling",
+        },
+        Word {
+            value: Precision::Tf32,
+            name: "tf32",
+            aliases: &["tensorfloat32"],
+            about: "fp32 storage, products on tensor cores of operands rounded to 10 fraction bits (CUDA only)",
+        },
+        Word {
+            value: Precision::Fp8,
+            name: "fp8",
+            aliases: &["float8"],
+            about: "products of e4m3 numbers (gradients: e5m2) with delayed scaling, bf16 storage, fp32 accumulation and master weights; \
+                    emulated: its quality is measured, its speed is not",
         },
     ];
 }

@@ -266,7 +266,8 @@ impl Ready {
             Doing::Train(_) => None,
             Doing::Infer(predictor) => Some(predictor.judge(&self.set)?),
         };
-        let energy = self.gpu_energy()?;
+        // Neither times nor energy of an emulation are anybody's result.
+        let energy = if self.setup.candidate.emulation().is_none() { self.gpu_energy()? } else { None };
         let Throttled { blocks, of_blocks, lowest_share, reasons } = &self.throttled;
         if *blocks > 0 {
             self.notes.push(format!(

@@ -366,7 +366,9 @@ impl Run<'_> {
                 let shape = around(o.out_shape(0), *axis);
                 kernels::global_average_pool_backward(ctx, shape, o.get::<T>(0), first.as_mut_slice(o.out_len(0)));
             }
-            Op::Reshape { .. } | Op::Replicate => unreachable!("lowering gives both sides of a reshape one memory and drops it"),
+            Op::Reshape { .. } | Op::Replicate | Op::RoundGradient { .. } => {
+                unreachable!("lowering gives both sides of a reshape one memory and drops it")
+            }
             Op::Permute { axes } => {
                 kernels::permute(ctx, o.shape(0), axes, o.get::<T>(0), first.as_mut_slice(o.out_len(0)));
             }
@@ -431,6 +433,26 @@ impl Run<'_> {
                 DType::F16 => kernels::cast(ctx, o.get::<T>(0), first.as_mut_slice::<f16>(o.out_len(0))),
                 _ => kernels::cast(ctx, o.get::<T>(0), first.as_mut_slice::<f32>(o.out_len(0))),
             },
+            Op::RoundFp8 { format, to } => {
+                let scale = o.get::<f32>(1)[0];
+                let largest = match to {
+                    DType::Bf16 => {
+                        kernels::round_fp8(ctx, *format, scale, o.get::<T>(0), first.as_mut_slice::<bf16>(o.out_len(0)))
+                    }
+                    _ => kernels::round_fp8(ctx, *format, scale, o.get::<T>(0), first.as_mut_slice::<f32>(o.out_len(0))),
+                };
+                second.as_mut_slice::<f32>(1)[0] = largest;
+            }
+            Op::MoveFp8Scale { format, margin } => {
+                let (scale, history) = (first.as_mut_slice::<f32>(1), second.as_mut_slice::<f32>(o.len(1)));
+                let largest = |values: &mut dyn Iterator<Item = f32>| f32::from_bits(values.map(f32::to_bits).max().unwrap_or(0));
+                let now = largest(&mut (2..o.count()).map(|k| o.get::<f32>(k)[0]));
+                history.rotate_right(1);
+                history[0] = now;
+                if let Some(next) = format.scale(largest(&mut history.iter().copied()), *margin) {
+                    scale[0] = next;
+                }
+            }
             Op::AllFinite => {
                 let finite = (0..o.count()).all(|k| match o.dtype(k) {
                     DType::Bf16 => kernels::all_finite(ctx, o.get::<bf16>(k)),

@@ -42,6 +42,11 @@ impl Backend for Cpu {
     }
 
     fn load(&self, program: Program, links: Option<Links>) -> Result<Box<dyn Session>, BackendError> {
+        if let Some(step) = program.steps.first().filter(|_| program.rounds_to_tf32) {
+            let (op, shape) = (step.op.name(), program.step_shape(step));
+            let reason = "it has no products of operands rounded to tf32";
+            return Err(BackendError::Unsupported { op, shape, device: "cpu", reason });
+        }
         let slots = program.slots.iter().map(|slot| Storage::zeros(slot.bytes)).collect();
         let scratch = execute::Scratch::for_program(&program);
         let ctx = Context::new(self.threads);

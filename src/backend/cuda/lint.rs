@@ -15,7 +15,7 @@ use super::{
 use crate::{
     backend::Backend,
     graph::{Activation, Binary, Graph, Op, OptimizerStep, Program, Unary, Window, lower},
-    vocab::{DType, OptimizerKind},
+    vocab::{DType, Fp8Format, OptimizerKind},
 };
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -101,7 +101,8 @@ fn counted(op: &Op, operands: &[(&[usize], DType)], expected: &[&str]) -> Option
     for (k, y) in graph.apply_all(op.clone(), &inputs).unwrap().into_iter().enumerate() {
         graph.mark_output(&format!("y{k}"), y);
     }
-    let program = lower(&graph);
+    let rounds_to_tf32 = expected.iter().any(|kernel| kernel.contains("tf32"));
+    let program = Program { rounds_to_tf32, ..lower(&graph) };
     let choices = Arc::new(forced(&program, machine.facts(), expected));
     let mut session = Cuda { machine: machine.clone(), choices }.load(program, None).unwrap();
     for (id, (shape, dtype)) in inputs.iter().zip(operands) {
@@ -212,6 +213,10 @@ fn rows() -> Vec<Case> {
         Case(Op::SumFirst, vec![(&[256, 64], F32)], vec![full("sum_middle_f32", 4 * N + 4 * 4 * 64), full("sum_parts_f32", 5 * 4 * 64)]),
         Case(Op::AllFinite, vec![(SQUARE, F32)], vec![full("set_f32", 32), full("clear_flag_f32", 4 * N)]),
         Case(Op::AllFinite, vec![(SQUARE, BF16)], vec![full("set_f32", 32), full("clear_flag_bf16", 2 * N)]),
+        // Each warp also reads the scale and leaves its largest number.
+        Case(Op::RoundFp8 { format: Fp8Format::E4m3, to: F32 }, vec![(SQUARE, F32), (&[], F32)], vec![full("set_f32", 32), full("round_e4m3_f32", 8 * N).bytes(1.04)]),
+        Case(Op::RoundFp8 { format: Fp8Format::E4m3, to: BF16 }, vec![(SQUARE, F32), (&[], F32)], vec![full("set_f32", 32), full("round_e4m3_f32_bf16", 6 * N).bytes(1.04)]),
+        Case(Op::RoundFp8 { format: Fp8Format::E5m2, to: BF16 }, vec![(SQUARE, BF16), (&[], F32)], vec![full("set_f32", 32), full("round_e5m2_bf16", 4 * N).bytes(1.04)]),
     ]
 }
 
@@ -263,6 +268,9 @@ fn convolutions() -> Vec<Case> {
         Case(grad_input(), vec![(IMAGES, BF16), (W, BF16)], vec![full("conv2d_grad_input_bf16", 4 * N + 2 * BYTES).bytes(5.31)]),
         Case(grad_weight(), vec![(IMAGES, F32), (IMAGES, F32)], vec![full("conv2d_grad_weight_f32", 8 * N).bytes(6.2), full("conv2d_reduce_f32", 8 * BYTES)]),
         Case(grad_weight(), vec![(IMAGES, BF16), (IMAGES, BF16)], vec![full("conv2d_grad_weight_bf16", 4 * N).bytes(6.0), full("conv2d_reduce_bf16", 6 * BYTES)]),
+        Case(conv(), vec![(IMAGES, F32), (W, F32)], vec![full("conv2d_tf32", 8 * N + 4 * BYTES).bytes(5.41)]),
+        Case(grad_input(), vec![(IMAGES, F32), (W, F32)], vec![full("conv2d_grad_input_tf32", 8 * N + 4 * BYTES).bytes(5.31)]),
+        Case(grad_weight(), vec![(IMAGES, F32), (IMAGES, F32)], vec![full("conv2d_grad_weight_tf32", 8 * N).bytes(6.2), full("conv2d_reduce_f32", 8 * BYTES)]),
         Case(Op::Conv2dInt8 { window: window(), input_scale: 0.01, activation: Activation::None },
             vec![(IMAGES, F32), (W, DType::I8), (CHANNELS, F32), (CHANNELS, F32)],
             vec![full("quantize_i8", 5 * N), full("conv2d_i8", 5 * N + BYTES).bytes(2.97).sectors(1.1, 1.39)]),
@@ -378,8 +386,9 @@ fn direct() -> Vec<Direct> {
 }
 
 /// Families without a budget: one instruction each, a gather whose pattern is the data's, one whose copies the tensor memory engine makes in
-/// whole boxes (`every_configuration_of_a_product_is_right_on_ragged_shapes_in_every_layout` runs it), and four numbers of a loss scale.
-const WITHOUT: [&str; 4] = ["conform", "rotate_scale", "gemm_wgmma", "adjust_loss_scale"];
+/// whole boxes (`every_configuration_of_a_product_is_right_on_ragged_shapes_in_every_layout` runs it), four numbers of a loss scale, and a few
+/// more of the scale of 8-bit numbers.
+const WITHOUT: [&str; 5] = ["conform", "rotate_scale", "gemm_wgmma", "adjust_loss_scale", "move_fp8_scale"];
 
 #[test]
 fn kernels_touch_no_more_sectors_and_banks_than_their_budgets() {

@@ -3,7 +3,7 @@
 use super::{Cuda, CudaError};
 use crate::{
     backend::{Backend, BackendError},
-    graph::{Graph, Op, Unary, lower},
+    graph::{Graph, Op, Program, Unary, lower},
     stats::Generator,
     vocab::DType,
 };
@@ -15,6 +15,7 @@ pub struct Peaks {
     pub copy_bytes_per_s: f64,
     /// FLOP a second of a square product.
     pub fp32_flops_per_s: f64,
+    pub tf32_flops_per_s: f64,
     pub bf16_flops_per_s: f64,
 }
 
@@ -35,18 +36,19 @@ pub fn peaks(ordinal: usize) -> Result<Peaks, BackendError> {
 
 pub(super) fn peaks_of(device: &Cuda) -> Result<Peaks, BackendError> {
     let copy = |elements: usize| -> Result<(f64, f64), BackendError> {
-        let seconds = best(device, Op::Unary(Unary::Relu), &[&[elements]], DType::F32)?;
+        let seconds = best(device, Op::Unary(Unary::Relu), &[&[elements]], DType::F32, false)?;
         Ok((8.0 * elements as f64, seconds))
     };
-    let product = |n: usize, dtype: DType| -> Result<(f64, f64), BackendError> {
+    let product = |n: usize, dtype: DType, rounds_to_tf32: bool| -> Result<(f64, f64), BackendError> {
         let multiply = Op::MatMul { transpose_a: false, transpose_b: false };
-        let seconds = best(device, multiply, &[&[n, n], &[n, n]], dtype)?;
+        let seconds = best(device, multiply, &[&[n, n], &[n, n]], dtype, rounds_to_tf32)?;
         Ok((2.0 * (n as f64).powi(3), seconds))
     };
     Ok(Peaks {
         copy_bytes_per_s: grown(1 << 14, MOST_COPIED, 8, copy)?,
-        fp32_flops_per_s: grown(64, MOST_SQUARE, 2, |n| product(n, DType::F32))?,
-        bf16_flops_per_s: grown(64, MOST_SQUARE, 2, |n| product(n, DType::Bf16))?,
+        fp32_flops_per_s: grown(64, MOST_SQUARE, 2, |n| product(n, DType::F32, false))?,
+        tf32_flops_per_s: grown(64, MOST_SQUARE, 2, |n| product(n, DType::F32, true))?,
+        bf16_flops_per_s: grown(64, MOST_SQUARE, 2, |n| product(n, DType::Bf16, false))?,
     })
 }
 
@@ -68,12 +70,12 @@ fn grown(
 }
 
 /// Seconds of the fastest run of one op on numbers of mixed sign.
-fn best(device: &Cuda, op: Op, shapes: &[&[usize]], dtype: DType) -> Result<f64, BackendError> {
+fn best(device: &Cuda, op: Op, shapes: &[&[usize]], dtype: DType, rounds_to_tf32: bool) -> Result<f64, BackendError> {
     let mut graph = Graph::new();
     let inputs: Vec<_> = shapes.iter().enumerate().map(|(k, shape)| graph.input(&format!("x{k}"), shape, dtype)).collect();
     let y = graph.apply(op, &inputs).expect("the shapes fit the op");
     graph.mark_output("y", y);
-    let mut session = device.load(lower(&graph), None)?;
+    let mut session = device.load(Program { rounds_to_tf32, ..lower(&graph) }, None)?;
     for (id, shape) in inputs.iter().zip(shapes) {
         // Products of zeros or equal numbers would run at higher clocks than those of anybody's data.
         let mut generator = Generator::new(id.0 as u64);

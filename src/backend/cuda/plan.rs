@@ -9,7 +9,7 @@ use super::{
 use crate::{
     backend::BackendError,
     graph::{Activation, Binary, Op, OptimizerStep, Program, Step, Unary, ValueId, Window},
-    vocab::{DType, OptimizerKind},
+    vocab::{DType, Fp8Format, OptimizerKind, Vocabulary},
 };
 use half::{bf16, f16};
 
@@ -150,7 +150,8 @@ struct Product {
 }
 
 fn product_of([m, k, n]: [usize; 3], [transpose_a, transpose_b]: [bool; 2]) -> Product {
-    let shape = Shape { m, n, k, batch: 1, transpose_a, transpose_b, input: DType::F32, output: DType::F32 };
+    let (input, output) = (DType::F32, DType::F32);
+    let shape = Shape { m, n, k, batch: 1, transpose_a, transpose_b, input, output, rounds_to_tf32: false };
     Product { shape, bias: 0, activation: Activation::None }
 }
 
@@ -335,7 +336,7 @@ impl Planner<'_> {
                 let [rows, columns] = [input[1].div_ceil(window.stride[0]), input[2].div_ceil(window.stride[1])];
                 let tall = self.is_tall(input[0] * rows * columns, input[3]);
                 let kernel: Kernel<(In<T>, In<T>, Out<T>, [u32; 14])> =
-                    Kernel::new(format!("conv2d_grad_input{}_{}", tall.0, T::SUFFIX), 128);
+                    Kernel::new(format!("conv2d_grad_input{}_{}", tall.0, self.product_suffix::<T>()), 128);
                 let grid = [ceil(input[0] * rows * columns, tall.1) * ceil(input[3], 64), 1, residues as u32];
                 let [dy, w] = [dy, w].map(|id| self.address(id));
                 self.push(kernel.launch(grid, 0, (In::at(dy), In::at(w), Out::at(out(0)), fields)));
@@ -438,9 +439,16 @@ impl Planner<'_> {
                 let arguments = (Out::at(at(0)), Out::at(at(1)), Out::at(at(2)), In::at(at(3)), numbers.0, numbers.1);
                 self.push(kernel.launch([1, 1, 1], 0, arguments));
             }
+            Op::RoundFp8 { format, to } => match to {
+                DType::Bf16 => self.round_fp8::<T, bf16>(step, *format),
+                _ => self.round_fp8::<T, f32>(step, *format),
+            },
+            Op::MoveFp8Scale { format, margin } => self.move_fp8_scale(step, *format, *margin),
             // The session does it.
             Op::Exchange(_) => {}
-            Op::Reshape { .. } | Op::Replicate => unreachable!("lowering gives both sides of a reshape one memory and drops it"),
+            Op::Reshape { .. } | Op::Replicate | Op::RoundGradient { .. } => {
+                unreachable!("lowering gives both sides of a reshape one memory and drops it")
+            }
         }
         Ok(())
     }
@@ -457,6 +465,11 @@ impl Planner<'_> {
         if blocks >= 2 * self.facts.multiprocessors as usize { ("_tall", 128) } else { ("", 64) }
     }
 
+    /// How the names of convolutions end on this storage type.
+    fn product_suffix<T: Element>(&self) -> &'static str {
+        if self.program.rounds_to_tf32 && T::DTYPE == DType::F32 { "tf32" } else { T::SUFFIX }
+    }
+
     fn conv<T: Element>(
         &mut self,
         window: &Window,
@@ -469,7 +482,8 @@ impl Planner<'_> {
         let fields = conv_fields(window, self.shape(x), &like, activation);
         let rows = like[0] * like[1] * like[2];
         let (tall, block_rows) = self.is_tall(rows, like[3]);
-        let kernel: Kernel<(In<T>, In<T>, In<f32>, Out<T>, [u32; 14])> = Kernel::new(format!("conv2d{tall}_{}", T::SUFFIX), 128);
+        let kernel: Kernel<(In<T>, In<T>, In<f32>, Out<T>, [u32; 14])> =
+            Kernel::new(format!("conv2d{tall}_{}", self.product_suffix::<T>()), 128);
         let grid = [ceil(rows, block_rows) * ceil(like[3], 64), 1, 1];
         let [x, w] = [x, w].map(|id| self.address(id));
         self.push(kernel.launch(grid, 0, (In::at(x), In::at(w), In::at(bias), Out::at(to), fields)));
@@ -526,8 +540,9 @@ impl Planner<'_> {
     fn product<T: Element, C: Element>(&mut self, product: &Product, a: Address, b: Address, c: Address) {
         let Product { mut shape, bias, activation } = *product;
         (shape.input, shape.output) = (T::DTYPE, C::DTYPE);
+        shape.rounds_to_tf32 = self.program.rounds_to_tf32 && T::DTYPE == DType::F32;
         let mut a = a;
-        if shape.letters() == "tt" && T::DTYPE != DType::F32 {
+        if shape.letters() == "tt" && (T::DTYPE != DType::F32 || shape.rounds_to_tf32) {
             // No kernel reads both turned: A is turned once.
             let turned = self.scratch(shape.batch * shape.m * shape.k * size_of::<T>());
             let extents = [shape.batch, shape.k, shape.m];
@@ -742,7 +757,8 @@ impl Planner<'_> {
         let most = (b * height * width).div_ceil(256);
         let splits = (2 * self.facts.multiprocessors as usize / tiles.max(1)).clamp(1, most);
         let partial = self.scratch(4 * splits * k * channels);
-        let kernel: Kernel<(In<T>, In<T>, Out<f32>, [u32; 14])> = Kernel::new(format!("conv2d_grad_weight_{}", T::SUFFIX), 128);
+        let name = format!("conv2d_grad_weight_{}", self.product_suffix::<T>());
+        let kernel: Kernel<(In<T>, In<T>, Out<f32>, [u32; 14])> = Kernel::new(name, 128);
         let grid = [ceil(k, 64) * ceil(channels, 64), 1, splits as u32];
         self.push(kernel.launch(grid, 0, (In::at(self.address(x)), In::at(dy), Out::at(partial), fields)));
         self.reduce_splits(partial, to, k * channels, splits);
@@ -877,6 +893,34 @@ impl Planner<'_> {
                 DType::F16 => self.clear_flag::<f16>(*id, flag),
                 _ => self.clear_flag::<f32>(*id, flag),
             }
+        }
+    }
+
+    fn round_fp8<From: Element, To: Element>(&mut self, step: &Step, format: Fp8Format) {
+        let [x, scale, y, largest] =
+            [step.inputs[0], step.inputs[1], step.outputs[0], step.outputs[1]].map(|id| self.address(id));
+        let n = self.len(step.inputs[0]);
+        let kernel: Kernel<(Out<f32>, f32, u32)> = Kernel::new("set_f32".into(), 32);
+        self.push(kernel.launch([1, 1, 1], 0, (Out::at(largest), 0.0, 0)));
+        let types = if From::SUFFIX == To::SUFFIX { To::SUFFIX.to_string() } else { format!("{}_{}", From::SUFFIX, To::SUFFIX) };
+        let name = format!("round_{}_{types}", format.name());
+        let kernel: Kernel<(In<From>, In<f32>, Out<To>, Out<f32>, u64)> = Kernel::new(name, THREADS);
+        let arguments = (In::at(x), In::at(scale), Out::at(y), Out::at(largest), n as u64);
+        let grid = self.blocks(n.div_ceil(16 / size_of::<To>()));
+        self.push(kernel.launch(grid, 0, arguments));
+    }
+
+    fn move_fp8_scale(&mut self, step: &Step, format: Fp8Format, margin: u32) {
+        let [scale, history] = [step.inputs[0], step.inputs[1]].map(|id| self.address(id));
+        let window = self.len(step.inputs[1]) as u32;
+        let largest = &step.inputs[2..];
+        for (k, id) in largest.iter().enumerate() {
+            let [first, last] = [k == 0, k + 1 == largest.len()].map(u32::from);
+            type Move = Kernel<(Out<f32>, Out<f32>, In<f32>, [u32; 4], f32, u32)>;
+            let kernel: Move = Kernel::new("move_fp8_scale".into(), 32);
+            let (scale, history, now) = (Out::at(scale), Out::at(history), In::at(self.address(*id)));
+            let fields = [window, first, last, margin];
+            self.push(kernel.launch([1, 1, 1], 0, (scale, history, now, fields, format.largest(), 0)));
         }
     }
 

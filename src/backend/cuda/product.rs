@@ -24,6 +24,8 @@ pub(super) struct Shape {
     pub input: DType,
     /// Of C.
     pub output: DType,
+    /// Whether fp32 operands are rounded to tf32 for tensor cores.
+    pub rounds_to_tf32: bool,
 }
 
 /// Kernels for products: each is a family of tiles.
@@ -137,12 +139,15 @@ impl Shape {
     fn takes(&self, tile: &Tile, facts: &Facts) -> bool {
         let is_low = matches!(self.input, DType::Bf16 | DType::F16);
         match tile.family {
-            Family::Cores => self.input == DType::F32,
+            Family::Cores => self.input == DType::F32 && !self.rounds_to_tf32,
+            // Few rows are bound by memory: tensor cores would win nothing, and fp32 is as fast.
             Family::Stream => {
                 let columns = if self.transpose_b { 32 } else { 128 };
                 self.input == DType::F32 && self.m <= 8 && !self.transpose_a && tile.extents[1] == columns
             }
-            Family::Mma => is_low && self.letters() != "tt" || self.input == DType::I8 && self.letters() == "nt",
+            Family::Mma => {
+                (is_low || self.rounds_to_tf32) && self.letters() != "tt" || self.input == DType::I8 && self.letters() == "nt"
+            }
             // Its image is for this one capability. The tensor memory engine wants stored rows at multiples of 16 bytes.
             Family::Wgmma => {
                 let aligned = self.leading().iter().all(|leading| leading.is_multiple_of(8));
@@ -166,13 +171,13 @@ impl Config {
     }
 
     pub fn kernel(&self, shape: &Shape) -> String {
-        let (input, letters) = (shape.input.name(), shape.letters());
+        let (input, letters) = (if shape.rounds_to_tf32 { "tf32" } else { shape.input.name() }, shape.letters());
         match self.family {
             Family::Cores => format!("gemm_f32_{letters}_{}", self.tile[0]),
             Family::Stream => format!("gemv_f32_{letters}"),
             Family::Wgmma => format!("gemm_wgmma_{input}_{letters}_{}", self.tile[1]),
             Family::Mma => {
-                let is_widened = shape.output == DType::F32 && shape.input != DType::I8;
+                let is_widened = shape.output == DType::F32 && matches!(shape.input, DType::Bf16 | DType::F16);
                 format!("gemm_{input}_{letters}_{}{}", self.tile[0], if is_widened { "_f32out" } else { "" })
             }
         }
@@ -255,6 +260,9 @@ pub(super) fn ranked(shape: &Shape, facts: &Facts) -> Vec<(Config, f64)> {
 pub(super) struct Bucket {
     pub input: DType,
     pub output: DType,
+    /// Absent in files of before there was such a product.
+    #[serde(default)]
+    pub rounds_to_tf32: bool,
     pub transpose_a: bool,
     pub transpose_b: bool,
     pub batch: usize,
@@ -265,9 +273,9 @@ pub(super) struct Bucket {
 
 impl Bucket {
     pub fn of(shape: &Shape) -> Bucket {
-        let Shape { m, n, k, batch, transpose_a, transpose_b, input, output } = *shape;
+        let Shape { m, n, k, batch, transpose_a, transpose_b, input, output, rounds_to_tf32 } = *shape;
         let [m, n, k, batch] = [m, n, k, batch].map(round);
-        Bucket { input, output, transpose_a, transpose_b, batch, m, n, k }
+        Bucket { input, output, rounds_to_tf32, transpose_a, transpose_b, batch, m, n, k }
     }
 }
 
@@ -406,7 +414,8 @@ mod tests {
     }
 
     fn square(n: usize, input: DType) -> Shape {
-        Shape { m: n, n, k: n, batch: 1, transpose_a: false, transpose_b: false, input, output: input }
+        let (m, k) = (n, n);
+        Shape { m, n, k, batch: 1, transpose_a: false, transpose_b: false, input, output: input, rounds_to_tf32: false }
     }
 
     fn kernel(shape: &Shape, capability: (u32, u32), multiprocessors: u32) -> (String, usize) {

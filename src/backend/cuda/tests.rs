@@ -90,7 +90,7 @@ fn one_value_alone_is_summed_over_ranks_between_launches() {
 fn a_device_is_measured_with_kernels_of_its_own() {
     let Some(machine) = Emulated::open(0) else { return };
     let peaks = super::peaks::peaks_of(&Cuda { machine: Arc::new(machine), choices: Arc::default() }).unwrap();
-    let rates = [peaks.copy_bytes_per_s, peaks.fp32_flops_per_s, peaks.bf16_flops_per_s];
+    let rates = [peaks.copy_bytes_per_s, peaks.fp32_flops_per_s, peaks.tf32_flops_per_s, peaks.bf16_flops_per_s];
     assert!(rates.iter().all(|rate| rate.is_finite() && *rate > 0.0), "{peaks:?}");
 }
 
@@ -175,16 +175,20 @@ fn every_configuration_of_a_product_is_right_on_ragged_shapes_in_every_layout() 
     let extents = [[1, 136, 200, 104], [1, 65, 131, 70], [2, 72, 48, 40], [1, 8, 136, 536]];
     let (f32, low) = ([(DType::F32, DType::F32)], [DType::Bf16, DType::F16]);
     let types = low.into_iter().flat_map(|low| [(low, low), (low, DType::F32)]).chain(f32);
+    let types = types.map(|(input, output)| (input, output, false)).chain([(DType::F32, DType::F32, true)]);
     // Through the driver it is the maps that are new, under the sanitizers the kernels of warpgroups.
     let few = std::env::var_os(THROUGH_THE_DRIVER).is_some() || std::env::var_os(SANITIZED).is_some();
     for [batch, m, n, k] in extents.into_iter().take(if few { 1 } else { 4 }) {
-        for (input, output) in types.clone().filter(|(input, output)| !few || input == output) {
+        for (input, output, rounds_to_tf32) in types.clone().filter(|(input, output, _)| !few || input == output) {
             for (transpose_a, transpose_b) in [(false, false), (false, true), (true, false), (true, true)] {
-                let shape = Shape { m, n, k, batch, transpose_a, transpose_b, input, output };
+                let shape = Shape { m, n, k, batch, transpose_a, transpose_b, input, output, rounds_to_tf32 };
                 for (config, cycles) in ranked(&shape, &facts) {
                     assert!(cycles.is_finite() && cycles > 0.0);
                     let error = product_error(&*machine, &shape, &config, &facts);
+                    let is_rounded = config.kernel(&shape).contains("tf32");
+                    assert!(!is_rounded || error > 1e-6, "{shape:?} by {config:?}: {error:e} is no error of tf32");
                     let tolerance = match output {
+                        DType::F32 if is_rounded => 4e-4,
                         DType::F32 => 1e-6,
                         DType::Bf16 => 1.0 / 256.0,
                         _ => 1.0 / 2048.0,
@@ -198,11 +202,12 @@ fn every_configuration_of_a_product_is_right_on_ragged_shapes_in_every_layout() 
     if few {
         return;
     }
-    // 8 + 2 entries in fp32; of the others, 3 layouts of 2 tiles of 2 outputs by warps, and of 2 widths by warpgroups.
+    // 8 + 2 entries in fp32, 3 layouts of 2 tiles in tf32; of the others, 3 layouts of 2 tiles of 2 outputs by warps, and of 2 widths by
+    // warpgroups.
     let whole = seen.iter().filter(|(_, is_split)| !is_split).count();
-    assert_eq!(whole, 8 + 2 + 2 * (3 * 2 * 2 + 3 * 2), "{seen:?}");
+    assert_eq!(whole, 8 + 2 + 3 * 2 + 2 * (3 * 2 * 2 + 3 * 2), "{seen:?}");
     let split = |start: &str| seen.iter().any(|(kernel, is_split)| *is_split && kernel.starts_with(start));
-    for start in ["gemm_f32_", "gemv_f32_", "gemm_bf16_", "gemm_f16_", "gemm_wgmma_bf16_", "gemm_wgmma_f16_"] {
+    for start in ["gemm_f32_", "gemv_f32_", "gemm_tf32_", "gemm_bf16_", "gemm_f16_", "gemm_wgmma_bf16_", "gemm_wgmma_f16_"] {
         assert!(split(start), "{start} was never split");
     }
 }

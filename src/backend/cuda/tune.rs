@@ -215,7 +215,8 @@ fn tune_product(machine: &dyn Machine, shape: &Shape, effort: &Effort) -> Result
         |((config, cycles), time): (&(Config, f64), &f64)| (config.kernel(shape), config.splits, cycles / candidates[0].1, *time);
     let Shape { m, n, k, batch, input, .. } = *shape;
     let of = if batch > 1 { format!("{batch} of ") } else { String::new() };
-    let product = format!("{of}{} {} {m} x {k} x {n}", input.name(), shape.letters());
+    let input = if shape.rounds_to_tf32 { "tf32" } else { input.name() };
+    let product = format!("{of}{input} {} {m} x {k} x {n}", shape.letters());
     let tuned = Tuned { product, candidates: rows.clone().map(row).collect(), kept };
     let times_s = rows.map(|((config, _), time)| (*config, *time)).filter(|(_, time)| time.is_finite()).collect();
     Ok((Measured { product: Bucket::of(shape), config: candidates[kept].0, times_s }, tuned))
@@ -316,7 +317,8 @@ mod tests {
     }
 
     fn shape(n: usize) -> Shape {
-        Shape { m: n, n, k: n, batch: 1, transpose_a: false, transpose_b: false, input: DType::F32, output: DType::F32 }
+        let (m, k, input, output) = (n, n, DType::F32, DType::F32);
+        Shape { m, n, k, batch: 1, transpose_a: false, transpose_b: false, input, output, rounds_to_tf32: false }
     }
 
     fn measured(n: usize, tile: usize) -> Measured {

@@ -15,6 +15,7 @@
 //! | `conv_pool` | [`conv_relu_pool`], [`conv_relu_pool_backward`]: conv + bias + ReLU + 2x2 max pool as one |
 //! | `pooling` | [`max_pool2d`], [`max_pool2d_backward`], [`global_average_pool`], [`global_average_pool_backward`] |
 //! | `elementwise` | [`unary`], [`unary_backward`], [`binary`], [`axpy`], [`column_sums`], [`row_sums`], [`cast`], [`all_finite`] |
+//! | `fp8` | [`round_fp8`]: emulated, bit for bit |
 //! | `layout` | [`transpose`], [`permute`] |
 //! | `rows` | [`softmax`], [`softmax_backward`], [`cross_entropy`], [`layer_norm`], [`layer_norm_backward`], [`embedding`], [`embedding_backward`], [`argmax_rows`] |
 //! | `optimizer` | [`Update`], [`update`] |
@@ -26,6 +27,7 @@
 mod conv;
 mod conv_pool;
 mod elementwise;
+mod fp8;
 mod gemm;
 mod int8;
 mod layout;
@@ -46,6 +48,7 @@ mod check;
 pub use conv::{Conv2d, conv2d, conv2d_grad_input, conv2d_grad_weight};
 pub use conv_pool::{DEAD, conv_relu_pool, conv_relu_pool_backward};
 pub use elementwise::{Binary, Broadcast, Unary, all_finite, axpy, binary, cast, column_sums, row_sums, unary, unary_backward};
+pub use fp8::round_fp8;
 pub use gemm::{Activation, Batch, Epilogue, Gemm, batched_gemm, gemm};
 pub use int8::{PackedInt8, int8_conv2d, int8_gemm, quantize_symmetric};
 pub use layout::{permute, transpose};
