@@ -2,10 +2,11 @@
 
 use advisor::{
     data::{DataSet, DataSource, Inputs, Part, gather},
+    graph::Program,
     models::{Size, find},
     record::{Candidate, OptimizerConfig, TrainConfig},
     strategy::{Tensor, Weights},
-    train::{Predictor, Team, Trainer, training_program},
+    train::{Predictor, Team, Trainer, training_program, training_programs},
     vocab::{Augmentation, Compression, Device, InitKind, Layout, Metric, OptimizerKind, Phase, Precision, Schedule, Vocabulary},
 };
 use serde_json::Value;
@@ -190,6 +191,11 @@ fn every_layout_has_the_loss_and_gradients_of_one_rank_on_every_model() {
         "gpipe=2",
         "gpipe=3",
         "dp=2,pp=2",
+        "tp=2,pp=2",
+        "tp=3,gpipe=2",
+        "recompute",
+        "dp=2,recompute",
+        "tp=2,pp=2,recompute",
     ];
     for model in ["simple-cnn", "mlp", "transformer"] {
         let set = if model == "transformer" { &texts } else { &images };
@@ -215,6 +221,37 @@ fn every_layout_has_the_loss_and_gradients_of_one_rank_on_every_model() {
 }
 
 #[test]
+fn activations_that_are_computed_again_change_no_bit_and_need_less_memory() {
+    let (images, texts) = (mnist(), texts());
+    for model in ["simple-cnn", "mlp", "transformer"] {
+        let set = if model == "transformer" { &texts } else { &images };
+        let config = config(OptimizerKind::Adam, 0.002, 24);
+        for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
+            for (layout, again) in [("single", "recompute"), ("pp=2", "pp=2,recompute"), ("gpipe=3", "gpipe=3,recompute")] {
+                let plain = trained(model, set, precision, layout, &config, 3);
+                assert_eq!(plain, trained(model, set, precision, again, &config, 3), "{model} {precision:?} {again}");
+            }
+        }
+    }
+    let forward = (find("transformer").unwrap().build)(&Size { batch: 24, row: texts.row, classes: 2 }).unwrap();
+    let config = config(OptimizerKind::Sgd, 0.1, 24);
+    for (layout, again) in [("single", "recompute"), ("pp=2", "pp=2,recompute"), ("gpipe=2", "gpipe=2,recompute")] {
+        let figures = |layout: &str| {
+            let layout: Layout = layout.parse().unwrap();
+            let pieces = if layout.pipeline_ranks() > 1 { 8 } else { 1 };
+            let parts = training_programs(&forward, pieces, Precision::Fp32, &config, layout).unwrap();
+            let slots = |program: &Program| program.slots.iter().filter(|slot| !slot.persistent).map(|slot| slot.bytes).sum();
+            let transient: Vec<usize> = parts.iter().map(|(part, _)| slots(&part.program)).collect();
+            (transient, parts.iter().map(|(part, _)| part.program.work().flops.0).sum::<u64>())
+        };
+        let ((before, work), (after, more_work)) = (figures(layout), figures(again));
+        println!("{again}: {after:?} bytes instead of {before:?}, {more_work} FLOPs instead of {work}");
+        // The first stage has the most under way.
+        assert!(after[0] < before[0] && work < more_work && more_work < work * 4 / 3, "{again}");
+    }
+}
+
+#[test]
 fn layouts_train_alike_in_every_precision_and_with_every_state() {
     let set = mnist();
     for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
@@ -222,7 +259,7 @@ fn layouts_train_alike_in_every_precision_and_with_every_state() {
             let config = config(kind, 0.002, 60);
             let (losses, _) = trained("simple-cnn", &set, precision, "single", &config, 20);
             assert!(losses[19] < losses[0], "{losses:?}");
-            for layout in ["zero=2", "tp=2", "zero=3,tp=2", "pp=2", "dp=2,gpipe=2"] {
+            for layout in ["zero=2", "tp=2", "zero=3,tp=2", "pp=2", "dp=2,gpipe=2", "tp=2,pp=2", "zero=2,recompute"] {
                 let parts_are_rounded = precision != Precision::Fp32 && layout.contains("tp");
                 // Parts of a product are rounded before they are summed; Adam's first steps go by the signs of such sums.
                 let tolerance = match (parts_are_rounded, kind) {

@@ -158,7 +158,9 @@ fn apply_updates(
         }
     }
     let all: Vec<ValueId> = waiting.iter().map(|(one, part)| part.map_or(one.gradient, |part| part.gradient)).collect();
-    let mut finite = if scale.is_some() { Some(graph.apply(Op::AllFinite, &all)?) } else { None };
+    // A stage without parameters has no gradient that could be wrong, and takes part with what is always finite.
+    let watched = if all.is_empty() { loss_scale.into_iter().collect() } else { all };
+    let mut finite = if scale.is_some() { Some(graph.apply(Op::AllFinite, &watched)?) } else { None };
     // Ranks that see other gradients must skip the same steps.
     if let Some(flag) = finite.as_mut().filter(|_| shared_out || layout.parts() > 1) {
         *flag = graph.apply(Op::Exchange(Exchange::EveryRank), &[*flag])?;
