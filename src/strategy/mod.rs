@@ -29,7 +29,7 @@ pub use pipeline::{Stage, Task, Unrolled, cut_stages, schedule};
 pub use precision::{LowPrecision, to_storage};
 pub use prune::{prune, use_two_four};
 pub use quantize::{Calibration, quantize, watch_inputs};
-pub use recompute::{ForwardPass, recompute};
+pub use recompute::{Passes, recompute};
 pub use tensor::{Shards, split_tensor};
 pub use weights::{Tensor, Weights};
 

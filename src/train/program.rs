@@ -8,9 +8,9 @@ use crate::{
     graph::{Binary, Exchange, Graph, Op, OptimizerStep, Program, ValueId, differentiate, differentiate_from, fuse, lower},
     record::TrainConfig,
     strategy::{
-        BUCKET_BYTES, Calibration, ForwardPass, Part, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped, Weights,
-        cut_stages, prune, quantize, recompute, scatter_gradients, schedule, split_tensor, start_reduces, to_storage,
-        update_part, use_two_four, warp_input,
+        BUCKET_BYTES, Calibration, Part, Passes, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped, Weights, cut_stages,
+        prune, quantize, recompute, scatter_gradients, schedule, split_tensor, start_reduces, to_storage, update_part,
+        use_two_four, warp_input,
     },
     vocab::{Compression, DType, Layout, Precision, Pruning, Quantization},
 };
@@ -87,7 +87,7 @@ pub fn training_program(
     let low = to_storage(forward, precision.storage())?;
     let copies = low.copies;
     let mut graph = fuse(low.graph, true);
-    let pass = ForwardPass { nodes: 0..graph.nodes.len(), is_followed: true, under_way: 1 };
+    let forward_nodes = 0..graph.nodes.len();
     let logits = graph.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
     let rows = graph.shape(logits)[0];
     let labels = graph.input("labels", &[rows], DType::I32);
@@ -110,13 +110,13 @@ pub fn training_program(
         }
         trained.push(Trained { parameter: *parameter, gradient, copy: copy_of(*parameter) });
     }
-    if layout.recomputes() {
-        recompute(&mut graph, &pass, backward)?;
-    }
     apply_updates(&mut graph, trained, config, layout, scale, loss)?;
     // Logits were an output for autodiff's sake; a training step needs the loss alone.
     graph.outputs.clear();
     graph.mark_output("loss", loss);
+    if layout.recomputes() {
+        recompute(&mut graph, &[Passes { forward: forward_nodes, backward, is_followed: true }])?;
+    }
     let x = graph.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
     let (x, maps) = augmented(&mut graph, vec![x], config)?;
     Ok(TrainingProgram { program: lower(&graph), x, maps, labels: vec![labels], loss: Some(loss), scale })
@@ -248,7 +248,7 @@ fn stage_program(
     // Of each micro-batch its input, its result, and where its forward pass stands.
     let mut under_way: HashMap<usize, (ValueId, ValueId, Range<usize>)> = HashMap::new();
     let mut sums: Vec<Option<ValueId>> = vec![None; owned.len()];
-    let most_under_way = most_under_way(tasks);
+    let mut passes = Vec::new();
     for (at, task) in tasks.iter().enumerate() {
         match *task {
             Task::Forward(piece) => {
@@ -303,11 +303,8 @@ fn stage_program(
                     let dx = gradients.of(input).ok_or(TrainError::NoOutput { name: "gradient of a stage's input" })?;
                     unrolled.send(dx, false)?;
                 }
-                if layout.recomputes() {
-                    let is_followed = at > 0 && tasks[at - 1] == Task::Forward(piece);
-                    let pass = ForwardPass { nodes, is_followed, under_way: most_under_way };
-                    recompute(&mut unrolled.graph, &pass, backward)?;
-                }
+                let is_followed = at > 0 && tasks[at - 1] == Task::Forward(piece);
+                passes.push(Passes { forward: nodes, backward, is_followed });
             }
         }
     }
@@ -322,21 +319,11 @@ fn stage_program(
     if let Some(loss) = loss {
         graph.mark_output("loss", loss);
     }
+    if layout.recomputes() {
+        recompute(&mut graph, &passes)?;
+    }
     let (x, maps) = augmented(&mut graph, x, config)?;
     Ok(TrainingProgram { program: lower(&graph), x, maps, labels, loss, scale })
-}
-
-/// Most micro-batches that have gone forward and not back.
-fn most_under_way(tasks: &[Task]) -> usize {
-    let mut now = 0;
-    let after = tasks.iter().map(|task| {
-        match task {
-            Task::Forward(_) => now += 1,
-            Task::Backward(_) => now -= 1,
-        }
-        now
-    });
-    after.max().unwrap_or(0)
 }
 
 /// The inputs of a step whose images are changed as `config` asks, and the maps; texts stay as they are.
