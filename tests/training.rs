@@ -8,8 +8,8 @@ use advisor::{
     strategy::{Tensor, Weights, prune, prune_once},
     train::{Predictor, Team, Trainer, initial_weights, optimizer_step, training_program, training_programs, tuner},
     vocab::{
-        Augmentation, Compression, DType, Device, InitKind, Layout, Metric, OptimizerKind, Pattern, Phase, Precision, Pruning, RowKind,
-        Schedule, Tuning, Vocabulary,
+        Augmentation, Compression, DType, Device, InitKind, Layout, Metric, OptimizerKind, Pattern, Phase, Precision, Pruning,
+        RowKind, Schedule, Tuning, Vocabulary,
     },
 };
 use serde_json::Value;
@@ -236,7 +236,7 @@ fn activations_that_are_computed_again_change_no_bit_and_need_less_memory() {
             }
         }
     }
-    let forward = (find("transformer").unwrap().build)(&Size { batch: 24, row: texts.row, classes: 2 }).unwrap();
+    let forward = (find("transformer").unwrap().build)(&Size { batch: 96, row: texts.row, classes: 2 }).unwrap();
     let config = config(OptimizerKind::Sgd, 0.1, 24);
     for (layout, again) in [("single", "recompute"), ("pp=2", "pp=2,recompute"), ("gpipe=2", "gpipe=2,recompute")] {
         let figures = |layout: &str| {

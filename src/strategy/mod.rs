@@ -38,7 +38,7 @@ pub use pipeline::{Stage, Task, Unrolled, cut_stages, schedule};
 pub use precision::{IN_FP32, InFp32, LowPrecision, NOT_FP8, NotFp8, to_storage};
 pub use prune::{prune, prune_magnitude, prune_once};
 pub use quantize::{Calibration, quantize, watch_inputs};
-pub use recompute::{ForwardPass, recompute};
+pub use recompute::{Passes, recompute};
 pub use tensor::{Shards, split_tensor};
 pub use weights::{Tensor, Weights};
 

@@ -8,8 +8,8 @@ use crate::{
     graph::{Binary, Exchange, Graph, Op, OptimizerStep, Program, ValueId, differentiate, differentiate_from, fuse, lower},
     record::TrainConfig,
     strategy::{
-        BUCKET_BYTES, Calibration, ForwardPass, LowPrecision, Part, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped,
-        Weights, append_scaling, cut_stages, input_scales, mask_gradients, prune, quantize, recompute, round_inputs, round_products,
+        BUCKET_BYTES, Calibration, LowPrecision, Part, Passes, Shards, Stage, Task, Tensor, Trained, Unrolled, Warped, Weights,
+        append_scaling, cut_stages, input_scales, mask_gradients, prune, quantize, recompute, round_inputs, round_products,
         round_weights, rounded_weights, scatter_gradients, schedule, split_tensor, start_reduces, to_storage, update_part,
         warp_input,
     },
@@ -112,7 +112,7 @@ pub fn masked_training_program(
 ) -> Result<TrainingProgram, TrainError> {
     let ranks = layout.data_ranks();
     let LowPrecision { mut graph, copies } = narrowed(forward, precision)?;
-    let pass = ForwardPass { nodes: 0..graph.nodes.len(), is_followed: true, under_way: 1 };
+    let forward_nodes = 0..graph.nodes.len();
     let logits = graph.output("logits").ok_or(TrainError::NoOutput { name: "logits" })?;
     let rows = graph.shape(logits)[0];
     let labels = graph.input("labels", &[rows], DType::I32);
@@ -135,14 +135,14 @@ pub fn masked_training_program(
         }
         trained.push(Trained { parameter: *parameter, gradient, copy: copy_of(*parameter) });
     }
-    if layout.recomputes() {
-        recompute(&mut graph, &pass, backward)?;
-    }
     mask_gradients(&mut graph, &mut trained, masked)?;
     apply_updates(&mut graph, trained, config, layout, scale, loss)?;
     // Logits were an output for autodiff's sake; a training step needs the loss alone.
     graph.outputs.clear();
     graph.mark_output("loss", loss);
+    if layout.recomputes() {
+        recompute(&mut graph, &[Passes { forward: forward_nodes, backward, is_followed: true }])?;
+    }
     let x = graph.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
     let (x, maps) = augmented(&mut graph, vec![x], config)?;
     Ok(TrainingProgram { program: lowered_for(&graph, precision), x, maps, labels: vec![labels], loss: Some(loss), scale })
@@ -276,7 +276,7 @@ fn stage_program(
     // Of each micro-batch its input, its result, and where its forward pass stands.
     let mut under_way: HashMap<usize, (ValueId, ValueId, Range<usize>)> = HashMap::new();
     let mut sums: Vec<Option<ValueId>> = vec![None; owned.len()];
-    let most_under_way = most_under_way(tasks);
+    let mut passes = Vec::new();
     for (at, task) in tasks.iter().enumerate() {
         match *task {
             Task::Forward(piece) => {
@@ -331,11 +331,8 @@ fn stage_program(
                     let dx = gradients.of(input).ok_or(TrainError::NoOutput { name: "gradient of a stage's input" })?;
                     unrolled.send(dx, false)?;
                 }
-                if layout.recomputes() {
-                    let is_followed = at > 0 && tasks[at - 1] == Task::Forward(piece);
-                    let pass = ForwardPass { nodes, is_followed, under_way: most_under_way };
-                    recompute(&mut unrolled.graph, &pass, backward)?;
-                }
+                let is_followed = at > 0 && tasks[at - 1] == Task::Forward(piece);
+                passes.push(Passes { forward: nodes, backward, is_followed });
             }
         }
     }
@@ -350,21 +347,11 @@ fn stage_program(
     if let Some(loss) = loss {
         graph.mark_output("loss", loss);
     }
+    if layout.recomputes() {
+        recompute(&mut graph, &passes)?;
+    }
     let (x, maps) = augmented(&mut graph, x, config)?;
     Ok(TrainingProgram { program: lowered_for(&graph, precision), x, maps, labels, loss, scale })
-}
-
-/// Most micro-batches that have gone forward and not back.
-fn most_under_way(tasks: &[Task]) -> usize {
-    let mut now = 0;
-    let after = tasks.iter().map(|task| {
-        match task {
-            Task::Forward(_) => now += 1,
-            Task::Backward(_) => now -= 1,
-        }
-        now
-    });
-    after.max().unwrap_or(0)
 }
 
 /// The inputs of a step whose images are changed as `config` asks, and the maps; texts stay as they are.
