@@ -1,13 +1,33 @@
-//! Communication between ranks that are threads of one process.
+//! Communication between ranks: threads of one process, or processes that a launcher started.
 //!
-//! `ThreadGroup` makes one `ThreadMember` a rank. A sum is added in the order of ranks, so every rank ends with the same bits. A member
+//! | file | what |
+//! | --- | --- |
+//! | `mod` | ranks that are threads, and where ranks live |
+//! | `launch` | whether `mpirun` or `srun` started this process |
+//! | `library` | the door to MPI, and all `unsafe` of it |
+//! | `world` | the processes of a launch: signs of life, orders and answers |
+//! | `process` | one rank of a layout whose ranks are processes |
+//!
+//! `thread_group` makes one `ThreadMember` a rank. A sum is added in the order of ranks, so every rank ends with the same bits. A member
 //! that is dropped frees the others with an error instead of leaving them waiting.
 
+mod launch;
+// A foreign library is called by address.
+#[allow(unsafe_code)]
+mod library;
+mod process;
 mod sums;
+mod world;
+
+pub use launch::Launch;
+pub use library::MpiError;
+pub use process::Seat;
+pub use world::World;
 
 use crate::{
     backend::{Collective, CollectiveError, OverlappedSums},
     units::Seconds,
+    vocab::Layout,
 };
 use std::{
     collections::VecDeque,
@@ -21,6 +41,82 @@ use sums::Sums;
 
 /// Turns of spinning before a rank sleeps: about 20 us, the gap between ranks that do equal work.
 const SPINS: usize = 2_000;
+
+/// What ranks do beside the exchanges of their programs.
+pub trait Communicator: Collective {
+    /// Waits until every rank is here.
+    fn barrier(&self) -> Result<(), CollectiveError>;
+    /// Frees all others, for good: what they wait for, now or later, ends with `CollectiveError::Left`.
+    fn leave(&self);
+}
+
+/// The groups of one rank of a layout.
+#[derive(Clone)]
+pub struct Membership {
+    /// Among all ranks of the layout.
+    pub number: usize,
+    pub all: Arc<dyn Communicator>,
+    /// Ranks with the same part of the model.
+    pub data: Arc<dyn Communicator>,
+    /// Ranks with the same rows and other parts of the same layers.
+    pub tensor: Arc<dyn Communicator>,
+    /// Ranks with the same rows and other layers.
+    pub pipeline: Arc<dyn Communicator>,
+}
+
+/// Where the ranks of a layout live.
+#[derive(Clone, Default)]
+pub enum Place {
+    /// All in this process.
+    #[default]
+    Threads,
+    /// One of them in this process, the others in processes like it.
+    Process(Arc<Seat>),
+}
+
+impl Place {
+    /// Those ranks of a layout that live in this process.
+    pub fn members(&self, layout: Layout) -> Vec<Membership> {
+        match self {
+            Place::Process(seat) => vec![seat.membership()],
+            Place::Threads => thread_members(layout),
+        }
+    }
+
+    /// What each process has given, in the order of ranks; only one's own where all ranks are threads of this one.
+    pub fn share(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        match self {
+            Place::Process(seat) => seat.share(&bytes),
+            Place::Threads => Ok(vec![bytes]),
+        }
+    }
+
+    /// Whether rank 0 lives here.
+    pub fn is_first(&self) -> bool {
+        match self {
+            Place::Process(seat) => seat.number() == 0,
+            Place::Threads => true,
+        }
+    }
+}
+
+fn thread_members(layout: Layout) -> Vec<Membership> {
+    let group = |ranks: usize| -> Vec<Arc<dyn Communicator>> {
+        thread_group(ranks).into_iter().map(|member| -> Arc<dyn Communicator> { Arc::new(member) }).collect()
+    };
+    let data: Vec<_> = (0..layout.parts()).map(|_| group(layout.data_ranks())).collect();
+    // Ranks with parts of the same layers, and ranks with the same part of other layers.
+    let groups = |ranks: usize| (0..layout.ranks() / ranks).map(|_| group(ranks)).collect::<Vec<_>>();
+    let (tensor, pipeline) = (groups(layout.tensor_ranks()), groups(layout.pipeline_ranks()));
+    let member = |(number, all): (usize, Arc<dyn Communicator>)| {
+        let (share, part) = layout.place(number);
+        let (stage, piece) = layout.part_place(part);
+        let tensor = tensor[share * layout.pipeline_ranks() + stage][piece].clone();
+        let pipeline = pipeline[share * layout.tensor_ranks() + piece][stage].clone();
+        Membership { number, all, data: data[part][share].clone(), tensor, pipeline }
+    };
+    group(layout.ranks()).into_iter().enumerate().map(member).collect()
+}
 
 struct Group {
     ranks: usize,
@@ -145,11 +241,6 @@ pub fn thread_group(ranks: usize) -> Vec<ThreadMember> {
 }
 
 impl ThreadMember {
-    /// Waits until every rank is here.
-    pub fn barrier(&self) -> Result<(), CollectiveError> {
-        self.group.gate.pass()
-    }
-
     /// Notes that this rank has waited since `start` for others to begin.
     fn note_wait(&self, start: Instant) {
         // One rank adds, others only look.
@@ -163,9 +254,14 @@ impl ThreadMember {
         self.note_wait(start);
         passed
     }
+}
 
-    /// Frees all others, for good: what they wait for, now or later, ends with `CollectiveError::Left`.
-    pub fn leave(&self) {
+impl Communicator for ThreadMember {
+    fn barrier(&self) -> Result<(), CollectiveError> {
+        self.group.gate.pass()
+    }
+
+    fn leave(&self) {
         self.group.gate.leave(self.rank);
         for mailbox in &self.group.mail {
             // Nobody is between looking and waiting while the lock is held.

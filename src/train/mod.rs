@@ -5,6 +5,7 @@
 //! | `apart` | steps with a clock around each of their parts |
 //! | `feed` | rows of a data set into a session |
 //! | `program` | a forward graph, a precision and a compression to a runnable `Program` |
+//! | `shared` | results of a rank as bytes, for ranks in other processes |
 //! | `team` | the ranks of a layout, each with its session |
 //! | `trainer` | the training loop, seed by seed or step by step |
 //! | `predictor` | answers for rows; calibration |
@@ -17,6 +18,7 @@ mod init;
 mod loss_scale;
 mod predictor;
 mod program;
+mod shared;
 mod step_bench;
 mod team;
 mod trainer;
@@ -29,8 +31,9 @@ pub use predictor::{CALIBRATION_ROWS, Predictor, calibrate};
 pub use program::{
     InferenceProgram, TrainingProgram, inference_program, inference_programs, optimizer_step, training_program, training_programs,
 };
+pub use shared::Shared;
 pub use step_bench::StepBench;
-pub use team::{Rank, StepTimes, Team};
+pub use team::{Rank, StepTimes, Team, lead};
 pub use trainer::{Trainer, scaled_rate};
 
 use crate::{
@@ -61,6 +64,8 @@ pub enum TrainError {
     NoOutput { name: &'static str },
     #[error("a rank stopped: {0}")]
     Panic(String),
+    #[error("another rank sent what is no result of this step: are all processes of the same version?")]
+    Garbled,
 }
 
 /// The tensor of `weights` that belongs to a program's value, low-precision copies included (`fc1.weight.bf16` is `fc1.weight`).

@@ -186,7 +186,7 @@ impl Ready {
             Doing::Train(trainer) => {
                 let times = trainer.steps(count)?;
                 // Losses of timed steps are nobody's result.
-                trainer.take_losses();
+                trainer.drop_losses();
                 Ok(times)
             }
             Doing::Infer(predictor) => predictor.steps(&self.set.test, count),
@@ -313,7 +313,7 @@ impl Ready {
             Doing::Train(trainer) => trainer.team(),
             Doing::Infer(predictor) => predictor.team(),
         };
-        let of_ranks = team.sessions().zip(&steps).map(|(session, steps)| rank_split(session.program(), steps, pace, balance));
+        let of_ranks = steps.iter().enumerate().map(|(rank, steps)| rank_split(team.program(rank), steps, pace, balance));
         let time_split = over_ranks(&of_ranks.collect::<Vec<_>>());
         self.notes.extend(remark(&time_split));
         let of_op = |k: usize, of: fn(&OpTime) -> Seconds| {
