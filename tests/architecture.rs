@@ -24,7 +24,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("strategy", &["units", "vocab", "data", "graph"]),
     ("backend", &["units", "stats", "vocab", "graph"]),
     ("comm", &["units", "vocab", "backend"]),
-    ("measure", &["units", "vocab", "record", "stats", "graph", "backend"]),
+    ("measure", &["units", "vocab", "record", "stats", "graph", "backend", "comm"]),
     ("models", &["units", "vocab", "graph"]),
     (
         "train",

@@ -7,10 +7,10 @@ use advisor::{
     comm::Place,
     data::{DataSet, DataSource, Inputs, Part, gather},
     models::{Size, find},
-    record::{Candidate, OptimizerConfig, TrainConfig},
+    record::{Candidate, TrainConfig},
     strategy::{Tensor, Weights},
     train::{Predictor, Team, Trainer, training_program},
-    vocab::{Augmentation, Compression, Device, InitKind, Layout, Metric, OptimizerKind, Phase, Precision, Schedule, Vocabulary},
+    vocab::{Augmentation, Compression, Device, InitKind, Layout, Metric, OptimizerKind, Phase, Precision, Vocabulary},
 };
 use layouts::{LAYOUTS, OneRank, candidate, config, mnist, texts, trained};
 use serde_json::Value;

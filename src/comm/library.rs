@@ -28,8 +28,12 @@ pub enum MpiError {
     Launcher { started: usize, known: usize, library: String },
     #[error("rank {rank} on `{host}` gave no sign of life for {seconds:.0} s")]
     Silent { rank: usize, host: String, seconds: f64 },
+    #[error("a message between processes of this launch is none that is known ({0}): are all of the same version?")]
+    Order(String),
     #[error("MPI gave no communicator to a process that belongs to it")]
     NoGroup,
+    #[error("MPI waited for {seconds:.0} s for a rank to make a group with: a process of the launch hangs")]
+    Stuck { seconds: f64 },
     #[error("{0} elements are more than one MPI call takes")]
     TooLong(usize),
 }

@@ -51,7 +51,7 @@ struct Link {
 impl Link {
     fn stop(&self) -> Option<CollectiveError> {
         match self.left.load(Ordering::Acquire) {
-            0 => self.world.trouble().map(CollectiveError::from),
+            0 => self.world.trouble_among(self.ranks).map(CollectiveError::from),
             rank => Some(CollectiveError::Left { rank: rank - 1, ranks: self.ranks }),
         }
     }
@@ -85,6 +85,16 @@ impl Seat {
 
     pub fn number(&self) -> usize {
         self.number
+    }
+
+    /// The host of each rank of the layout.
+    pub fn hosts(&self) -> &[String] {
+        &self.members[0].link.world.hosts()[..self.members[0].link.ranks]
+    }
+
+    /// What the library says of itself.
+    pub fn library(&self) -> &str {
+        self.members[0].link.world.version()
     }
 
     pub(super) fn membership(&self) -> Membership {
@@ -123,7 +133,7 @@ impl Seat {
         for member in members {
             let Ok(ProcessMember { comm, link, sent }) = Arc::try_unwrap(member) else { continue };
             let sent = sent.into_inner().unwrap_or_else(PoisonError::into_inner);
-            sent.into_iter().try_for_each(|message| finish(message, || link.world.trouble()).map(drop))?;
+            sent.into_iter().try_for_each(|message| finish(message, || link.world.trouble_among(link.ranks)).map(drop))?;
             comm.free()?;
         }
         Ok(())

@@ -16,6 +16,7 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc::{RecvTimeoutError, channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -51,9 +52,11 @@ pub(super) struct Shared {
     cores: Vec<usize>,
     version: String,
     patience: Duration,
-    /// The first rank that fell silent.
-    is_silent: AtomicBool,
-    silent: Mutex<Option<MpiError>>,
+    /// Told when MPI itself waits for a rank that does not come: then this process can do no more, and should end.
+    on_stuck: Box<dyn Fn(&MpiError) + Send + Sync>,
+    /// Ranks that fell silent.
+    is_any_silent: AtomicBool,
+    silent: Mutex<Vec<usize>>,
     /// Of each open slot, 1 + the number of the rank that left it; 0 while all are there.
     left: Mutex<HashMap<u32, Arc<AtomicUsize>>>,
     /// Slots that this process has left, to be told.
@@ -104,8 +107,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl World {
-    /// Joins the others. A rank without a sign of life for `patience` is given up.
-    pub fn join(launch: &Launch, patience: Duration) -> Result<World, MpiError> {
+    /// Joins the others. A rank without a sign of life for `patience` is given up. `on_stuck` is called, on a thread of its own, where MPI
+    /// does not come back for so long: it waits for a rank, polling, and cannot be told to stop.
+    pub fn join(
+        launch: &Launch,
+        patience: Duration,
+        on_stuck: impl Fn(&MpiError) + Send + Sync + 'static,
+    ) -> Result<World, MpiError> {
         let library = Arc::new(Library::open(&launch.libraries)?);
         unbind();
         let world = library.start()?;
@@ -139,8 +147,9 @@ impl World {
             control,
             beats,
             patience,
-            is_silent: AtomicBool::new(false),
-            silent: Mutex::new(None),
+            on_stuck: Box::new(on_stuck),
+            is_any_silent: AtomicBool::new(false),
+            silent: Mutex::default(),
             left: Mutex::default(),
             notices: Mutex::default(),
             is_ending: AtomicBool::new(false),
@@ -177,24 +186,24 @@ impl World {
 
     /// Why no more can be done together: a rank that fell silent.
     pub fn trouble(&self) -> Option<MpiError> {
-        self.shared.trouble()
+        self.shared.trouble_among(self.size())
     }
 
     /// Hands a text to another rank, which must `hear` it.
     pub fn tell(&self, to: usize, text: &str) -> Result<(), MpiError> {
         let control = &self.shared.control;
         let length = (text.len() as u64).to_le_bytes().to_vec();
-        finish(control.send(to, LENGTH, length)?, || self.trouble())?;
-        finish(control.send(to, TEXT, text.as_bytes().to_vec())?, || self.trouble())?;
+        finish(control.send(to, LENGTH, length)?, || self.shared.trouble_with(to))?;
+        finish(control.send(to, TEXT, text.as_bytes().to_vec())?, || self.shared.trouble_with(to))?;
         Ok(())
     }
 
     /// Waits for the next text of another rank.
     pub fn hear(&self, from: usize) -> Result<String, MpiError> {
         let control = &self.shared.control;
-        let (length, _) = finish(control.receive::<u8>(from, LENGTH, 8)?, || self.trouble())?;
+        let (length, _) = finish(control.receive::<u8>(from, LENGTH, 8)?, || self.shared.trouble_with(from))?;
         let length = u64::from_le_bytes(length.try_into().expect("eight bytes were asked for"));
-        let (text, _) = finish(control.receive::<u8>(from, TEXT, length as usize)?, || self.trouble())?;
+        let (text, _) = finish(control.receive::<u8>(from, TEXT, length as usize)?, || self.shared.trouble_with(from))?;
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
@@ -202,7 +211,16 @@ impl World {
     /// MPI itself waits for them here, and can not be told to stop.
     pub fn seat(&self, slot: u32, layout: Layout) -> Result<Option<Arc<Seat>>, MpiError> {
         let left = lock(&self.shared.left).entry(slot).or_default().clone();
-        Seat::take(&self.shared, slot, left, layout)
+        let (done, is_done) = channel::<()>();
+        let watched = self.shared.clone();
+        std::thread::spawn(move || {
+            if is_done.recv_timeout(watched.patience) == Err(RecvTimeoutError::Timeout) {
+                (watched.on_stuck)(&MpiError::Stuck { seconds: watched.patience.as_secs_f64() });
+            }
+        });
+        let seat = Seat::take(&self.shared, slot, left, layout);
+        drop(done);
+        seat
     }
 
     /// Gives the groups of a slot back; all must do so. Those of a candidate that failed are kept: something may be under way on them.
@@ -222,8 +240,15 @@ impl World {
             pulse.thread().unpark();
             pulse.join().ok();
         }
-        if shared.trouble().is_some() || shared.library.finalize().is_err() {
-            shared.library.abort(code);
+        match shared.trouble_among(shared.world.size) {
+            None => {
+                if shared.library.finalize().is_err() {
+                    shared.library.abort(code);
+                }
+            }
+            // Rank 0 ends all with its own code.
+            Some(_) if shared.world.rank > 0 => std::thread::sleep(shared.patience),
+            Some(_) => shared.library.abort(code),
         }
     }
 
@@ -238,8 +263,28 @@ impl Shared {
         &self.world
     }
 
-    pub fn trouble(&self) -> Option<MpiError> {
-        if self.is_silent.load(Ordering::Acquire) { lock(&self.silent).clone() } else { None }
+    pub fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The first rank below `ranks` that fell silent.
+    pub fn trouble_among(&self, ranks: usize) -> Option<MpiError> {
+        if !self.is_any_silent.load(Ordering::Acquire) {
+            return None;
+        }
+        let rank = lock(&self.silent).iter().copied().filter(|rank| *rank < ranks).min()?;
+        let host = self.hosts.get(rank).cloned().unwrap_or_default();
+        Some(MpiError::Silent { rank, host, seconds: self.patience.as_secs_f64() })
+    }
+
+    pub fn trouble_with(&self, rank: usize) -> Option<MpiError> {
+        let is_silent = self.is_any_silent.load(Ordering::Acquire) && lock(&self.silent).contains(&rank);
+        let host = self.hosts.get(rank).cloned().unwrap_or_default();
+        is_silent.then_some(MpiError::Silent { rank, host, seconds: self.patience.as_secs_f64() })
     }
 
     /// Tells the others that this process has left a slot.
@@ -248,10 +293,11 @@ impl Shared {
     }
 
     fn give_up(&self, rank: usize) {
-        let host = self.hosts.get(rank).cloned().unwrap_or_default();
-        let seconds = self.patience.as_secs_f64();
-        lock(&self.silent).get_or_insert(MpiError::Silent { rank, host, seconds });
-        self.is_silent.store(true, Ordering::Release);
+        let mut silent = lock(&self.silent);
+        if !silent.contains(&rank) {
+            silent.push(rank);
+        }
+        self.is_any_silent.store(true, Ordering::Release);
     }
 }
 
@@ -271,14 +317,15 @@ struct Pulse<'w> {
     awaited: Vec<(usize, Option<Pending<u8>>)>,
     seen: Vec<Instant>,
     sent: Vec<Pending<u8>>,
-    has_told_silence: bool,
+    /// Ranks whose silence was told.
+    told: Vec<usize>,
 }
 
 impl<'w> Pulse<'w> {
     fn new(shared: &'w Shared) -> Pulse<'w> {
         let others = (0..shared.world.size).filter(|rank| *rank != shared.world.rank);
         let awaited = others.map(|rank| (rank, shared.beats.receive(rank, 0, SIGN).ok())).collect();
-        Pulse { shared, awaited, seen: vec![Instant::now(); shared.world.size], sent: Vec::new(), has_told_silence: false }
+        Pulse { shared, awaited, seen: vec![Instant::now(); shared.world.size], sent: Vec::new(), told: Vec::new() }
     }
 
     fn run(mut self) {
@@ -304,7 +351,7 @@ impl<'w> Pulse<'w> {
                     has_said_bye = true;
                 }
                 let all_gone = self.awaited.iter().all(|(_, sign)| sign.is_none()) && self.sent.is_empty();
-                if all_gone || self.shared.trouble().is_some() {
+                if all_gone || self.shared.trouble_among(self.shared.world.size).is_some() {
                     return;
                 }
             }
@@ -345,11 +392,12 @@ impl<'w> Pulse<'w> {
     fn judge(&mut self) {
         let own = self.shared.world.rank;
         let watched = self.awaited.iter().filter(|(rank, sign)| sign.is_some() && (own == 0 || *rank == 0));
-        let silent = watched.map(|(rank, _)| *rank).find(|rank| self.seen[*rank].elapsed() > self.shared.patience);
-        if let Some(rank) = silent {
+        let silent = watched.map(|(rank, _)| *rank).filter(|rank| self.seen[*rank].elapsed() > self.shared.patience);
+        let news: Vec<usize> = silent.filter(|rank| !self.told.contains(rank)).collect();
+        for rank in news {
+            self.told.push(rank);
             self.shared.give_up(rank);
-            if !self.has_told_silence && own == 0 {
-                self.has_told_silence = true;
+            if own == 0 {
                 self.tell_all(SILENT, rank as u32);
             }
         }

@@ -13,7 +13,10 @@ pub(super) fn feed(session: &mut dyn Session, x: ValueId, part: &Part, rows: &[u
     match &part.inputs {
         Inputs::Images(images) => feed_f32(session, x, |batch| gather(images, elements, rows, batch)),
         Inputs::Tokens(tokens) => match session.host_i32(x) {
-            Some(batch) => Ok(gather_tokens(tokens, elements, rows, batch)),
+            Some(batch) => {
+                gather_tokens(tokens, elements, rows, batch);
+                Ok(())
+            }
             None => {
                 let mut batch = vec![0; rows.len() * elements];
                 gather_tokens(tokens, elements, rows, &mut batch);

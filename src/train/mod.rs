@@ -64,6 +64,8 @@ pub enum TrainError {
     NoOutput { name: &'static str },
     #[error("a rank stopped: {0}")]
     Panic(String),
+    #[error("{0}")]
+    Shared(String),
     #[error("another rank sent what is no result of this step: are all processes of the same version?")]
     Garbled,
 }
