@@ -288,7 +288,7 @@ fn losses(device: Device, steps: usize) -> Vec<f64> {
     };
     let mut trainer = Trainer::new(find("simple-cnn").unwrap(), set, &candidate, &config, 1).unwrap();
     trainer.steps(steps).unwrap();
-    trainer.take_losses()
+    trainer.take_losses().unwrap()
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn every_shipped_scenario_loads_and_contains_its_baselines() {
             );
             assert!(scenario.text.starts_with("#:schema ../docs/scenario.schema.json\n"));
             for cores in [1, 2, 64] {
-                let machine = Machine { cores, cuda_devices: 0 };
+                let machine = Machine { cores, ..Machine::default() };
                 let candidates = scenario.expand(&machine).candidates;
                 for &phase in &scenario.phases {
                     assert!(candidates.contains(&scenario.baseline(phase, &machine)), "{} on {cores} cores", path.display());

@@ -1,32 +1,24 @@
 //! Training against PyTorch's recorded curves, layouts against the single device, and accuracy on real data.
 
+#[path = "support/layouts.rs"]
+mod layouts;
+
 use advisor::{
+    comm::Place,
     data::{DataSet, DataSource, Inputs, Part, gather},
     graph::{Activation, Graph, GraphError, Op, Program, Unary, Window, lower},
     models::{Model, Size, find},
-    record::{Candidate, OptimizerConfig, TrainConfig},
+    record::{Candidate, TrainConfig},
     strategy::{Tensor, Weights, prune, prune_once},
     train::{Predictor, Team, Trainer, initial_weights, optimizer_step, training_program, training_programs, tuner},
     vocab::{
         Augmentation, Compression, DType, Device, InitKind, Layout, Metric, OptimizerKind, Pattern, Phase, Precision, Pruning,
-        RowKind, Schedule, Tuning, Vocabulary,
+        RowKind, Tuning, Vocabulary,
     },
 };
+use layouts::{LAYOUTS, OneRank, candidate, config, mnist, texts, trained};
 use serde_json::Value;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
-
-fn mnist() -> Arc<DataSet> {
-    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    Arc::new(DataSet::load(&DataSource::Shipped("mnist".into()), &[root]).unwrap())
-}
-
-fn config(kind: OptimizerKind, learning_rate: f64, batch_size: usize) -> TrainConfig {
-    TrainConfig { schedule: Schedule::Cosine, ..TrainConfig::new(4, OptimizerConfig::new(kind, learning_rate), batch_size) }
-}
-
-fn candidate(phase: Phase, precision: Precision, layout: Layout, batch_size: usize) -> Candidate {
-    Candidate { phase, device: Device::Cpu, precision, compression: Compression::NONE, layout, batch_size, threads: 2 }
-}
 
 /// The weights that both sides compute for themselves: splitmix64 of seed, parameter and place (see `reference/pytorch_curves.py`).
 fn reference_weights(graph: &advisor::graph::Graph, seed: u64) -> Weights {
@@ -79,7 +71,8 @@ fn loss_curves_agree_with_pytorch_for_every_optimizer() {
             assert!((given["first"][0].as_f64().unwrap() as f32 - ours.data[0]).abs() < 1e-7);
         }
         let training = training_program(&forward, Precision::Fp32, &config, Layout::SINGLE).unwrap();
-        let mut team = Team::new(Device::Cpu, &[(&training.program, weights.clone())], Layout::SINGLE, 2).unwrap();
+        let mut team =
+            Team::new(&Place::Threads, Device::Cpu, &[(&training.program, weights.clone())], Layout::SINGLE, 2).unwrap();
         let mut worst = 0.0f64;
         for (step, want) in case["loss_f32"].as_array().unwrap().iter().enumerate() {
             let rows: Vec<u32> = (0..batch).map(|k| ((step * batch + k) % set.train.rows()) as u32).collect();
@@ -113,7 +106,7 @@ fn data_parallel_training_has_the_losses_and_weights_of_one_device() {
                 let candidate = Candidate { threads: 3, ..candidate(Phase::Train, precision, layout, 60) };
                 let mut trainer = Trainer::new(model, set.clone(), &candidate, &config, 5).unwrap();
                 trainer.steps(20).unwrap();
-                (trainer.take_losses(), trainer.weights().unwrap())
+                (trainer.take_losses().unwrap(), trainer.weights().unwrap())
             };
             let (losses, weights) = run(Layout::SINGLE);
             assert!(losses[19] < losses[0], "{losses:?}");
@@ -136,89 +129,12 @@ fn data_parallel_training_has_the_losses_and_weights_of_one_device() {
     }
 }
 
-/// A few texts, so that the vocabulary and with it the model is small.
-fn texts() -> Arc<DataSet> {
-    let words = ["good", "bad", "film", "plot", "the", "a", "dull", "fine", "very", "not"];
-    let mut rows = "text,label\n".to_string();
-    for row in 0..240usize {
-        let text: Vec<&str> = (0..5 + row % 4).map(|k| words[(row * 7 + k * k * 3 + row / 10) % words.len()]).collect();
-        rows += &format!("{},{}\n", text.join(" "), row * 7 % 10 % 2);
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("texts.csv");
-    std::fs::write(&path, rows).unwrap();
-    let (text, label) = ("text".to_string(), "label".to_string());
-    let source = DataSource::Text { path, text, label, split: None, test_share: 0.2, length: 8, vocabulary: 100 };
-    Arc::new(DataSet::load(&source, &[]).unwrap())
-}
-
-/// Losses and weights after some steps of a layout with as many threads as ranks.
-fn trained(
-    model: &str,
-    set: &Arc<DataSet>,
-    precision: Precision,
-    layout: &str,
-    config: &TrainConfig,
-    steps: usize,
-) -> (Vec<f64>, Weights) {
-    let layout: Layout = layout.parse().unwrap();
-    let candidate = Candidate { threads: layout.ranks(), ..candidate(Phase::Train, precision, layout, config.batch_size) };
-    let mut trainer = Trainer::new(find(model).unwrap(), set.clone(), &candidate, config, 5).unwrap();
-    trainer.steps(steps).unwrap();
-    (trainer.take_losses(), trainer.weights().unwrap())
-}
-
-/// Norm of the difference of two tensors.
-fn distance(a: &Tensor, b: &Tensor) -> f64 {
-    a.data.iter().zip(&b.data).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
-}
-
 #[test]
 fn every_layout_has_the_loss_and_gradients_of_one_rank_on_every_model() {
-    let (images, texts) = (mnist(), texts());
-    // Uneven parts among them: 32 channels, 256 and 128 columns and 4 heads over 3 ranks.
-    let layouts = [
-        "dp=2",
-        "dp=3",
-        "dp=4",
-        "zero=2",
-        "zero=3",
-        "zero=4",
-        "tp=2",
-        "tp=3",
-        "tp=4",
-        "dp=2,tp=2",
-        "zero=2,tp=2",
-        "pp=2",
-        "pp=3",
-        "gpipe=2",
-        "gpipe=3",
-        "dp=2,pp=2",
-        "tp=2,pp=2",
-        "tp=3,gpipe=2",
-        "recompute",
-        "dp=2,recompute",
-        "tp=2,pp=2,recompute",
-    ];
-    for model in ["simple-cnn", "mlp", "transformer"] {
-        let set = if model == "transformer" { &texts } else { &images };
-        // One step of plain gradient descent at a large rate: what changes is the gradient.
-        let mut config = config(OptimizerKind::Sgd, 8.0, 24);
-        (config.optimizer.momentum, config.schedule) = (0.0, Schedule::Constant);
-        let (_, before) = trained(model, set, Precision::Fp32, "single", &config, 0);
-        let (loss, weights) = trained(model, set, Precision::Fp32, "single", &config, 1);
-        for layout in layouts {
-            let (split_loss, split) = trained(model, set, Precision::Fp32, layout, &config, 1);
-            let error = (loss[0] - split_loss[0]).abs() / loss[0];
-            assert!(error <= 1e-5, "{model} {layout}: the loss differs by {error:e}");
-            let changes = before.tensors.iter().zip(&weights.tensors).map(|(before, after)| distance(before, after));
-            let changes: Vec<f64> = changes.collect();
-            let largest = changes.iter().copied().fold(0.0, f64::max);
-            for ((change, a), b) in changes.iter().zip(&weights.tensors).zip(&split.tensors) {
-                // A key's bias shifts all scores of a query alike: its gradient is zero but for roundings.
-                let error = distance(a, b) / change.max(1e-3 * largest);
-                assert!(error <= 1e-5, "{model} {layout}: the gradient of {} differs by {error:e}", a.name);
-            }
+    for (model, set) in layouts::models() {
+        let one = OneRank::new(model, &set);
+        for layout in LAYOUTS {
+            one.holds_for(layout, &Place::Threads);
         }
     }
 }
@@ -338,7 +254,8 @@ fn scales_of_8_bit_numbers_follow_their_tensors_alike_on_all_ranks() {
         let mut trainer = Trainer::new(&TWO_CONVOLUTIONS, set.clone(), &candidate, &config, 5).unwrap();
         trainer.steps(3).unwrap();
         let mut out: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-        for session in trainer.team().sessions() {
+        for rank in trainer.team().ranks() {
+            let session = &mut rank.session;
             let kept: Vec<_> = session.program().kept().map(|(id, value)| (id, value.name.clone())).collect();
             for (id, name) in kept.into_iter().filter(|(_, name)| name.contains(".fp8.") && !name.ends_with(".history")) {
                 let mut scale = [0.0];

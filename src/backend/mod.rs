@@ -39,6 +39,9 @@ pub enum CollectiveError {
     Left { rank: usize, ranks: usize },
     #[error("ranks exchange different lengths: {expected} and {got}")]
     Length { expected: usize, got: usize },
+    /// What carries the messages failed, or a rank fell silent.
+    #[error("{0}")]
+    Transport(String),
 }
 
 /// Exchange between the ranks of one program; `comm` implements it.

@@ -82,7 +82,7 @@ fn answer(line: &str, set: &Arc<DataSet>, ready: &mut HashMap<String, (Ready, f6
         }
     }
     if let Ready::Train(trainer) = work {
-        trainer.take_losses();
+        trainer.drop_losses();
     }
     Ok(json!({ "images_per_s": all.steps as f64 * request.batch_size as f64 / all.total_s, "samples_s": all.step_s }))
 }

@@ -17,11 +17,19 @@ use serde_json::json;
 
 /// Show what this machine has, its measured peaks and its noise
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  advisor doctor\n  advisor doctor --json")]
+#[command(
+    after_help = "Example:\n  advisor doctor\n  advisor doctor --json\n  advisor doctor --comm\n  mpirun -n 2 advisor doctor --comm"
+)]
 pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Measure exchanges between ranks (threads, or the processes of `mpirun`) and keep the figures
+    #[arg(long)]
+    comm: bool,
+    /// With --comm: the largest message
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20, requires = "comm")]
+    largest: u64,
 }
 
 /// Blocks of the noise test.
@@ -94,6 +102,9 @@ fn cuda_devices() -> Result<Vec<(String, Gpu)>, cuda::CudaError> {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    if args.comm {
+        return super::communication::run(args.json, args.largest);
+    }
     let environment = environment();
     let noise = noise();
     let energy = EnergyCounter::open();

@@ -5,6 +5,7 @@
 //! candidates failed.
 
 mod bench_step;
+mod communication;
 mod doctor;
 mod init;
 mod kernels;
@@ -17,11 +18,12 @@ mod tune;
 mod worker;
 
 use crate::{
+    comm::{Launch, MpiError, World},
     scenario::KnownModel,
     vocab::{Device, UnknownWord},
 };
 use clap::{CommandFactory, Parser, Subcommand};
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,6 +114,25 @@ pub fn main() -> ExitCode {
             }
             eprintln!("error: {error:#}");
             Exit::MachineFailed.into()
+        }
+    }
+}
+
+/// A rank of a launch that gives no sign of life for so long is given up; one that only computes gives them.
+const RANK_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Joins the other processes of a launch; `None` after a line that says why not.
+fn join(launch: &Launch) -> Option<World> {
+    let named = std::env::var("ADVISOR_RANK_PATIENCE_S").ok().and_then(|text| text.parse().ok());
+    let on_stuck = |error: &MpiError| {
+        eprintln!("error: {error}; what is finished is on disk, and `advisor run --resume` goes on");
+        std::process::exit(Exit::MachineFailed as i32);
+    };
+    match World::join(launch, named.map_or(RANK_PATIENCE, Duration::from_secs), on_stuck) {
+        Ok(world) => Some(world),
+        Err(error) => {
+            eprintln!("error: a launcher started {} processes, but they cannot work together: {error}", launch.processes);
+            None
         }
     }
 }

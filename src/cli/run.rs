@@ -3,15 +3,16 @@
 use super::{Exit, progress::Progress};
 use crate::{
     backend::cuda,
+    comm::Launch,
     cost::PriceBook,
     data::DataSet,
-    harness::{self, Control, HarnessError, Job, Pace},
+    harness::{self, Control, HarnessError, Job, Pace, Ranks},
     input::render,
     measure::{environment, gpus, measure_gpu},
-    record::{Candidate, Environment, Gpu, RunHeader, SCHEMA_VERSION, StoredRun, TrainConfig, store::StoreError},
+    record::{Candidate, Environment, Gpu, Processes, RunHeader, SCHEMA_VERSION, StoredRun, TrainConfig, store::StoreError},
     scenario::{Known, Machine, Scenario},
     vocab::Device,
-    workload,
+    workload::{self, Leader},
 };
 use anyhow::Context;
 use std::{
@@ -24,7 +25,8 @@ use std::{
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advisor run scenarios/*.toml\n  advisor run scenarios/small-digits.toml --quick --out /tmp/first-look\n  \
-                        advisor run scenarios/*.toml --budget 5m\n  advisor run scenarios/*.toml --resume\n\n\
+                        advisor run scenarios/*.toml --budget 5m\n  advisor run scenarios/*.toml --resume\n  \
+                        mpirun -n 4 advisor run scenarios/*.toml\n\n\
                         Ctrl-C stops after the current step; --resume goes on. Exit codes: 0 done; 1 nothing meets every limit;\n\
                         2 wrong input; 4 the machine failed; 5 finished, but some candidates failed; 130 stopped by Ctrl-C."
 )]
@@ -75,7 +77,21 @@ struct Planned {
     machine: Machine,
 }
 
+/// Started alone, or as one of several processes of a launch: then rank 0 is the run, and the others serve it.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    let Some(launch) = Launch::of_this_process() else { return measure_all(args, None) };
+    let Some(world) = super::join(&launch) else { return Ok(Exit::MachineFailed) };
+    if world.rank() > 0 {
+        workload::serve_ranks(world);
+        return Ok(Exit::Done);
+    }
+    let leader = Leader::new(world).context("cannot start a thread")?;
+    let exit = measure_all(args, Some(&leader));
+    leader.end(exit.as_ref().map_or(Exit::MachineFailed as i32, |exit| *exit as i32));
+    exit
+}
+
+fn measure_all(args: &Args, leader: Option<&Leader>) -> anyhow::Result<Exit> {
     let start = Instant::now();
     let book = match super::prices::book(args.prices.as_deref()) {
         Ok(book) => book,
@@ -88,9 +104,12 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if let Some(device) = args.device {
         scenarios.iter_mut().for_each(|scenario| scenario.grid.devices = vec![device]);
     }
-    let environment = environment();
+    let world = leader.map(Leader::world);
+    let processes = world.map(|world| Processes { library: world.library().to_string(), hosts: world.hosts().to_vec() });
+    let environment = Environment { processes, ..environment() };
     let mut gpus = gpus();
-    let machine = Machine { cores: environment.logical_cores, cuda_devices: gpus.len() };
+    let cores_of_processes = world.map_or_else(Vec::new, |world| (1..=world.size()).map(|ranks| world.cores(ranks)).collect());
+    let machine = Machine { cores: environment.logical_cores, cuda_devices: gpus.len(), cores_of_processes };
     for scenario in &scenarios {
         if !scenario.grid.devices.iter().any(|device| machine.can_use(*device)) {
             let reason = cuda::device_count().err().map(|error| format!(": {error}")).unwrap_or_default();
@@ -134,7 +153,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let mut failure = None;
     for one in &planned {
         let left = args.budget.map(|budget| budget.saturating_sub(start.elapsed()));
-        match measure(one, args, left, &program, &control) {
+        match measure(one, args, left, &program, leader, &control) {
             Ok(run) => runs.push(run),
             Err(error) => {
                 failure = Some(error);
@@ -268,7 +287,9 @@ fn plan(
     let program = [environment.advisor_version.as_str(), environment.commit.as_deref().unwrap_or_default()];
     let devices: Vec<&str> = environment.gpus.iter().map(|gpu| gpu.uuid.as_deref().unwrap_or(&gpu.name)).collect();
     let devices = devices.join(" ");
-    let around = [set.content_hash.as_str(), &environment.cpu, &isa, program[0], program[1], &devices];
+    let launch = environment.processes.as_ref().map_or_else(String::new, |p| format!("{} {}", p.library, p.hosts.join(" ")));
+    let mut around = vec![set.content_hash.as_str(), &environment.cpu, &isa, program[0], program[1], &devices];
+    around.extend(environment.processes.is_some().then_some(launch.as_str()));
     let job_header = RunHeader {
         schema_version: SCHEMA_VERSION,
         scenario: scenario.name.clone(),
@@ -292,7 +313,7 @@ fn plan(
         cost: scenario.cost.clone(),
         primary_metric: scenario.primary_metric,
     };
-    Ok(Planned { scenario, job_header, machine: *machine })
+    Ok(Planned { scenario, job_header, machine: machine.clone() })
 }
 
 fn measure(
@@ -300,6 +321,7 @@ fn measure(
     args: &Args,
     budget: Option<Duration>,
     program: &Path,
+    leader: Option<&Leader>,
     control: &Control,
 ) -> Result<StoredRun, HarnessError> {
     let expansion = one.scenario.expand(&one.machine);
@@ -317,6 +339,7 @@ fn measure(
         resume: args.resume,
         folder: &folder,
         program,
+        ranks: leader.map(|leader| leader as &dyn Ranks),
         control,
     };
     let mut progress = Progress::new(&one.scenario.name);

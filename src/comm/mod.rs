@@ -1,13 +1,33 @@
-//! Communication between ranks that are threads of one process.
+//! Communication between ranks: threads of one process, or processes that a launcher started.
 //!
-//! `ThreadGroup` makes one `ThreadMember` a rank. A sum is added in the order of ranks, so every rank ends with the same bits. A member
+//! | file | what |
+//! | --- | --- |
+//! | `mod` | ranks that are threads, and where ranks live |
+//! | `launch` | whether `mpirun` or `srun` started this process |
+//! | `library` | the door to MPI, and all `unsafe` of it |
+//! | `world` | the processes of a launch: signs of life, orders and answers |
+//! | `process` | one rank of a layout whose ranks are processes |
+//!
+//! `thread_group` makes one `ThreadMember` a rank. A sum is added in the order of ranks, so every rank ends with the same bits. A member
 //! that is dropped frees the others with an error instead of leaving them waiting.
 
+mod launch;
+// A foreign library is called by address.
+#[allow(unsafe_code)]
+mod library;
+mod process;
 mod sums;
+mod world;
+
+pub use launch::Launch;
+pub use library::MpiError;
+pub use process::Seat;
+pub use world::World;
 
 use crate::{
     backend::{Collective, CollectiveError, OverlappedSums},
     units::Seconds,
+    vocab::Layout,
 };
 use std::{
     collections::VecDeque,
@@ -19,13 +39,119 @@ use std::{
 };
 use sums::Sums;
 
+/// Elements of a piece of a sum over threads, 128 KiB: what ranks hand each other stays in their caches, and memory sees each element read
+/// once and written once.
+const PIECE: usize = 1 << 15;
+
 /// Turns of spinning before a rank sleeps: about 20 us, the gap between ranks that do equal work.
 const SPINS: usize = 2_000;
 
+/// What ranks do beside the exchanges of their programs.
+pub trait Communicator: Collective {
+    /// Waits until every rank is here.
+    fn barrier(&self) -> Result<(), CollectiveError>;
+    /// Frees all others, for good: what they wait for, now or later, ends with `CollectiveError::Left`.
+    fn leave(&self);
+}
+
+/// The groups of one rank of a layout.
+#[derive(Clone)]
+pub struct Membership {
+    /// Among all ranks of the layout.
+    pub number: usize,
+    pub all: Arc<dyn Communicator>,
+    /// Ranks with the same part of the model.
+    pub data: Arc<dyn Communicator>,
+    /// Ranks with the same rows and other parts of the same layers.
+    pub tensor: Arc<dyn Communicator>,
+    /// Ranks with the same rows and other layers.
+    pub pipeline: Arc<dyn Communicator>,
+}
+
+/// Where the ranks of a layout live.
+#[derive(Clone, Default)]
+pub enum Place {
+    /// All in this process.
+    #[default]
+    Threads,
+    /// One of them in this process, the others in processes like it.
+    Process(Arc<Seat>),
+}
+
+impl Place {
+    /// Those ranks of a layout that live in this process.
+    pub fn members(&self, layout: Layout) -> Vec<Membership> {
+        match self {
+            Place::Process(seat) => vec![seat.membership()],
+            Place::Threads => thread_members(layout),
+        }
+    }
+
+    /// What each process has given, in the order of ranks; only one's own where all ranks are threads of this one.
+    pub fn share(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        match self {
+            Place::Process(seat) => seat.share(&bytes),
+            Place::Threads => Ok(vec![bytes]),
+        }
+    }
+
+    /// The host of each rank, where ranks are processes.
+    pub fn hosts(&self) -> Option<&[String]> {
+        match self {
+            Place::Process(seat) => Some(seat.hosts()),
+            Place::Threads => None,
+        }
+    }
+
+    /// One line on ranks that are processes: how many, over what, and where.
+    pub fn description(&self) -> Option<String> {
+        match self {
+            Place::Process(seat) => Some(describe(seat.hosts(), seat.library())),
+            Place::Threads => None,
+        }
+    }
+
+    /// Whether rank 0 lives here.
+    pub fn is_first(&self) -> bool {
+        match self {
+            Place::Process(seat) => seat.number() == 0,
+            Place::Threads => true,
+        }
+    }
+}
+
+/// "4 ranks, each a process, over Open MPI v4.1.4 on `a` (2) and `b` (2)".
+pub fn describe(hosts: &[String], library: &str) -> String {
+    let firsts: Vec<&String> =
+        hosts.iter().enumerate().filter(|(at, host)| !hosts[..*at].contains(host)).map(|(_, h)| h).collect();
+    let of = |host: &&String| format!("`{host}` ({})", hosts.iter().filter(|other| other == host).count());
+    let places = firsts.iter().map(of).collect::<Vec<_>>().join(" and ");
+    format!("{} ranks, each a process, over {library} on {places}", hosts.len())
+}
+
+fn thread_members(layout: Layout) -> Vec<Membership> {
+    let group = |ranks: usize| -> Vec<Arc<dyn Communicator>> {
+        thread_group(ranks).into_iter().map(|member| -> Arc<dyn Communicator> { Arc::new(member) }).collect()
+    };
+    let data: Vec<_> = (0..layout.parts()).map(|_| group(layout.data_ranks())).collect();
+    // Ranks with parts of the same layers, and ranks with the same part of other layers.
+    let groups = |ranks: usize| (0..layout.ranks() / ranks).map(|_| group(ranks)).collect::<Vec<_>>();
+    let (tensor, pipeline) = (groups(layout.tensor_ranks()), groups(layout.pipeline_ranks()));
+    let member = |(number, all): (usize, Arc<dyn Communicator>)| {
+        let (share, part) = layout.place(number);
+        let (stage, piece) = layout.part_place(part);
+        let tensor = tensor[share * layout.pipeline_ranks() + stage][piece].clone();
+        let pipeline = pipeline[share * layout.tensor_ranks() + piece][stage].clone();
+        Membership { number, all, data: data[part][share].clone(), tensor, pipeline }
+    };
+    group(layout.ranks()).into_iter().enumerate().map(member).collect()
+}
+
 struct Group {
     ranks: usize,
-    /// What each rank contributes.
+    /// What each rank contributes, and elements of the whole of which that is a piece.
     given: Vec<RwLock<Vec<f32>>>,
+    whole: Vec<AtomicUsize>,
     /// Each rank's share of the sum.
     summed: Vec<RwLock<Vec<f32>>>,
     /// Messages from rank `a` to rank `b` at `a * ranks + b`.
@@ -139,17 +265,13 @@ pub struct ThreadMember {
 pub fn thread_group(ranks: usize) -> Vec<ThreadMember> {
     let buffers = || (0..ranks).map(|_| RwLock::new(Vec::new())).collect();
     let gate = Gate { ranks, waiting: Mutex::default(), passed: Condvar::new(), round: AtomicUsize::new(0) };
+    let whole = (0..ranks).map(|_| AtomicUsize::new(0)).collect();
     let mail = (0..ranks * ranks).map(|_| Mailbox::default()).collect();
-    let group = Arc::new(Group { ranks, given: buffers(), summed: buffers(), mail, gate, sums: Sums::new(ranks) });
+    let group = Arc::new(Group { ranks, given: buffers(), whole, summed: buffers(), mail, gate, sums: Sums::new(ranks) });
     (0..ranks).map(|rank| ThreadMember { rank, group: group.clone(), waited: AtomicU64::new(0) }).collect()
 }
 
 impl ThreadMember {
-    /// Waits until every rank is here.
-    pub fn barrier(&self) -> Result<(), CollectiveError> {
-        self.group.gate.pass()
-    }
-
     /// Notes that this rank has waited since `start` for others to begin.
     fn note_wait(&self, start: Instant) {
         // One rank adds, others only look.
@@ -163,9 +285,14 @@ impl ThreadMember {
         self.note_wait(start);
         passed
     }
+}
 
-    /// Frees all others, for good: what they wait for, now or later, ends with `CollectiveError::Left`.
-    pub fn leave(&self) {
+impl Communicator for ThreadMember {
+    fn barrier(&self) -> Result<(), CollectiveError> {
+        self.group.gate.pass()
+    }
+
+    fn leave(&self) {
         self.group.gate.leave(self.rank);
         for mailbox in &self.group.mail {
             // Nobody is between looking and waiting while the lock is held.
@@ -181,25 +308,34 @@ fn share_of(rank: usize, length: usize, share: usize) -> std::ops::Range<usize> 
 }
 
 impl ThreadMember {
-    /// Lays out what this rank contributes.
-    fn give(&self, data: &[f32]) {
+    /// Lays out what this rank contributes to the shares of others, `share` elements each, of a piece of `whole` elements.
+    fn give(&self, data: &[f32], share: usize, whole: usize) {
+        self.group.whole[self.rank].store(whole, Ordering::Release);
+        let own = share_of(self.rank, data.len(), share);
         let mut given = self.group.given[self.rank].write().unwrap_or_else(PoisonError::into_inner);
-        given.clear();
-        given.extend_from_slice(data);
+        given.resize(data.len(), 0.0);
+        // What lies at its own share is nobody else's business.
+        given[..own.start].copy_from_slice(&data[..own.start]);
+        given[own.end..].copy_from_slice(&data[own.end..]);
     }
 
-    /// Sums this rank's share of what all have given, in the order of ranks.
-    fn sum_share(&self, length: usize, share: usize) -> Result<(), CollectiveError> {
-        let range = share_of(self.rank, length, share);
+    /// Sums this rank's share of what all have, in the order of ranks.
+    fn sum_share(&self, data: &[f32], share: usize, whole: usize) -> Result<(), CollectiveError> {
+        let range = share_of(self.rank, data.len(), share);
         let mut sum = self.group.summed[self.rank].write().unwrap_or_else(PoisonError::into_inner);
         sum.clear();
-        sum.resize(range.len(), 0.0);
-        for given in &self.group.given {
+        for (rank, given) in self.group.given.iter().enumerate() {
             let given = given.read().unwrap_or_else(PoisonError::into_inner);
-            if given.len() != length {
-                return Err(CollectiveError::Length { expected: length, got: given.len() });
+            let others = self.group.whole[rank].load(Ordering::Acquire);
+            if given.len() != data.len() || others != whole {
+                return Err(CollectiveError::Length { expected: whole, got: others });
             }
-            for (sum, given) in sum.iter_mut().zip(&given[range.clone()]) {
+            let given = if rank == self.rank { &data[range.clone()] } else { &given[range.clone()] };
+            if rank == 0 {
+                sum.extend_from_slice(given);
+                continue;
+            }
+            for (sum, given) in sum.iter_mut().zip(given) {
                 *sum += given;
             }
         }
@@ -229,28 +365,39 @@ impl Collective for ThreadMember {
         self.group.ranks
     }
 
-    /// Reduce-scatter, then all-gather: rank r sums the r-th share.
+    /// Piece by piece reduce-scatter, then all-gather: rank r sums the r-th share.
     fn all_reduce_sum(&self, data: &mut [f32]) -> Result<(), CollectiveError> {
         let group = &*self.group;
         if group.ranks == 1 {
             return Ok(());
         }
-        let length = data.len();
-        let share = length.div_ceil(group.ranks);
-        self.give(data);
-        self.begin()?;
-        self.sum_share(length, share)?;
-        group.gate.pass()?;
-        self.take_shares(data, share)?;
+        let whole = data.len();
+        // Also where there is nothing to sum, so that ranks of different lengths notice.
+        let pieces = whole.div_ceil(PIECE).max(1);
+        for piece in 0..pieces {
+            let data = &mut data[piece * PIECE..((piece + 1) * PIECE).min(whole)];
+            let share = data.len().div_ceil(group.ranks);
+            self.give(data, share, whole);
+            // Who comes last to the first piece is waited for; the others are the transfer.
+            if piece == 0 {
+                self.begin()?
+            } else {
+                group.gate.pass()?
+            };
+            self.sum_share(data, share, whole)?;
+            group.gate.pass()?;
+            // What is given next lies elsewhere, and nobody sums it before all have come here.
+            self.take_shares(data, share)?;
+        }
         // Nobody may start the next sum before all have read this one.
         group.gate.pass()
     }
 
     fn reduce_scatter_sum(&self, data: &[f32], part: &mut [f32]) -> Result<(), CollectiveError> {
         let group = &*self.group;
-        self.give(data);
+        self.give(data, part.len(), data.len());
         self.begin()?;
-        self.sum_share(data.len(), part.len())?;
+        self.sum_share(data, part.len(), data.len())?;
         let sum = group.summed[self.rank].read().unwrap_or_else(PoisonError::into_inner);
         part[..sum.len()].copy_from_slice(&sum);
         part[sum.len()..].fill(0.0);
@@ -323,7 +470,7 @@ mod tests {
             std::thread::scope(|scope| {
                 for member in &members {
                     scope.spawn(move || {
-                        for length in [0, 1, 2, 7, 64, 1001] {
+                        for length in [0, 1, 2, 7, 64, 1001, PIECE, PIECE + 1, 3 * PIECE - 1] {
                             let mut data: Vec<f32> = (0..length).map(|k| (k + member.rank()) as f32).collect();
                             member.all_reduce_sum(&mut data).unwrap();
                             let others: usize = (0..ranks).sum();
@@ -398,11 +545,14 @@ mod tests {
 
     #[test]
     fn different_lengths_are_an_error_and_not_a_wrong_sum() {
-        let members = thread_group(2);
-        std::thread::scope(|scope| {
-            let handles: Vec<_> =
-                members.into_iter().map(|m| scope.spawn(move || m.all_reduce_sum(&mut vec![1.0; 3 + m.rank()]))).collect();
-            assert!(handles.into_iter().all(|h| h.join().unwrap().is_err()));
-        });
+        // Also where the first pieces are alike.
+        for (length, more) in [(3, 1), (PIECE, 1), (PIECE, PIECE), (0, 1)] {
+            let members = thread_group(2);
+            std::thread::scope(|scope| {
+                let sum = |m: ThreadMember| move || m.all_reduce_sum(&mut vec![1.0; length + m.rank() * more]);
+                let handles: Vec<_> = members.into_iter().map(|m| scope.spawn(sum(m))).collect();
+                assert!(handles.into_iter().all(|h| h.join().unwrap().is_err()), "{length} and {more} more");
+            });
+        }
     }
 }

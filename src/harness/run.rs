@@ -7,7 +7,7 @@
 
 use super::{
     protocol::{Described, Request, Response, Setup},
-    worker::{Silence, Worker},
+    worker::{Process, Ranks, Silence, Worker},
 };
 use crate::{
     data::DataSource,
@@ -32,6 +32,11 @@ const GROUP: usize = 7;
 
 /// Reason of a row that was not tried because the time was up; such rows are tried when the run is resumed.
 pub const OUT_OF_BUDGET: &str = "the time of --budget was over";
+
+/// Reason of a row whose ranks were processes of a launch while nothing worse is known: a process that dies ends the whole launch, this
+/// one as well, and then the row stands. It is replaced as soon as the candidate ends in any other way, and tried again by `--resume`.
+pub const ENDED_AMONG_RANKS: &str = "the run ended while this candidate's ranks were at work or waited for their turn: a process of an MPI \
+                                     launch that dies takes all others with it";
 
 /// How long and how precisely to measure.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -101,6 +106,8 @@ pub struct Job<'a> {
     pub folder: &'a Path,
     /// The program that is started as worker.
     pub program: &'a Path,
+    /// Processes of a launch: on them run candidates of several ranks, but those on GPUs.
+    pub ranks: Option<&'a dyn Ranks>,
     pub control: &'a Control,
 }
 
@@ -340,7 +347,8 @@ impl Conductor<'_, '_> {
 
     fn skip_for_budget<'c>(&mut self, candidates: impl Iterator<Item = &'c Candidate>) -> Result<(), HarnessError> {
         for candidate in candidates {
-            if self.find(candidate).is_none() {
+            let is_open = |record: &RunRecord| record.reason.as_deref() == Some(ENDED_AMONG_RANKS);
+            if self.find(candidate).is_none_or(is_open) {
                 self.finish(RunRecord::without_result(candidate.clone(), Status::Skipped, OUT_OF_BUDGET.into()))?;
             }
         }
@@ -470,9 +478,21 @@ impl Conductor<'_, '_> {
         }
     }
 
-    fn start(&self, candidate: &Candidate) -> Result<Live, HarnessError> {
+    fn start(&mut self, candidate: &Candidate) -> Result<Live, HarnessError> {
         let program = self.job.program;
-        let worker = Worker::start(program).map_err(|source| HarnessError::Start { program: program.to_path_buf(), source })?;
+        let over_processes = candidate.layout.ranks() > 1 && !candidate.device.is_cuda();
+        let worker = match self.job.ranks.filter(|_| over_processes) {
+            Some(ranks) => {
+                if self.find(candidate).is_none_or(|record| record.status != Status::Ok) {
+                    let open = RunRecord::without_result(candidate.clone(), Status::Failed, ENDED_AMONG_RANKS.into());
+                    self.append(Line::Candidate(Box::new(open)))?;
+                }
+                Worker::Ranks(ranks.start(candidate))
+            }
+            None => Worker::Process(
+                Process::start(program).map_err(|source| HarnessError::Start { program: program.to_path_buf(), source })?,
+            ),
+        };
         Ok(Live {
             candidate: candidate.clone(),
             worker,

@@ -1,9 +1,10 @@
-//! Both ends of a worker process: the loop that serves requests, and the handle that asks.
+//! Both ends of a worker: the loop that serves requests, and the handle that asks, a process of the candidate's own or ranks of a launch.
 
 use super::{
     protocol::{Request, Response},
     run::Control,
 };
+use crate::record::Candidate;
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader, Read, Write},
@@ -63,20 +64,65 @@ pub(super) enum Silence {
     Failed(String),
 }
 
+/// Processes that a launcher started beside this one, to be ranks of candidates.
+pub trait Ranks {
+    /// Ranks for a candidate; what hinders them is the answer to its first request.
+    fn start(&self, candidate: &Candidate) -> Box<dyn Line>;
+}
+
+/// A candidate among the ranks of a launch; dropping it frees them.
+pub trait Line {
+    /// Hands a request over.
+    fn ask(&mut self, request: &Request);
+    /// The answer, or why the candidate cannot go on; `None` where there is none within `patience`.
+    fn answer(&mut self, patience: Duration) -> Option<Result<Response, String>>;
+}
+
+/// A running worker.
+pub(super) enum Worker {
+    Process(Process),
+    Ranks(Box<dyn Line>),
+}
+
+impl Worker {
+    /// Asks and waits for the answer, at most `limit`.
+    pub fn ask(&mut self, request: &Request, limit: Duration, control: &Control) -> Result<Response, Silence> {
+        let line = match self {
+            Worker::Process(process) => return process.ask(request, limit, control),
+            Worker::Ranks(line) => line,
+        };
+        line.ask(request);
+        let deadline = Instant::now() + limit;
+        loop {
+            match line.answer(PAUSE) {
+                Some(answer) => return answer.map_err(Silence::Failed),
+                None if control.is_interrupted() => return Err(Silence::Interrupted),
+                None if Instant::now() >= deadline => {
+                    return Err(Silence::Failed(format!("no answer of its ranks within {} s", limit.as_secs())));
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+/// Longest wait at a time, so that a Ctrl-C is heard.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Lines of a worker's standard error that are kept for its reason.
 const LAST_LINES: usize = 5;
 
-/// A running worker.
-pub(super) struct Worker {
+/// A worker process.
+pub(super) struct Process {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<std::io::Result<String>>,
     last_words: Arc<Mutex<VecDeque<String>>>,
 }
 
-impl Worker {
+impl Process {
     /// Starts `program worker` in a process group of its own, so that a Ctrl-C at the terminal reaches the parent alone.
-    pub fn start(program: &Path) -> std::io::Result<Worker> {
+    pub fn start(program: &Path) -> std::io::Result<Process> {
         let mut command = Command::new(program);
         // A panic's message is the row's reason; a backtrace would push it out of the lines that are kept.
         command.env("RUST_BACKTRACE", "0");
@@ -97,7 +143,7 @@ impl Worker {
         let kept = last_words.clone();
         std::thread::spawn(move || keep_last_lines(stderr, &kept));
         let stdin = child.stdin.take();
-        Ok(Worker { child, stdin, lines, last_words })
+        Ok(Process { child, stdin, lines, last_words })
     }
 
     /// Asks and waits for the answer, at most `limit`.
@@ -110,8 +156,7 @@ impl Worker {
         }
         let deadline = Instant::now() + limit;
         loop {
-            // Short waits, so that a Ctrl-C is heard.
-            match self.lines.recv_timeout(Duration::from_millis(50)) {
+            match self.lines.recv_timeout(PAUSE) {
                 Ok(Ok(line)) => {
                     return match serde_json::from_str(&line) {
                         Ok(Response::Failed { reason }) => Err(Silence::Failed(reason)),
@@ -152,7 +197,7 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl Drop for Process {
     fn drop(&mut self) {
         // An idle worker ends when its input does.
         self.stdin = None;

@@ -1,5 +1,6 @@
 //! What the machine is, what it can do at most, and what a process used of it. Clocks of candidates live with their loops (`train`).
 
+mod communication;
 mod energy;
 mod environment;
 mod gpu;
@@ -8,6 +9,7 @@ mod memory;
 mod noise;
 mod sparsity;
 
+pub use communication::measure_exchanges;
 pub use energy::EnergyCounter;
 pub use environment::environment;
 pub use gpu::{GpuSensor, gpus, measure_gpu};

@@ -4,6 +4,7 @@
 //! them and nothing else. `store` keeps them as JSON lines. Unknown is `None`, never 0.
 
 mod candidate;
+mod communication;
 mod goal;
 mod gpu;
 mod kernels;
@@ -13,6 +14,7 @@ mod setup;
 pub mod store;
 
 pub use candidate::Candidate;
+pub use communication::{COMMUNICATION_VERSION, CommunicationFile, CommunicationRow, CommunicationRun};
 pub use goal::{Constraints, CostBasis, Goal, Owned, Target};
 pub use gpu::Gpu;
 pub use kernels::{CheckRow, KernelRow, KernelRun, StepRow};
@@ -161,6 +163,9 @@ pub struct Environment {
     /// CUDA devices that candidates of the run may use, in the driver's order; empty where none does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gpus: Vec<Gpu>,
+    /// Processes that a launcher started to be ranks; absent where ranks are threads of a process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<Processes>,
     /// Measured large-copy bandwidth of all cores, bytes/s (read + written).
     pub copy_bytes_per_s: Option<f64>,
     pub advisor_version: String,
@@ -191,6 +196,15 @@ impl Environment {
         let cores = if self.physical_cores == 0 { threads } else { threads.min(self.physical_cores) };
         Some((self.peak_flops_per_core? * cores as f64, self.copy_bytes_per_s?))
     }
+}
+
+/// Processes of a launch (`mpirun`, `srun`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Processes {
+    /// What the MPI library says of itself.
+    pub library: String,
+    /// The host of each process.
+    pub hosts: Vec<String>,
 }
 
 /// First line of `run.jsonl`.

@@ -59,6 +59,11 @@ pub fn html(inputs: &Inputs) -> Result<String, ReportError> {
         header.environment.logical_cores,
         if header.quick { "; a quick run, with few short blocks: figures are rough" } else { "" }
     );
+    if let Some(processes) = &header.environment.processes {
+        let text = "Ranks of layouts on processors were processes of a launch";
+        let hosts = escape(&words::hosts(&processes.hosts));
+        put!(out, "<p>{text}: {} over {} on {hosts}.</p>", processes.hosts.len(), escape(&processes.library));
+    }
     if let Some(end) = inputs.run.end.as_ref().filter(|end| end.ended != "complete") {
         put!(out, "<p class=\"bad\">This run is not complete ({}): rows may be missing.</p>", escape(&end.ended));
     } else if inputs.run.end.is_none() {

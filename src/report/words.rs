@@ -165,6 +165,13 @@ pub fn date(unix_s: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", second / 3600, second % 3600 / 60)
 }
 
+/// Hosts with how often each stands there, in order: `a` (2), `b` (1).
+pub fn hosts(all: &[String]) -> String {
+    let is_first = |at: usize| !all[..at].contains(&all[at]);
+    let of = |at: usize| format!("`{}` ({})", all[at], all.iter().filter(|host| **host == all[at]).count());
+    (0..all.len()).filter(|at| is_first(*at)).map(of).collect::<Vec<_>>().join(", ")
+}
+
 #[cfg(test)]
 mod word_tests {
     use super::*;

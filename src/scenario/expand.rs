@@ -14,12 +14,14 @@ use std::{
 };
 
 /// What the expansion must know of the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     /// Cores that candidates may use, at least 1.
     pub cores: usize,
     /// CUDA devices that the driver shows; 0 also where there is no driver.
     pub cuda_devices: usize,
+    /// Where a launcher started processes to be ranks, the cores of the hosts of the first, of the first two, and so on.
+    pub cores_of_processes: Vec<usize>,
 }
 
 /// The candidates of a scenario on a machine. No id stands twice, in neither list nor in both.
@@ -64,7 +66,11 @@ impl Grid {
                             for &compression in self.compressions(phase) {
                                 let device = machine.found(device);
                                 // A rank on a CUDA device has one thread of the processor, which feeds it.
-                                let threads = if device.is_cuda() { layout.ranks() } else { threads };
+                                let threads = match device.is_cuda() {
+                                    true => layout.ranks(),
+                                    false if self.threads.is_empty() => machine.cores_for(layout),
+                                    false => threads,
+                                };
                                 all.push(Candidate { phase, device, precision, compression, layout, batch_size, threads });
                             }
                         }
@@ -152,6 +158,12 @@ impl Machine {
         self.has(self.found(device))
     }
 
+    /// Cores that the ranks of a layout have together.
+    fn cores_for(&self, layout: Layout) -> usize {
+        let of_processes = self.cores_of_processes.get(layout.ranks() - 1).filter(|_| layout.ranks() > 1);
+        of_processes.copied().unwrap_or(self.cores).max(1)
+    }
+
     /// What `auto` means here: the first CUDA device where there is one.
     fn found(&self, device: Device) -> Device {
         match device {
@@ -173,7 +185,7 @@ impl Machine {
 fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
     let Candidate { layout, batch_size, threads, .. } = *candidate;
     let ranks = layout.ranks();
-    let cores = machine.cores.max(1);
+    let cores = machine.cores_for(layout);
     if let Device::Cuda(first) = candidate.device {
         let shown = match machine.cuda_devices {
             0 => "no CUDA device (`advisor doctor` says why)".to_string(),
@@ -195,6 +207,10 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
     }
     if candidate.precision == Precision::Tf32 && !candidate.device.is_cuda() {
         return Some("tf32 is how tensor cores of a GPU read fp32 numbers: a processor has no such products".into());
+    }
+    let processes = machine.cores_of_processes.len();
+    if processes > 0 && ranks > processes && !candidate.device.is_cuda() {
+        return Some(format!("{layout} needs {ranks} processes, and the launcher started {processes}"));
     }
     if ranks > threads {
         return Some(format!("{layout} needs at least {ranks} threads, this candidate has {threads}"));
@@ -251,7 +267,7 @@ mod tests {
         vocab::RowKind,
     };
 
-    const TWO: Machine = Machine { cores: 2, cuda_devices: 0 };
+    const TWO: Machine = Machine { cores: 2, cuda_devices: 0, cores_of_processes: Vec::new() };
 
     fn at(path: &str, more: &str) -> Scenario {
         let text = format!("name = \"x\"\n[workload]\nmodel = \"mlp\"\n{more}");
@@ -317,7 +333,7 @@ mod tests {
         assert_eq!(only("layout = \"dp=4\"", TWO), ["dp=4 needs at least 4 threads, this candidate has 2"]);
         assert_eq!(only("threads = [1, 8]", TWO), ["8 threads on 2 cores would share cores, so its times say nothing"]);
         assert_eq!(
-            only("threads = 2", Machine { cores: 1, cuda_devices: 0 }),
+            only("threads = 2", Machine { cores: 1, cuda_devices: 0, ..Machine::default() }),
             ["2 threads on 1 core would share cores, so its times say nothing"]
         );
         assert_eq!(
@@ -336,19 +352,19 @@ mod tests {
 
     #[test]
     fn auto_is_a_cuda_device_where_there_is_one_and_ranks_need_one_each() {
-        let one = Machine { cores: 8, cuda_devices: 1 };
+        let one = Machine { cores: 8, cuda_devices: 1, ..Machine::default() };
         let auto = with("phase = \"infer\"\n[grid]\nlayout = [\"single\", \"dp=2\"]\nthreads = [1, 8]");
         assert_eq!(
-            ids(&auto, one),
+            ids(&auto, one.clone()),
             ["infer/cuda/fp32/none/single/b64/t1"],
             "the processor's threads are no axis of a CUDA device"
         );
         let reasons = |scenario: &Scenario, machine| skipped(scenario, machine).into_iter().map(|(_, r)| r).collect::<Vec<_>>();
-        assert_eq!(reasons(&auto, one), ["dp=2 from `cuda` on needs 2 CUDA devices, this machine shows 1 CUDA device"]);
-        let two = Machine { cores: 8, cuda_devices: 2 };
-        assert_eq!(ids(&auto, two).len(), 2);
+        assert_eq!(reasons(&auto, one.clone()), ["dp=2 from `cuda` on needs 2 CUDA devices, this machine shows 1 CUDA device"]);
+        let two = Machine { cores: 8, cuda_devices: 2, ..Machine::default() };
+        assert_eq!(ids(&auto, two.clone()).len(), 2);
         let both = with("phase = \"infer\"\n[grid]\ndevice = [\"cuda:1\", \"cpu\"]");
-        assert_eq!(ids(&both, one), ["infer/cpu/fp32/none/single/b64/t8"]);
+        assert_eq!(ids(&both, one.clone()), ["infer/cpu/fp32/none/single/b64/t8"]);
         assert_eq!(both.baseline(Phase::Infer, &one).device, Device::Cpu, "the first device that the machine has");
         assert_eq!(both.baseline(Phase::Infer, &two).device, Device::Cuda(1));
         assert_eq!(reasons(&both, one), ["`cuda:1` is not there: this machine shows 1 CUDA device"]);
@@ -388,11 +404,28 @@ mod tests {
             hash(&format!("{plain}\n[cost]\nhourly_usd = 1")),
             hash(&format!("phase = \"infer\"\n{plain}")),
             with(plain).config_hash(true, &TWO, &[]),
-            with(plain).config_hash(false, &Machine { cores: 1, cuda_devices: 0 }, &[]),
+            with(plain).config_hash(false, &Machine { cores: 1, cuda_devices: 0, ..Machine::default() }, &[]),
         ];
         let all: HashSet<&String> = others.iter().collect();
         assert!(all.len() == others.len() && !all.contains(&hash(plain)));
         let own = "data = { format = \"idx\", path = \"images\" }";
         assert_eq!(at("a/x.toml", own).config_hash(false, &TWO, &[]), at("/b/c/x.toml", own).config_hash(false, &TWO, &[]));
+    }
+
+    #[test]
+    fn ranks_that_are_processes_have_the_cores_of_their_hosts() {
+        // Two processes on each of two hosts of four cores.
+        let launched = || Machine { cores: 4, cores_of_processes: vec![4, 4, 8, 8], ..Machine::default() };
+        let scenario =
+            with("phase = [\"train\"]\n[grid]\nbatch_size = [60]\nlayout = [\"single\", \"dp=2\", \"dp=4\", \"dp=5\"]");
+        let threads: Vec<usize> = scenario.expand(&launched()).candidates.iter().map(|candidate| candidate.threads).collect();
+        assert_eq!(threads, [4, 4, 8]);
+        let skipped: Vec<String> = skipped(&scenario, launched()).into_iter().map(|(_, reason)| reason).collect();
+        assert_eq!(skipped, ["dp=5 needs 5 processes, and the launcher started 4"]);
+        let named =
+            with("phase = [\"train\"]\n[grid]\nbatch_size = [60]\nlayout = [\"single\", \"dp=2\", \"dp=4\"]\nthreads = [8]");
+        let candidates = named.expand(&launched()).candidates;
+        // The baseline has what its host has.
+        assert_eq!(candidates.iter().map(|c| (c.layout.ranks(), c.threads)).collect::<Vec<_>>(), [(1, 4), (4, 8)]);
     }
 }

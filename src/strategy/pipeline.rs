@@ -30,14 +30,17 @@ pub enum Task {
 }
 
 /// Cuts a forward graph into `stages` stretches, the largest as small as it goes by its FLOPs. One value crosses each cut, and no parameter
-/// is read on both sides.
+/// is read on both sides. The first stage has weights: one without them could do nothing with the gradients that it is sent.
 ///
 /// # Errors
 /// `NothingToSplit` where there are not so many places to cut.
 pub fn cut_stages(graph: &Graph, stages: usize) -> Result<Vec<Stage>, StrategyError> {
     let count = graph.nodes.len();
     // Last node of a stretch, with what crosses behind it.
-    let cuts: Vec<(usize, ValueId)> = (0..count.saturating_sub(1)).filter_map(|at| Some((at, crossing(graph, at)?))).collect();
+    let has_weights = |id: &ValueId| !matches!(graph.value(*id).role, Role::Intermediate | Role::Input);
+    let first = graph.nodes.iter().position(|node| node.inputs.iter().any(has_weights)).unwrap_or(0);
+    let places = first..count.saturating_sub(1).max(first);
+    let cuts: Vec<(usize, ValueId)> = places.filter_map(|at| Some((at, crossing(graph, at)?))).collect();
     let mut before = vec![0u64; count + 1];
     for (at, node) in graph.nodes.iter().enumerate() {
         before[at + 1] = before[at] + graph.node_work(node).flops.0;
@@ -191,6 +194,21 @@ mod tests {
         let two = cut_stages(&graph, 2).unwrap();
         assert_eq!(two[1].nodes, 6..8);
         assert!(matches!(cut_stages(&graph, 9), Err(StrategyError::NothingToSplit { ranks: 9 })));
+    }
+
+    #[test]
+    fn the_first_stage_has_weights_also_where_it_would_be_more_even_without() {
+        let mut g = Graph::new();
+        let x = g.input("x", &[4, 8, 8], DType::F32);
+        let mut y = g.apply(Op::Reshape { shape: vec![4, 64] }, &[x]).unwrap();
+        // Three quarters of the work in the first layer: before it and behind it are as even as it goes.
+        for (k, pair) in [64, 64, 16, 4].windows(2).enumerate() {
+            let w = g.weight(&format!("w{k}"), pair, pair[0], pair[1]);
+            y = g.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[y, w]).unwrap();
+        }
+        g.mark_output("logits", y);
+        let nodes: Vec<_> = cut_stages(&g, 3).unwrap().into_iter().map(|stage| stage.nodes).collect();
+        assert_eq!(nodes, [0..2, 2..3, 3..4]);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | `feed` | rows of a data set into a session |
 //! | `program` | a forward graph, a precision and a compression to a runnable `Program` |
 //! | `sparsity` | which products of a pruned program skip the zeros |
+//! | `shared` | results of a rank as bytes, for ranks in other processes |
 //! | `team` | the ranks of a layout, each with its session |
 //! | `trainer` | the training loop, seed by seed or step by step |
 //! | `tuning` | training that goes on after a pruning, or while weights go |
@@ -19,6 +20,7 @@ mod init;
 mod loss_scale;
 mod predictor;
 mod program;
+mod shared;
 mod sparsity;
 mod step_bench;
 mod team;
@@ -34,8 +36,9 @@ pub use program::{
     InferenceProgram, TrainingProgram, inference_program, inference_programs, masked_training_program, optimizer_step,
     training_program, training_programs,
 };
+pub use shared::Shared;
 pub use step_bench::StepBench;
-pub use team::{Rank, StepTimes, Team};
+pub use team::{Rank, StepTimes, Team, lead};
 pub use trainer::{Trainer, scaled_rate};
 pub use tuning::tuner;
 
@@ -67,6 +70,10 @@ pub enum TrainError {
     NoOutput { name: &'static str },
     #[error("a rank stopped: {0}")]
     Panic(String),
+    #[error("{0}")]
+    Shared(String),
+    #[error("another rank sent what is no result of this step: are all processes of the same version?")]
+    Garbled,
 }
 
 /// The tensor of `weights` that belongs to a program's value, low-precision copies included (`fc1.weight.bf16` is `fc1.weight`).

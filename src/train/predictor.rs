@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     backend::{Session, open},
+    comm::Place,
     data::{DataSet, Part, calibration_rows},
     graph::{Graph, lower},
     models::{Model, Size},
@@ -46,8 +47,13 @@ pub struct Predictor {
 }
 
 impl Predictor {
-    /// Prepares `candidate` with the weights of a checkpoint.
+    /// Prepares `candidate` with the weights of a checkpoint, with all ranks in this process.
     pub fn new(model: &Model, set: &DataSet, weights: &Weights, candidate: &Candidate) -> Result<Self, TrainError> {
+        Predictor::at(&Place::Threads, model, set, weights, candidate)
+    }
+
+    /// The same with the ranks where `place` says.
+    pub fn at(place: &Place, model: &Model, set: &DataSet, weights: &Weights, candidate: &Candidate) -> Result<Self, TrainError> {
         let (ranks, batch_size) = (candidate.layout.data_ranks(), candidate.batch_size);
         if batch_size % ranks != 0 {
             return Err(TrainError::Split { batch_size, ranks });
@@ -55,7 +61,7 @@ impl Predictor {
         let size = Size { batch: batch_size / ranks, row: set.row, classes: set.classes.len() };
         let forward = (model.build)(&size)?;
         let calibrated = (model.build)(&Size { batch: JUDGING_BATCH.min(set.train.rows()), ..size })?;
-        Predictor::load(set, &forward, &calibrated, weights, candidate)
+        Predictor::load(place, set, &forward, &calibrated, weights, candidate)
     }
 
     /// The same for judging weights during training: all rows in large batches on one rank.
@@ -66,10 +72,11 @@ impl Predictor {
         candidate: &Candidate,
     ) -> Result<Self, TrainError> {
         let candidate = Candidate { layout: Layout::SINGLE, ..candidate.clone() };
-        Predictor::load(set, forward, forward, weights, &candidate)
+        Predictor::load(&Place::Threads, set, forward, forward, weights, &candidate)
     }
 
     fn load(
+        place: &Place,
         set: &DataSet,
         forward: &Graph,
         calibrated: &Graph,
@@ -97,12 +104,12 @@ impl Predictor {
             }
         }
         let loaded: Vec<_> = parts.iter().map(|(part, _)| (&part.program, part.weights.clone())).collect();
-        let team = Team::new(candidate.device, &loaded, layout, candidate.threads)?;
+        let team = Team::new(place, candidate.device, &loaded, layout, candidate.threads)?;
         let shards = parts.iter().map(|(_, shards)| shards.clone()).collect();
         let inference = parts.remove(0).0;
         let shape = inference.program.value(inference.logits).shape.clone();
         let state = || RankState { rows: vec![0; shape[0]], scores: vec![0.0; shape[0] * shape[1]] };
-        let states = (0..layout.ranks()).map(|_| state()).collect();
+        let states = (0..team.len()).map(|_| state()).collect();
         Ok(Predictor { layout, shards, team, states, classes: shape[1], answered: 0, inference })
     }
 
@@ -139,7 +146,7 @@ impl Predictor {
                 answer(inference, &mut *rank.session, part, state)?;
                 // A batch is answered when its slowest rank is done.
                 if layout.ranks() > 1 {
-                    rank.member.barrier()?;
+                    rank.barrier()?;
                 }
                 clock.step();
             }
@@ -198,7 +205,7 @@ impl Predictor {
                 rank.session.download_f32(inference.logits, scores)?;
                 let start = Instant::now();
                 if layout.ranks() > 1 {
-                    rank.member.barrier()?;
+                    rank.barrier()?;
                 }
                 Ok(start.elapsed().as_secs_f64())
             };

@@ -1,9 +1,9 @@
-//! The ranks of a layout: one session each, on threads of this process.
+//! The ranks of a layout: one session each, on threads of this process or one in each of several processes.
 
-use super::{TrainError, load_weights};
+use super::{TrainError, load_weights, shared::Shared};
 use crate::{
     backend::{CollectiveError, Links, Session, open},
-    comm::{ThreadMember, thread_group},
+    comm::{Communicator, Membership, Place},
     graph::{Program, Work},
     strategy::Weights,
     vocab::{Device, Layout},
@@ -60,19 +60,33 @@ impl StepClock {
 /// One rank: its program on its device, and its links to the others.
 pub struct Rank {
     pub session: Box<dyn Session>,
-    /// Among all ranks.
-    pub member: Arc<ThreadMember>,
-    /// Among those of its kinds.
-    groups: [Arc<ThreadMember>; 3],
+    membership: Membership,
 }
 
-/// All ranks of a candidate.
+impl Rank {
+    /// Among all ranks of the layout.
+    pub fn number(&self) -> usize {
+        self.membership.number
+    }
+
+    /// Waits until every rank is here.
+    pub fn barrier(&self) -> Result<(), CollectiveError> {
+        self.membership.all.barrier()
+    }
+}
+
+/// The ranks of a candidate that live in this process: all of them, or one. Where it is one, every process does the same with its own, and
+/// results of all ranks are shared between them.
 pub struct Team {
     ranks: Vec<Rank>,
+    place: Place,
+    layout: Layout,
+    /// Of each part of the model.
+    programs: Vec<Program>,
 }
 
 /// Frees the other ranks when a rank ends early.
-struct LeaveOnDrop(Vec<Arc<ThreadMember>>);
+struct LeaveOnDrop(Vec<Arc<dyn Communicator>>);
 
 impl Drop for LeaveOnDrop {
     fn drop(&mut self) {
@@ -81,45 +95,43 @@ impl Drop for LeaveOnDrop {
 }
 
 impl Team {
-    /// Loads the program of its part of the weights on every rank; each gets its share of `threads`.
-    pub fn new(device: Device, parts: &[(&Program, Weights)], layout: Layout, threads: usize) -> Result<Team, TrainError> {
+    /// Loads the program of its part of the weights on every rank of this process; each rank gets its share of `threads`.
+    pub fn new(
+        place: &Place,
+        device: Device,
+        parts: &[(&Program, Weights)],
+        layout: Layout,
+        threads: usize,
+    ) -> Result<Team, TrainError> {
         let ranks = layout.ranks();
         let threads = (threads / ranks).max(1);
         let shared = open(device, threads)?;
-        let group = |ranks: usize| thread_group(ranks).into_iter().map(Arc::new).collect::<Vec<_>>();
-        let all = group(ranks);
-        let data: Vec<_> = (0..layout.parts()).map(|_| group(layout.data_ranks())).collect();
-        // Ranks with parts of the same layers, and ranks with the same part of other layers.
-        let groups = |ranks: usize| (0..layout.ranks() / ranks).map(|_| group(ranks)).collect::<Vec<_>>();
-        let (tensor, pipeline) = (groups(layout.tensor_ranks()), groups(layout.pipeline_ranks()));
         let mut made = Vec::new();
-        for (rank, member) in all.into_iter().enumerate() {
-            let backend = if device.of_rank(rank) == device { shared.clone() } else { open(device.of_rank(rank), threads)? };
-            let (share, part) = layout.place(rank);
-            let (stage, piece) = layout.part_place(part);
-            let tensor = &tensor[share * layout.pipeline_ranks() + stage];
-            let pipeline = &pipeline[share * layout.tensor_ranks() + piece];
-            let groups = [data[part][share].clone(), tensor[piece].clone(), pipeline[stage].clone()];
-            let [data, tensor, pipeline] = groups.clone();
+        for membership in place.members(layout) {
+            let number = membership.number;
+            let backend = if device.of_rank(number) == device { shared.clone() } else { open(device.of_rank(number), threads)? };
+            let Membership { data, tensor, pipeline, .. } = membership.clone();
             let links = (ranks > 1).then(|| Links { data, tensor, pipeline });
-            let (program, weights) = &parts[part];
+            let (program, weights) = &parts[layout.place(number).1];
             let mut session = backend.load((*program).clone(), links)?;
             load_weights(&mut *session, weights)?;
-            made.push(Rank { session, member, groups });
+            made.push(Rank { session, membership });
         }
-        Ok(Team { ranks: made })
+        let programs = parts.iter().map(|(program, _)| (*program).clone()).collect();
+        Ok(Team { ranks: made, place: place.clone(), layout, programs })
     }
 
     /// Work of a step of all ranks.
     pub fn work(&self) -> Work {
-        self.ranks.iter().map(|rank| rank.session.program().work()).fold(Work::default(), Work::plus)
+        (0..self.layout.ranks()).map(|rank| self.program(rank).work()).fold(Work::default(), Work::plus)
     }
 
-    /// The session of a rank.
-    pub fn session(&mut self, rank: usize) -> &mut dyn Session {
-        &mut *self.ranks[rank].session
+    /// The program of any rank, wherever it lives.
+    pub fn program(&self, rank: usize) -> &Program {
+        &self.programs[self.layout.place(rank).1]
     }
 
+    /// Ranks in this process.
     pub fn len(&self) -> usize {
         self.ranks.len()
     }
@@ -128,45 +140,70 @@ impl Team {
         self.ranks.is_empty()
     }
 
-    /// The session of rank 0, for reading results that all ranks share.
+    /// The session of the first rank of this process, for reading results that all ranks share.
     pub fn first(&mut self) -> &mut dyn Session {
         &mut *self.ranks[0].session
     }
 
-    /// The sessions of all ranks.
-    pub fn sessions(&mut self) -> impl Iterator<Item = &mut (dyn Session + 'static)> {
-        self.ranks.iter_mut().map(|rank| &mut *rank.session)
+    /// The number of that rank among all.
+    pub fn first_number(&self) -> usize {
+        self.ranks[0].number()
     }
 
-    /// Memory of all ranks' sessions, bytes.
+    /// The ranks of this process.
+    pub fn ranks(&mut self) -> impl Iterator<Item = &mut Rank> {
+        self.ranks.iter_mut()
+    }
+
+    /// What the process of rank 0 finds, on every process.
+    pub fn lead<T: serde::Serialize + serde::de::DeserializeOwned>(
+        &self,
+        find: impl FnOnce() -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        lead(&self.place, find)
+    }
+
+    /// Memory of the sessions of this process, bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.ranks.iter().map(|rank| rank.session.memory().0).sum()
     }
 
-    /// Does `work` on every rank at once, with a state of its own each, and hands back the results in order of ranks. One rank runs
-    /// on the caller's thread. The first error of any rank is returned; ranks that only lost their partner do not count as first.
-    pub fn each<S: Send, R: Send>(
+    /// Does `work` on every rank at once, with a state of its own for each of this process, and hands back the results of all ranks in
+    /// their order. One rank runs on the caller's thread. The first error of any rank is returned; ranks that only lost their partner do
+    /// not count as first.
+    pub fn each<S: Send, R: Shared + Send>(
         &mut self,
         states: &mut [S],
         work: impl Fn(usize, &mut Rank, &mut S) -> Result<R, TrainError> + Sync,
     ) -> Result<Vec<R>, TrainError> {
-        if let ([rank], [state]) = (&mut self.ranks[..], &mut states[..]) {
-            return Ok(vec![work(0, rank, state)?]);
-        }
-        let run = |number: usize, rank: &mut Rank, state: &mut S| {
-            let mut guard = LeaveOnDrop(std::iter::once(&rank.member).chain(&rank.groups).cloned().collect());
-            let result = work(number, rank, state);
+        let run = |rank: &mut Rank, state: &mut S| {
+            let Membership { all, data, tensor, pipeline, .. } = rank.membership.clone();
+            let mut guard = LeaveOnDrop(vec![all, data, tensor, pipeline]);
+            let result = work(rank.number(), rank, state);
             if result.is_ok() {
                 guard.0.clear();
             }
             result
         };
+        if let Place::Process(seat) = &self.place {
+            let (rank, state) = (&mut self.ranks[0], &mut states[0]);
+            // Processes come here one after the other; their clocks start together.
+            rank.barrier()?;
+            let result = run(rank, state)?;
+            let mut bytes = Vec::new();
+            result.write(&mut bytes);
+            let all = seat.share(&bytes)?;
+            return all.iter().map(|bytes| R::read(&mut &bytes[..]).ok_or(TrainError::Garbled)).collect();
+        }
+        if let ([rank], [state]) = (&mut self.ranks[..], &mut states[..]) {
+            return Ok(vec![work(0, rank, state)?]);
+        }
         let results: Vec<Result<R, TrainError>> = std::thread::scope(|scope| {
             let run = &run;
-            let mut pairs = self.ranks.iter_mut().zip(states.iter_mut()).enumerate();
+            let mut pairs = self.ranks.iter_mut().zip(states.iter_mut());
             let first = pairs.next();
-            let others: Vec<_> = pairs.map(|(number, (rank, state))| scope.spawn(move || run(number, rank, state))).collect();
-            let mut results: Vec<_> = first.map(|(number, (rank, state))| run(number, rank, state)).into_iter().collect();
+            let others: Vec<_> = pairs.map(|(rank, state)| scope.spawn(move || run(rank, state))).collect();
+            let mut results: Vec<_> = first.map(|(rank, state)| run(rank, state)).into_iter().collect();
             results.extend(others.into_iter().map(|handle| {
                 handle.join().unwrap_or_else(|panic| {
                     let text = panic.downcast_ref::<String>().cloned().or(panic.downcast_ref::<&str>().map(|t| t.to_string()));
@@ -196,5 +233,28 @@ impl Team {
             Some(error) => Err(error),
             None => Ok(values),
         }
+    }
+}
+
+/// What the process of rank 0 finds, on every process of `place`; its failure is everybody's.
+pub fn lead<T: serde::Serialize + serde::de::DeserializeOwned>(
+    place: &Place,
+    find: impl FnOnce() -> Result<T, TrainError>,
+) -> Result<T, TrainError> {
+    let Place::Process(seat) = place else { return find() };
+    let found = if place.is_first() { Some(find()) } else { None };
+    let text = match &found {
+        Some(Ok(found)) => serde_json::to_vec(found).map_err(|_| TrainError::Garbled)?,
+        // The others learn of a failure by this rank's leaving.
+        Some(Err(_)) => {
+            seat.leave();
+            return found.expect("it is there");
+        }
+        None => Vec::new(),
+    };
+    let all = seat.share(&text)?;
+    match found {
+        Some(found) => found,
+        None => serde_json::from_slice(&all[0]).map_err(|_| TrainError::Garbled),
     }
 }

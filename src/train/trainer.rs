@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     backend::Session,
+    comm::Place,
     data::{Augmenter, Batches, DataSet},
     graph::{Graph, ValueId},
     metrics,
@@ -75,9 +76,21 @@ pub(super) struct Start {
 }
 
 impl Trainer {
-    /// Prepares training from the initial weights of `seed`. The learning rate is scaled from the configured batch size to the
-    /// candidate's (`scaled_rate`).
+    /// Prepares training from the initial weights of `seed`, with all ranks in this process. The learning rate is scaled from the
+    /// configured batch size to the candidate's (`scaled_rate`).
     pub fn new(
+        model: &Model,
+        set: Arc<DataSet>,
+        candidate: &Candidate,
+        config: &TrainConfig,
+        seed: u64,
+    ) -> Result<Self, TrainError> {
+        Trainer::at(&Place::Threads, model, set, candidate, config, seed)
+    }
+
+    /// The same with the ranks where `place` says.
+    pub fn at(
+        place: &Place,
         model: &Model,
         set: Arc<DataSet>,
         candidate: &Candidate,
@@ -103,11 +116,12 @@ impl Trainer {
         };
         let parts = training_programs(of_piece.as_ref().unwrap_or(&forward), pieces, candidate.precision, &config, layout)?;
         let weights = initial_weights(&forward, config.init, seed);
-        Trainer::assemble(set, candidate, config, seed, Start { forward, parts, weights })
+        Trainer::assemble(place, set, candidate, config, seed, Start { forward, parts, weights })
     }
 
     /// Loads what training begins from on all ranks. `config` has the learning rate of the candidate's batch.
     pub(super) fn assemble(
+        place: &Place,
         set: Arc<DataSet>,
         candidate: &Candidate,
         config: TrainConfig,
@@ -117,17 +131,17 @@ impl Trainer {
         let (layout, batch_size) = (candidate.layout, candidate.batch_size);
         let Start { forward, parts, weights } = start;
         let loaded: Vec<_> = parts.iter().map(|(part, shards)| (&part.program, shards.cut(&weights))).collect();
-        let mut team = Team::new(candidate.device, &loaded, layout, candidate.threads)?;
+        let mut team = Team::new(place, candidate.device, &loaded, layout, candidate.threads)?;
         let (training, shards): (Vec<TrainingProgram>, Vec<Shards>) = parts.into_iter().unzip();
-        for (rank, session) in team.sessions().enumerate() {
-            training[layout.place(rank).1].scale.map_or(Ok(()), |scale| scale.start(session))?;
+        for rank in team.ranks() {
+            training[layout.place(rank.number()).1].scale.map_or(Ok(()), |scale| scale.start(&mut *rank.session))?;
         }
         let state = || RankState {
             batches: Batches::new(set.train.rows(), batch_size, seed),
             labels: vec![0; batch_size / layout.data_ranks()],
             losses: Vec::new(),
         };
-        let states = (0..layout.ranks()).map(|_| state()).collect();
+        let states = (0..team.len()).map(|_| state()).collect();
         let augmenter = match set.row {
             RowShape::Image(shape) => Augmenter::new(&config.augment, shape),
             RowShape::Tokens { .. } => Augmenter::new(&[], [0; 3]),
@@ -172,19 +186,26 @@ impl Trainer {
 
     /// The master weights now.
     pub fn weights(&mut self) -> Result<Weights, TrainError> {
+        let parameters: Vec<_> = self.forward.parameters().map(|id| self.forward.value(id)).collect();
+        let holders = self.shards.len();
+        // The ranks of the first share of the batch hold all parts; of what a rank does not hold it gives nothing.
+        let held: Vec<Vec<Vec<f32>>> = self.team.each(&mut self.states, |number, rank, _| {
+            let mut parts = Vec::with_capacity(parameters.len());
+            for value in parameters.iter().filter(|_| number < holders) {
+                let id = rank.session.program().find(&value.name);
+                let mut part = vec![0.0; id.map_or(0, |id| rank.session.program().value(id).elements())];
+                id.map_or(Ok(()), |id| rank.session.download_f32(id, &mut part))?;
+                parts.push(part);
+            }
+            Ok(parts)
+        })?;
         let mut tensors = Vec::new();
-        for id in self.forward.parameters() {
-            let value = self.forward.value(id);
+        for (place, value) in parameters.iter().enumerate() {
             let mut tensor = Tensor { name: value.name.clone(), shape: value.shape.clone(), data: vec![0.0; value.elements()] };
             let mut is_found = false;
-            // The ranks of the first share of the batch hold all parts.
-            for (rank, shards) in self.shards.iter().enumerate() {
-                let session = self.team.session(rank);
-                let Some(held) = session.program().find(&value.name) else { continue };
+            for (shards, parts) in self.shards.iter().zip(&held).filter(|(_, parts)| !parts[place].is_empty()) {
                 is_found = true;
-                let mut part = vec![0.0; session.program().value(held).elements()];
-                session.download_f32(held, &mut part)?;
-                shards.put(&part, &mut tensor);
+                shards.put(&parts[place], &mut tensor);
             }
             if !is_found {
                 return Err(TrainError::NoOutput { name: "weights" });
@@ -197,14 +218,25 @@ impl Trainer {
     /// The weights with what else of training an answering program of the same precision reads: scales of 8-bit activations.
     fn weights_and_scales(&mut self) -> Result<Weights, TrainError> {
         let mut weights = self.weights()?;
-        for rank in 0..self.shards.len() {
-            let session = self.team.session(rank);
-            for name in input_scale_names(session.program().kept().map(|(_, value)| value.name.as_str())) {
-                let Some(id) = session.program().find(&name) else { continue };
+        let (holders, training, layout) = (self.shards.len(), &self.training, self.candidate.layout);
+        let names = |number: usize| {
+            let kept = training[layout.place(number).1].program.kept();
+            input_scale_names(kept.map(|(_, value)| value.name.as_str()))
+        };
+        let held: Vec<Vec<f32>> = self.team.each(&mut self.states, |number, rank, _| {
+            let mut scales = Vec::new();
+            for name in names(number).iter().filter(|_| number < holders) {
                 let mut data = vec![0.0];
-                session.download_f32(id, &mut data)?;
-                weights.tensors.push(Tensor { name, shape: Vec::new(), data });
+                if let Some(id) = rank.session.program().find(name) {
+                    rank.session.download_f32(id, &mut data)?;
+                }
+                scales.extend(data);
             }
+            Ok(scales)
+        })?;
+        for (number, scales) in held.into_iter().enumerate().take(holders) {
+            let named = names(number).into_iter().zip(scales);
+            weights.tensors.extend(named.map(|(name, scale)| Tensor { name, shape: Vec::new(), data: vec![scale] }));
         }
         Ok(weights)
     }
@@ -285,12 +317,17 @@ impl Trainer {
     }
 
     /// Losses of the steps since the last call, whole batches, in order.
-    pub fn take_losses(&mut self) -> Vec<f64> {
-        let parts: Vec<Vec<f32>> = self.states.iter_mut().map(|state| std::mem::take(&mut state.losses)).collect();
+    pub fn take_losses(&mut self) -> Result<Vec<f64>, TrainError> {
+        let parts = self.team.each(&mut self.states, |_, _, state| Ok(std::mem::take(&mut state.losses)))?;
         // Ranks with the same rows have the same loss, or the last of them has it.
         let of_parts = self.candidate.layout.parts();
         let parts: Vec<&Vec<f32>> = parts.iter().skip(of_parts - 1).step_by(of_parts).collect();
-        (0..parts[0].len()).map(|k| parts.iter().map(|part| f64::from(part[k])).sum()).collect()
+        Ok((0..parts[0].len()).map(|k| parts.iter().map(|part| f64::from(part[k])).sum()).collect())
+    }
+
+    /// Forgets the losses of the steps since the last call.
+    pub fn drop_losses(&mut self) {
+        self.states.iter_mut().for_each(|state| state.losses.clear());
     }
 
     /// Trains all epochs, judging the test rows after each; the judging is not part of the training time.
@@ -320,7 +357,7 @@ impl Trainer {
         for _ in 0..self.config.epochs {
             let first = self.step;
             elapsed += self.epoch(per_epoch)?;
-            let losses = self.take_losses();
+            let losses = self.take_losses()?;
             if let Some(bad) = losses.iter().position(|loss| !loss.is_finite()) {
                 let step = first + bad;
                 if self.training[0].scale.is_none() || losses.last().is_some_and(|l| !l.is_finite()) {
@@ -329,8 +366,11 @@ impl Trainer {
             }
             curve.extend(losses.iter().enumerate().map(|(k, loss)| ((first + k) as u64, *loss)));
             weights = self.weights()?;
-            judge.set_weights(&self.weights_and_scales()?)?;
-            let judged = judge.judge(&self.set)?;
+            let judged_weights = self.weights_and_scales()?;
+            let judged = self.team.lead(|| {
+                judge.set_weights(&judged_weights)?;
+                judge.judge(&self.set)
+            })?;
             let value = judged.metrics.get(&metric).copied().unwrap_or(0.0);
             let finite: Vec<f64> = losses.iter().copied().filter(|l| l.is_finite()).collect();
             let train_loss = finite.iter().sum::<f64>() / finite.len().max(1) as f64;
@@ -356,7 +396,7 @@ impl Trainer {
         };
         let quality = match quality {
             Some(quality) => quality,
-            None => judge.judge(&self.set)?,
+            None => self.team.lead(|| judge.judge(&self.set))?,
         };
         Ok((run, quality, weights))
     }

@@ -5,6 +5,7 @@
 
 use super::{TrainError, Trainer, masked_training_program, trainer::Start};
 use crate::{
+    comm::Place,
     data::DataSet,
     models::{Model, Size},
     record::{Candidate, TrainConfig},
@@ -97,7 +98,7 @@ pub fn tuner(
     };
     let seed = config.first_seed;
     let start = Start { forward, parts: vec![(program, Shards::default())], weights };
-    let mut trainer = Trainer::assemble(set, &candidate, config, seed, start)?;
+    let mut trainer = Trainer::assemble(&Place::Threads, set, &candidate, config, seed, start)?;
     (trainer.first_epoch, trainer.gradual) = (first_epoch, gradual);
     Ok(trainer)
 }

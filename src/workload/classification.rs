@@ -3,14 +3,15 @@
 use super::time_split::{Pace, over_ranks, rank_split, remark};
 use crate::{
     backend::OpTime,
+    comm::Place,
     data::{DataSet, Inputs, Part},
     harness::{Described, Request, Response, Setup, WindowEnergy, Work},
     measure::{EnergyCounter, GpuSensor, forget_peak_resident, peak_resident},
     models::{self, Model},
     record::{OpProfile, Quality},
     stats::{StopRule, median},
-    strategy::Weights,
-    train::{Checkpoint, Identity, Predictor, StepTimes, TrainError, Trainer, scaled_rate, tuner},
+    strategy::{Tensor, Weights},
+    train::{Checkpoint, Identity, Predictor, StepTimes, TrainError, Trainer, lead, scaled_rate, tuner},
     units::{Bytes, Flops, Seconds},
     vocab::{Compression, Device, Layout, Phase, Precision, Pruning, Quantization, Tuning},
 };
@@ -28,10 +29,19 @@ const STABLE_WINDOW: usize = 8;
 /// A candidate's process.
 #[derive(Default)]
 pub struct Bench {
+    place: Place,
     ready: Option<Ready>,
 }
 
+impl Bench {
+    /// With the ranks of its candidate where `place` says.
+    pub fn at(place: Place) -> Bench {
+        Bench { place, ready: None }
+    }
+}
+
 struct Ready {
+    place: Place,
     setup: Setup,
     model: &'static Model,
     set: Arc<DataSet>,
@@ -66,7 +76,7 @@ impl Work for Bench {
         let start = Instant::now();
         let busy = || start.elapsed().as_secs_f64();
         if let Request::Prepare(setup) = request {
-            self.ready = Some(Ready::new(*setup).map_err(|e| e.to_string())?);
+            self.ready = Some(Ready::new(*setup, self.place.clone()).map_err(|e| e.to_string())?);
             return Ok(Response::Prepared { busy_s: busy() });
         }
         let ready = self.ready.as_mut().ok_or("the first request must be `prepare`")?;
@@ -94,7 +104,7 @@ impl Work for Bench {
 }
 
 impl Ready {
-    fn new(setup: Setup) -> Result<Ready, Box<dyn std::error::Error>> {
+    fn new(setup: Setup, place: Place) -> Result<Ready, Box<dyn std::error::Error>> {
         let model = models::find(&setup.model).ok_or_else(|| format!("no model is called `{}`", setup.model))?;
         let mut set = Arc::new(DataSet::load(&setup.data, &setup.search_from)?);
         let (mut notes, mut checkpoint) = (Vec::new(), None);
@@ -116,15 +126,12 @@ impl Ready {
                         setup.train.batch_size, candidate.batch_size
                     ));
                 }
-                Doing::Train(Box::new(Trainer::new(model, set.clone(), candidate, &setup.train, setup.train.first_seed)?))
+                let first = setup.train.first_seed;
+                Doing::Train(Box::new(Trainer::at(&place, model, set.clone(), candidate, &setup.train, first)?))
             }
             Phase::Infer => {
-                let (mut hash, mut weights) = trained_weights(&setup, model, &set)?;
-                if let Some(pruning) = candidate.compression.pruning.filter(|pruning| pruning.is_tuned()) {
-                    let tuned = tuned_weights(&setup, model, &set, pruning, &weights)?;
-                    notes.push(tuned.note);
-                    (hash, weights) = (tuned.hash, tuned.weights);
-                }
+                let (hash, weights, note) = shared_weights(&place, &setup, model, &set)?;
+                notes.extend(note);
                 checkpoint = Some(hash);
                 if candidate.compression.quantization == Some(Quantization::Int8) {
                     notes.push(format!(
@@ -132,7 +139,7 @@ impl Ready {
                         crate::train::CALIBRATION_ROWS.min(set.train.rows())
                     ));
                 }
-                let predictor = Predictor::new(model, &set, &weights, candidate)?;
+                let predictor = Predictor::at(&place, model, &set, &weights, candidate)?;
                 notes.extend(predictor.program().notes.iter().cloned());
                 // Answering needs no training rows.
                 let mut rest = Arc::try_unwrap(set).unwrap_or_else(|shared| (*shared).clone());
@@ -152,6 +159,12 @@ impl Ready {
             }
             Device::Auto | Device::Cpu => (EnergyCounter::open(), None),
         };
+        // What one host has used is not what the ranks of several have.
+        let counter = counter.filter(|_| place.hosts().is_none_or(|hosts| hosts.iter().all(|host| *host == hosts[0])));
+        if let Some(text) = place.description() {
+            notes.push(text);
+            notes.push("memory is not told: one process holds ranks of several candidates".to_string());
+        }
         match sensor.as_ref().map_or(0, GpuSensor::strangers) {
             0 => {}
             1 => notes.push("another process was computing on the GPU: these times are not the device's alone".into()),
@@ -161,14 +174,14 @@ impl Ready {
         }
         forget_peak_resident();
         let throttled = Throttled { lowest_share: 1.0, ..Throttled::default() };
-        Ok(Ready { setup, model, set, work, step_s: 0.0, counter, sensor, throttled, notes, checkpoint })
+        Ok(Ready { place, setup, model, set, work, step_s: 0.0, counter, sensor, throttled, notes, checkpoint })
     }
 
     fn train(&mut self, seed: u64) -> Result<(crate::record::SeedRun, Quality), TrainError> {
         let (candidate, train) = (&self.setup.candidate, &self.setup.train);
         let (model, data, precision) = (self.model.name, &self.set.content_hash, candidate.precision);
         let identity = Identity { model, data, train, precision, seed, pruning: None };
-        let mut trainer = Trainer::new(self.model, self.set.clone(), candidate, train, seed)?;
+        let mut trainer = Trainer::at(&self.place, self.model, self.set.clone(), candidate, train, seed)?;
         let (mut run, quality, weights) = trainer.run(self.setup.primary_metric)?;
         self.notes.extend(run.failure.as_ref().map(|failure| format!("seed {seed}: {failure}")));
         // The weights of the reference candidate are those that inference candidates ask for by this name.
@@ -191,7 +204,7 @@ impl Ready {
             Doing::Train(trainer) => {
                 let times = trainer.steps(count)?;
                 // Losses of timed steps are nobody's result.
-                trainer.take_losses();
+                trainer.drop_losses();
                 Ok(times)
             }
             Doing::Infer(predictor) => predictor.steps(&self.set.test, count),
@@ -212,7 +225,8 @@ impl Ready {
             } else {
                 means.push(self.step_s);
             }
-            let elapsed = start.elapsed().as_secs_f64();
+            // All ranks must go round as often.
+            let elapsed = lead(&self.place, || Ok::<_, TrainError>(start.elapsed().as_secs_f64()))?;
             let latest = &means[means.len().saturating_sub(STABLE_WINDOW)..];
             let stable = latest.len() >= 4 && StopRule::is_stable(latest);
             if (elapsed >= least.0 && stable) || elapsed >= most.0 {
@@ -278,7 +292,13 @@ impl Ready {
         }
         // Before the profile, whose clocks and lists are not the candidate's own.
         let peak_memory = match (&mut self.work, self.setup.candidate.device.is_cuda()) {
-            (_, false) => peak_resident(),
+            (_, false) => {
+                if self.place.hosts().is_some() {
+                    None
+                } else {
+                    peak_resident()
+                }
+            }
             (Doing::Train(trainer), true) => Some(Bytes(trainer.team().memory_bytes())),
             (Doing::Infer(predictor), true) => Some(Bytes(predictor.team().memory_bytes())),
         };
@@ -319,7 +339,7 @@ impl Ready {
             Doing::Train(trainer) => trainer.team(),
             Doing::Infer(predictor) => predictor.team(),
         };
-        let of_ranks = team.sessions().zip(&steps).map(|(session, steps)| rank_split(session.program(), steps, pace, balance));
+        let of_ranks = steps.iter().enumerate().map(|(rank, steps)| rank_split(team.program(rank), steps, pace, balance));
         let time_split = over_ranks(&of_ranks.collect::<Vec<_>>());
         self.notes.extend(remark(&time_split));
         let of_op = |k: usize, of: fn(&OpTime) -> Seconds| {
@@ -356,6 +376,29 @@ impl Ready {
             energy_counter: self.counter.as_ref().map(EnergyCounter::name).or(self.sensor.as_ref().map(GpuSensor::name)),
         })
     }
+}
+
+/// The weights that a candidate answers with, in every process of it, and a note on how they were made: a host of its own has no files of
+/// the first.
+fn shared_weights(
+    place: &Place,
+    setup: &Setup,
+    model: &'static Model,
+    set: &Arc<DataSet>,
+) -> Result<(String, Weights, Option<String>), Box<dyn std::error::Error>> {
+    type Plain = (String, Vec<(String, Vec<usize>, Vec<f32>)>, Option<String>);
+    let (hash, tensors, note): Plain = lead(place, || {
+        let shared = |error: Box<dyn std::error::Error>| TrainError::Shared(error.to_string());
+        let (mut hash, mut weights) = trained_weights(setup, model, set).map_err(shared)?;
+        let mut note = None;
+        if let Some(pruning) = setup.candidate.compression.pruning.filter(|pruning| pruning.is_tuned()) {
+            let tuned = tuned_weights(setup, model, set, pruning, &weights).map_err(shared)?;
+            (hash, weights, note) = (tuned.hash, tuned.weights, Some(tuned.note));
+        }
+        Ok((hash, weights.tensors.into_iter().map(|t| (t.name, t.shape, t.data)).collect(), note))
+    })?;
+    let tensors = tensors.into_iter().map(|(name, shape, data)| Tensor { name, shape, data });
+    Ok((hash, Weights { tensors: tensors.collect() }, note))
 }
 
 /// The weights that all inference candidates share: trained once, in fp32 on all cores, and kept by their identity.

@@ -1,9 +1,14 @@
-//! Workloads: a task with its unit, and the work that one worker process does for it. One file each; this table lists them.
+//! Workloads: a task with its unit, and the work that one worker does for it. One file each; this table lists them. `ranks` is for workers
+//! that are ranks of a launch.
 
 mod classification;
+mod ranks;
 mod time_split;
 
+pub use ranks::{Leader, serve_ranks};
+
 use crate::{
+    comm::Place,
     harness::{Request, Response, Work},
     vocab::Task,
 };
@@ -13,12 +18,12 @@ pub struct Workload {
     pub task: Task,
     /// What one row is, in tables and sentences.
     pub unit: &'static str,
-    open: fn() -> Box<dyn Work>,
+    open: fn(Place) -> Box<dyn Work>,
 }
 
 pub const WORKLOADS: &[Workload] = &[
-    Workload { task: Task::ImageClassification, unit: "image", open: || Box::new(classification::Bench::default()) },
-    Workload { task: Task::TextClassification, unit: "text", open: || Box::new(classification::Bench::default()) },
+    Workload { task: Task::ImageClassification, unit: "image", open: |place| Box::new(classification::Bench::at(place)) },
+    Workload { task: Task::TextClassification, unit: "text", open: |place| Box::new(classification::Bench::at(place)) },
 ];
 
 /// The workload of a task.
@@ -28,14 +33,24 @@ pub fn find(task: Task) -> &'static Workload {
 
 /// A worker that becomes whatever its first request asks for.
 #[derive(Default)]
-pub struct AnyWork(Option<Box<dyn Work>>);
+pub struct AnyWork {
+    place: Place,
+    work: Option<Box<dyn Work>>,
+}
+
+impl AnyWork {
+    /// With its ranks where `place` says.
+    pub fn at(place: Place) -> AnyWork {
+        AnyWork { place, work: None }
+    }
+}
 
 impl Work for AnyWork {
     fn answer(&mut self, request: Request) -> Result<Response, String> {
         if let Request::Prepare(setup) = &request {
-            self.0 = Some((find(setup.task).open)());
+            self.work = Some((find(setup.task).open)(self.place.clone()));
         }
-        self.0.as_mut().ok_or("the first request must be `prepare`")?.answer(request)
+        self.work.as_mut().ok_or("the first request must be `prepare`")?.answer(request)
     }
 }
 
