@@ -3,9 +3,9 @@
 //! `cargo bench --bench kernels` runs all; `cargo bench --bench kernels -- gemm` one family. One thread, so that figures compare with
 //! the peak of one core that `advisor doctor` prints.
 
-use advisor::backend::cpu::kernels::{self, Context, Epilogue, Gemm, Packed24, PackedInt8, PackedSparse};
+use advisor::backend::cpu::kernels::{self, Context, Epilogue, Gemm, Packed24, PackedInt4, PackedInt8, PackedSparse};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use half::bf16;
+use half::{bf16, f16};
 
 /// `[M, N, K]`, named by their use.
 const PRODUCTS: &[(&str, [usize; 3])] = &[
@@ -15,6 +15,7 @@ const PRODUCTS: &[(&str, [usize; 3])] = &[
     ("square_256", [256, 256, 256]),
     ("fc1_batch_64", [64, 128, 6272]),
     ("fc1_batch_256", [256, 128, 6272]),
+    ("gemv_4096", [1, 4096, 4096]),
 ];
 
 fn values(n: usize) -> Vec<f32> {
@@ -72,8 +73,20 @@ fn gemm(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("ours_int8", name), |bencher| {
             bencher.iter(|| {
                 kernels::quantize_symmetric(&ctx, &a, 0.01, &mut x);
-                kernels::int8_gemm(&ctx, m, &x, 0.01, &packed, Epilogue::default(), &mut out);
+                kernels::int8_gemm(&ctx, m, &x, &[0.01], &packed, Epilogue::default(), &mut out);
             });
+        });
+        let mut scales = vec![0.0f32; m];
+        group.bench_function(BenchmarkId::new("ours_int8_dynamic", name), |bencher| {
+            bencher.iter(|| {
+                kernels::quantize_rows(&ctx, k, &a, &mut x, &mut scales);
+                kernels::int8_gemm(&ctx, m, &x, &scales, &packed, Epilogue::default(), &mut out);
+            });
+        });
+        let (pairs, steps) = (vec![0x71i8; k.div_ceil(2) * n], vec![f16::from_f32(0.1); k.div_ceil(128) * n]);
+        let quarter = PackedInt4::new(k, n, 128, &pairs, &steps);
+        group.bench_function(BenchmarkId::new("ours_int4", name), |bencher| {
+            bencher.iter(|| kernels::int4_gemm(&ctx, m, &a, &quarter, Epilogue::default(), &mut out));
         });
         let sparse = Packed24::from_f32(k, n, &b);
         group.bench_function(BenchmarkId::new("ours_2_4", name), |bencher| {

@@ -10,7 +10,10 @@ use advisor::{
     models::{Model, Size, find},
     record::{Candidate, TrainConfig},
     strategy::{Tensor, Weights, prune, prune_once},
-    train::{Predictor, Team, Trainer, initial_weights, optimizer_step, training_program, training_programs, tuner},
+    train::{
+        InferenceProgram, Predictor, Team, Trainer, initial_weights, optimizer_step, train_aware, training_program,
+        training_programs, tuner,
+    },
     vocab::{
         Augmentation, Compression, DType, Device, InitKind, Layout, Metric, OptimizerKind, Pattern, Phase, Precision, Pruning,
         RowKind, Tuning, Vocabulary,
@@ -458,6 +461,65 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
             assert!((other - value).abs() <= 0.005, "{precision:?} {compression} b{batch_size}: {other} against {value}");
         }
     }
+    let quantized = |word: &str, weights: &Weights| {
+        let compression = word.parse().unwrap();
+        let candidate = Candidate { compression, ..candidate(Phase::Infer, Precision::Fp32, Layout::SINGLE, 64) };
+        Predictor::new(model, &set, weights, &candidate).map(|mut predictor| {
+            let value = predictor.judge(&set).unwrap().metrics[&Metric::Accuracy];
+            println!("{word}: {value:.4} against {fp32:.4}; {:?}", predictor.program().notes);
+            (value, predictor.program().clone())
+        })
+    };
+    for word in ["int8:percentile", "int8:percentile=99.9", "int8:entropy", "int8-dynamic", "int4", "int4-gptq", "int4-gptq:64"] {
+        let (value, program) = quantized(word, &weights).unwrap();
+        let most = if word.starts_with("int4") { 0.01 } else { 0.005 };
+        assert!((value - fp32).abs() <= most, "{word}: {value} against {fp32}");
+        // 3x3 of one channel to 32; 6272 to 128 and 128 to 10 with their scales; biases.
+        let (convolution, biases) = (4 * 288, 4 * (32 + 128 + 10));
+        let bytes = match word {
+            "int8-dynamic" => convolution + 6272 * 128 + 4 * 128 + 128 * 10 + 4 * 10,
+            "int4-gptq:64" => convolution + (6272 / 2 + 2 * 98) * 128 + (128 / 2 + 2 * 2) * 10,
+            word if word.starts_with("int4") => convolution + (6272 / 2 + 2 * 49) * 128 + (128 / 2 + 2) * 10,
+            _ => 288 + 4 * 32 + 6272 * 128 + 4 * 128 + 128 * 10 + 4 * 10,
+        };
+        assert_eq!(program.model_bytes, bytes + biases, "{word}");
+        let keeps_convolution = program.notes.iter().any(|note| note.contains("fp32 stays conv.weight"));
+        assert_eq!(keeps_convolution, !word.starts_with("int8:"), "{word}: {:?}", program.notes);
+    }
+    let (aware, run) = train_aware(model, &set, &weights, &config, 1, Device::Cpu, 2).unwrap();
+    assert!(run.epochs[0].train_loss.is_finite() && aware != weights);
+    let (value, program) = quantized("int8-qat", &aware).unwrap();
+    assert!((value - fp32).abs() <= 0.005, "int8-qat: {value} against {fp32}");
+    assert!(quantized("int8-qat", &weights).is_err(), "these weights have no grids");
+    // Its static int8 is what it trained for: the grids are not calibrated again.
+    let scale = |program: &InferenceProgram, op: &str| {
+        let step = program.program.steps.iter().find(|step| step.op.name() == op).unwrap();
+        match step.op {
+            Op::LinearInt8 { input_scale, .. } => input_scale,
+            _ => panic!("{op}"),
+        }
+    };
+    let step = aware.tensors.iter().find(|tensor| tensor.name == "fc1.weight.step").unwrap().data[0];
+    assert_eq!(scale(&program, "linear_int8"), f64::from(step));
+    // Half of the bytes: formats are told, their bytes are below the goal, and the layers that change answers most are not int4.
+    for share in [0.2, 0.3] {
+        let (value, program) = quantized(&format!("mixed:size={share}"), &weights).unwrap();
+        assert!((value - fp32).abs() <= 0.01, "mixed: {value} against {fp32}");
+        let of_layers = 4 * (288 + 6272 * 128 + 1280);
+        let biases = 4 * (32 + 128 + 10);
+        assert!((program.model_bytes - biases) as f64 <= share * f64::from(of_layers), "{}", program.model_bytes);
+        assert!(program.notes.iter().any(|note| note.contains("fc1.weight int") && note.contains("fc2.weight")));
+    }
+    assert!(
+        quantized("mixed:size=0.1", &weights).unwrap_err().to_string().contains("with every layer in its cheapest it is 0.1")
+    );
+    // What is faster is measured, so either answer is right here.
+    match quantized("mixed:latency=0.9", &weights) {
+        Ok((value, program)) => {
+            assert!((value - fp32).abs() <= 0.01 && program.notes.iter().any(|note| note.contains("time of an fp32 step")));
+        }
+        Err(error) => assert!(error.to_string().contains("no choice of formats reaches `mixed:latency=0.9`"), "{error}"),
+    }
     for precision in [Precision::Bf16, Precision::Fp16, Precision::Fp8] {
         let candidate = candidate(Phase::Train, precision, Layout::SINGLE, 32);
         let (run, quality, _) = Trainer::new(model, set.clone(), &candidate, &config, 1).unwrap().run(Metric::Accuracy).unwrap();
@@ -486,5 +548,14 @@ fn the_sentiment_of_texts_is_learnt_to_076_and_no_precision_or_int8_costs_two_po
         let judged = Predictor::new(model, &set, &weights, &candidate).unwrap().judge(&set).unwrap();
         let accuracy = judged.metrics[&Metric::Accuracy];
         assert!(accuracy >= run.metric - 0.02, "{precision:?} {compression:?}: {accuracy} after {}", run.metric);
+    }
+    let (aware, _) = train_aware(model, &set, &weights, &config, 1, Device::Cpu, 2).unwrap();
+    for word in ["int8:percentile", "int8:entropy", "int8-dynamic", "int4:64", "int4-gptq:64", "mixed:size=0.2", "int8-qat"] {
+        let candidate = Candidate { compression: word.parse().unwrap(), ..candidate(Phase::Infer, Precision::Fp32) };
+        let weights = if word == "int8-qat" { &aware } else { &weights };
+        let mut predictor = Predictor::new(model, &set, weights, &candidate).unwrap();
+        let accuracy = predictor.judge(&set).unwrap().metrics[&Metric::Accuracy];
+        println!("{word}: {accuracy:.4} against {:.4}; {:?}", run.metric, predictor.program().notes);
+        assert!(accuracy >= run.metric - 0.02, "{word}: {accuracy} after {}", run.metric);
     }
 }

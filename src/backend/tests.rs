@@ -525,6 +525,81 @@ fn int8_products_match_the_reference_exactly_up_to_rounding() {
 }
 
 #[test]
+fn products_with_a_grid_for_each_row_and_with_4_bit_weights_match_the_reference() {
+    use crate::graph::Activation::{None as Plain, Relu};
+    for (rows, k, n, group, activation) in
+        [(3, 70, 33, 32, Relu), (40, 129, 64, 64, Plain), (1, 256, 132, 128, Plain), (5, 8, 3, 32, Relu), (37, 64, 16, 64, Relu)]
+    {
+        let mut graph = Graph::new();
+        let x = graph.input("x", &[rows, k], DType::F32);
+        let (w, s) = (graph.state("w", &[k, n], DType::I8), graph.state("s", &[n], DType::F32));
+        let b = graph.bias("b", n, 1);
+        let y = graph.apply(Op::LinearInt8Dynamic { activation }, &[x, w, s, b]).unwrap();
+        graph.mark_output("dynamic", y);
+        let groups = k.div_ceil(group);
+        let (v, t) = (graph.state("v", &[k.div_ceil(2), n], DType::I8), graph.state("t", &[groups, n], DType::F16));
+        let z = graph.apply(Op::LinearInt4 { group, activation }, &[x, v, t, b]).unwrap();
+        graph.mark_output("int4", z);
+        let mut data = contents(&graph, 8);
+        for id in [w, v] {
+            data[id.0].iter_mut().enumerate().for_each(|(at, value)| *value = ((at as f64 * 37.0) % 255.0) - 127.0);
+        }
+        // Away from half steps, where f32 and f64 may round apart: each row's largest is 127 of its steps, a power of two.
+        for (row, values) in data[x.0].chunks_mut(k).enumerate() {
+            let step = 1.0 / f64::from(1 << (4 + row % 5));
+            values.iter_mut().for_each(|v| *v = ((*v * 126.0).round() + 0.125) * step);
+            values[row % k] = 127.0 * step;
+        }
+        let mut expected = data.clone();
+        reference::run(&graph.values, &graph.nodes, &mut expected, 0);
+        for (device, backend) in devices() {
+            let mut session = backend.load(lower(&graph), None).unwrap();
+            check::upload(&mut *session, &data).unwrap();
+            session.execute().unwrap();
+            session.execute().unwrap();
+            let (error, worst) = check::worst_error(&mut *session, &graph, &expected, 8).unwrap();
+            assert!(error <= 2e-5, "{device}, [{rows}, {k}] x [{k}, {n}]: {worst}");
+        }
+    }
+}
+
+#[test]
+fn simulated_grids_match_the_reference_and_gradients_go_straight_through() {
+    for (rows, n) in [(5, 7), (129, 40), (300, 64)] {
+        let mut graph = Graph::new();
+        let (x, w) = (graph.weight("x", &[rows, n], 1, 1), graph.weight("w", &[n, 3], 1, 1));
+        let step = graph.state("step", &[], DType::F32);
+        let scales = graph.apply(Op::ChannelScale, &[w]).unwrap();
+        let y = graph.apply(Op::FakeQuantize, &[x, step]).unwrap();
+        let v = graph.apply(Op::FakeQuantize, &[w, scales]).unwrap();
+        let logits = graph.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[y, v]).unwrap();
+        graph.mark_output("logits", logits);
+        graph.mark_output("on its grid", y);
+        graph.mark_output("scales", scales);
+        with_gradients(&mut graph);
+        let mut data = contents(&graph, 3);
+        // A third of x lies outside of the grid, and nothing at its borders or between two of its places.
+        data[step.0] = vec![0.625 / 127.0];
+        data[x.0].iter_mut().for_each(|v| *v = ((*v * 127.0 / 0.625).round() + 0.25) * 0.625 / 127.0);
+        let mut expected = data.clone();
+        reference::run(&graph.values, &graph.nodes, &mut expected, 0);
+        // The gradient by w is that by its grid; the one by x is that by its grid inside, and 0 outside.
+        let [dx, dw] = ["d x", "d w"].map(|name| graph.output(name).unwrap());
+        let outside = data[x.0].iter().zip(&expected[dx.0]).filter(|(v, _)| v.abs() > 0.625);
+        assert!(outside.clone().count() > rows && outside.clone().all(|(_, d)| *d == 0.0));
+        assert!(data[x.0].iter().zip(&expected[dx.0]).filter(|(v, _)| v.abs() < 0.625).all(|(_, d)| *d != 0.0));
+        assert!(expected[dw.0].iter().all(|d| *d != 0.0));
+        for (device, backend) in devices() {
+            let mut session = backend.load(lower(&graph), None).unwrap();
+            check::upload(&mut *session, &data).unwrap();
+            session.execute().unwrap();
+            let (error, worst) = check::worst_error(&mut *session, &graph, &expected, 3).unwrap();
+            assert!(error <= 2e-5, "{device}, [{rows}, {n}]: {worst}");
+        }
+    }
+}
+
+#[test]
 fn wrong_sizes_are_refused_by_name() {
     let mut graph = Graph::new();
     let x = graph.input("x", &[2, 3], DType::F32);

@@ -310,6 +310,12 @@ impl<'g> Pass<'g> {
                 let table = self.graph.apply(Op::EmbeddingGrad { vocabulary }, &[input(1), dy])?;
                 self.add(input(0), table)?;
             }
+            Op::FakeQuantize => {
+                let whole = self.graph.producer(input(1)).is_some_and(|made| self.graph.nodes[made].op == Op::ChannelScale);
+                // Nothing lies outside of a grid that was made for the largest value; the scale itself is not trained.
+                let dx = if whole { dy } else { self.graph.apply(Op::FakeQuantizeGrad, &[input(0), input(1), dy])? };
+                self.add(input(0), dx)?;
+            }
             Op::Cast { .. } => {
                 let dx = self.cast(dy, self.graph.dtype(input(0)))?;
                 self.add(input(0), dx)?;

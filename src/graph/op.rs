@@ -262,7 +262,24 @@ pub enum Op {
         input_scale: f64,
         activation: Activation,
     },
-    /// The same for a convolution, w i8 `[KH, KW, Cin, Cout]`.
+    /// The same with each row of x quantised by a scale of its own, measured at run time: its largest magnitude becomes 127.
+    LinearInt8Dynamic {
+        activation: Activation,
+    },
+    /// x f32 `[.., K]`, weights of 4 bits: i8 `[ceil(K / 2), N]`, each byte two signed numbers, the low half the earlier one along K;
+    /// scales f16 `[ceil(K / group), N]`, b `[N]`. `group` is a multiple of 8. Products and sums in f32.
+    LinearInt4 {
+        group: usize,
+        activation: Activation,
+    },
+    /// x `[.., N]` to `[N]`: the step of a grid of 8 bits by which the largest magnitude of each column is 127; 1 where all are zero.
+    ChannelScale,
+    /// (x, scale `[]` or `[N]`) to `scale round(x / scale)`, held to 127 steps: what an int8 product will see. The gradient goes
+    /// straight through (Bengio et al. 2013) where x lies inside.
+    FakeQuantize,
+    /// (x, scale, dy) to dx.
+    FakeQuantizeGrad,
+    /// As `LinearInt8` for a convolution, w i8 `[KH, KW, Cin, Cout]`.
     Conv2dInt8 {
         window: Window,
         input_scale: f64,
@@ -367,6 +384,11 @@ impl Op {
             Op::LinearTwoFour { .. } => "linear_2_4",
             Op::LinearSparse { .. } => "linear_sparse",
             Op::LinearInt8 { .. } => "linear_int8",
+            Op::LinearInt8Dynamic { .. } => "linear_int8_dynamic",
+            Op::LinearInt4 { .. } => "linear_int4",
+            Op::ChannelScale => "channel_scale",
+            Op::FakeQuantize => "fake_quantize",
+            Op::FakeQuantizeGrad => "fake_quantize_grad",
             Op::Conv2dInt8 { .. } => "conv2d_int8",
         }
     }
@@ -661,7 +683,34 @@ impl Op {
                 *shape.last_mut().expect("x has an axis") = w.shape[1];
                 one(&shape, DType::F32)
             }
-            (Op::LinearInt8 { .. }, [x, w, scales, b]) => {
+            (Op::LinearInt4 { group, .. }, [x, w, scales, b]) => {
+                let expected =
+                    "f32 x [.., K], i8 W [ceil(K / 2), N], f16 scales [ceil(K / group), N], b [N], groups of whole eights";
+                let k = x.shape.last().copied().unwrap_or(0);
+                let fits = w.shape.len() == 2
+                    && x.dtype == DType::F32
+                    && w.dtype == DType::I8
+                    && scales.dtype == DType::F16
+                    && *group > 0
+                    && group.is_multiple_of(8)
+                    && w.shape[0] == k.div_ceil(2)
+                    && scales.shape == [k.div_ceil(*group), w.shape[1]]
+                    && b.shape == [w.shape[1]];
+                if !fits {
+                    return Err(fail(expected));
+                }
+                let mut shape = x.shape.clone();
+                *shape.last_mut().expect("x has an axis") = w.shape[1];
+                one(&shape, DType::F32)
+            }
+            (Op::ChannelScale, [x]) if !x.shape.is_empty() && x.dtype == DType::F32 => {
+                one(&x.shape[x.shape.len() - 1..], DType::F32)
+            }
+            (Op::FakeQuantize, [x, scale]) if fits_scale(x, scale) => one(&x.shape, DType::F32),
+            (Op::FakeQuantizeGrad, [x, scale, dy]) if fits_scale(x, scale) && dy.shape == x.shape && dy.dtype == x.dtype => {
+                one(&x.shape, DType::F32)
+            }
+            (Op::LinearInt8 { .. } | Op::LinearInt8Dynamic { .. }, [x, w, scales, b]) => {
                 let fits = w.shape.len() == 2
                     && w.dtype == DType::I8
                     && x.dtype == DType::F32
@@ -710,6 +759,19 @@ impl Op {
                 let k = read[1].shape[0] as u64;
                 out * (2 * k + 2 + activation_flops(*activation)) + 2 * input
             }
+            // A pass for the largest magnitudes beside that which quantises.
+            Op::LinearInt8Dynamic { activation } => {
+                let k = read[1].shape[0] as u64;
+                out * (2 * k + 2 + activation_flops(*activation)) + 3 * input
+            }
+            // A multiplication a group beside the products.
+            Op::LinearInt4 { activation, .. } => {
+                let (k, groups) = (*read[0].shape.last().expect("checked by infer") as u64, read[2].shape[0] as u64);
+                out * (2 * k + 2 * groups + 1 + activation_flops(*activation))
+            }
+            Op::ChannelScale => input,
+            Op::FakeQuantize => 4 * out,
+            Op::FakeQuantizeGrad => 2 * out,
             Op::Conv2d { window, activation } => {
                 let taps = (window.size[0] * window.size[1] * read[0].shape[3]) as u64;
                 out * (2 * taps + u64::from(read.len() > 2) + activation_flops(*activation))
@@ -784,6 +846,12 @@ impl Op {
         };
         Work { flops: Flops(flops), bytes: Bytes(bytes), message_bytes }
     }
+}
+
+/// A scale for all of x or one for each of its columns.
+fn fits_scale(x: &Value, scale: &Value) -> bool {
+    let one_each = !x.shape.is_empty() && scale.shape == x.shape[x.shape.len() - 1..];
+    x.dtype == DType::F32 && scale.dtype == DType::F32 && (scale.shape.is_empty() || one_each)
 }
 
 fn activation_flops(activation: Activation) -> u64 {

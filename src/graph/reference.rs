@@ -241,6 +241,12 @@ fn quantised(x: f64, scale: f64) -> f64 {
     (x / scale).round_ties_even().clamp(-127.0, 127.0)
 }
 
+/// The step of an int8 grid by which the largest magnitude is 127; 1 for nothing but zeros.
+fn step_of(values: &[f64]) -> f64 {
+    let most = values.iter().fold(0.0f64, |most, v| most.max(v.abs()));
+    if most > 0.0 { most / 127.0 } else { 1.0 }
+}
+
 fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> Vec<Vec<f64>> {
     let shape = |k: usize| values[node.inputs[k].0].shape.as_slice();
     let out_shape = |k: usize| values[node.outputs[k].0].shape.as_slice();
@@ -435,6 +441,38 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             let z = matmul((&q, &[q.len() / last(0), last(0)]), (x(1), shape(1)), false, false);
             let z = z.iter().enumerate().map(|(k, z)| z * input_scale * x(2)[k % last(1)]).collect();
             vec![biased(z, node.inputs.get(3), *activation)]
+        }
+        Op::LinearInt8Dynamic { activation } => {
+            let (k, n) = (last(0), last(1));
+            let scales: Vec<f64> = x(0).chunks(k).map(step_of).collect();
+            let q: Vec<f64> = x(0).iter().enumerate().map(|(at, v)| quantised(*v, scales[at / k])).collect();
+            let z = matmul((&q, &[q.len() / k, k]), (x(1), shape(1)), false, false);
+            let z = z.iter().enumerate().map(|(at, z)| z * scales[at / n] * x(2)[at % n]).collect();
+            vec![biased(z, node.inputs.get(3), *activation)]
+        }
+        Op::LinearInt4 { group, activation } => {
+            let (k, n) = (last(0), last(1));
+            let weight = |at: usize| {
+                let byte = x(1)[at / n / 2 * n + at % n] as i8;
+                let q = if (at / n).is_multiple_of(2) { byte << 4 >> 4 } else { byte >> 4 };
+                f64::from(q) * x(2)[at / n / group * n + at % n]
+            };
+            let w: Vec<f64> = (0..k * n).map(weight).collect();
+            let z = matmul((x(0), &[x(0).len() / k, k]), (&w, &[k, n]), false, false);
+            vec![biased(z, node.inputs.get(3), *activation)]
+        }
+        Op::ChannelScale => {
+            let n = last(0);
+            let column = |c: usize| x(0).iter().skip(c).step_by(n).copied().collect::<Vec<_>>();
+            vec![(0..n).map(|c| step_of(&column(c))).collect()]
+        }
+        Op::FakeQuantize => {
+            let scale = |k: usize| x(1)[k % x(1).len()];
+            vec![x(0).iter().enumerate().map(|(k, v)| quantised(*v, scale(k)) * scale(k)).collect()]
+        }
+        Op::FakeQuantizeGrad => {
+            let inside = |k: usize| x(0)[k].abs() <= 127.0 * x(1)[k % x(1).len()];
+            vec![x(2).iter().enumerate().map(|(k, dy)| if inside(k) { *dy } else { 0.0 }).collect()]
         }
         Op::Conv2dInt8 { window, input_scale, activation } => {
             let q: Vec<f64> = x(0).iter().map(|v| quantised(*v, *input_scale)).collect();

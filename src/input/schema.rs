@@ -119,15 +119,15 @@ fn kind(kind: &Kind) -> Map<String, Value> {
     }
 }
 
-/// `none` is a constant; `magnitude:0.8` and `dp=2` stand for their family: letters, a sign, a number. So does each part of `dp=2,tp=2`
+/// `none` is a constant; `magnitude:0.8` and `dp=2` stand for their family: a word, a sign, a number. So does each part of `dp=2,tp=2`
 /// and of `channel:0.5+int8`.
 fn form_schema(form: &str, about: &str) -> Value {
-    let letters = |head: &str| !head.is_empty() && head.chars().all(|c| c.is_ascii_alphabetic());
+    let is_word = |head: &str| head.starts_with(|c: char| c.is_ascii_alphabetic());
     let mut pattern = String::new();
     for part in form.split_inclusive([',', '+']) {
         let (word, joint) = part.strip_suffix(['+', ',']).map_or((part, ""), |word| (word, &part[word.len()..]));
-        match word.split_once([':', '=']) {
-            Some((head, number)) if letters(head) => {
+        match word.rsplit_once([':', '=']) {
+            Some((head, number)) if is_word(head) && number.parse::<f64>().is_ok() => {
                 let digits = if number.contains('.') { "[0-9.eE+-]+" } else { "[0-9]+" };
                 pattern += &format!("{}{digits}", &word[..=head.len()]);
             }

@@ -235,10 +235,21 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
         return Some(format!("{layout}: the stages of a pipeline keep their optimizer's state"));
     }
     if layout.tensor_ranks() > 1 && candidate.compression.quantization.is_some() {
-        return Some(format!("{layout} splits products in floating point: int8 weights are not split"));
+        return Some(format!("{layout} splits products in floating point: quantised weights are not split"));
     }
-    if candidate.compression.quantization == Some(Quantization::Int8) && candidate.precision != Precision::Fp32 {
-        return Some("int8 stores weights and activations in 8 bits, so a second storage type has no meaning".into());
+    if let Some(quantization) = candidate.compression.quantization.filter(|_| candidate.precision != Precision::Fp32) {
+        return Some(match quantization {
+            Quantization::Int8(_) | Quantization::Int8Dynamic | Quantization::Int8Aware { .. } => {
+                "int8 stores weights and activations in 8 bits, so a second storage type has no meaning".into()
+            }
+            Quantization::Int4 { .. } => format!("{quantization} multiplies 4-bit weights with fp32 activations"),
+            Quantization::Mixed(_) => format!("{quantization} chooses among fp32, int8 and int4 for each layer itself"),
+        });
+    }
+    if let (Some(quantization @ Quantization::Int8Aware { .. }), Some(pruning)) =
+        (candidate.compression.quantization, candidate.compression.pruning)
+    {
+        return Some(format!("{quantization} trains all weights on: what {pruning} has removed would come back"));
     }
     None
 }
@@ -330,6 +341,18 @@ mod tests {
         );
         let gpu = Machine { cuda_devices: 1, ..TWO };
         assert_eq!(only("precision = [\"fp32\", \"tf32\"]", gpu), Vec::<String>::new());
+        assert_eq!(
+            only("precision = \"bf16\"\ncompression = [\"int8-dynamic\", \"int4-gptq\", \"mixed:size=0.3\"]", TWO),
+            [
+                "int8 stores weights and activations in 8 bits, so a second storage type has no meaning",
+                "int4-gptq multiplies 4-bit weights with fp32 activations",
+                "mixed:size=0.3 chooses among fp32, int8 and int4 for each layer itself"
+            ]
+        );
+        assert_eq!(
+            only("compression = [\"2:4+int8-qat\", \"2:4+int4\"]", TWO),
+            ["int8-qat trains all weights on: what 2:4 has removed would come back"]
+        );
         assert_eq!(only("layout = \"dp=4\"", TWO), ["dp=4 needs at least 4 threads, this candidate has 2"]);
         assert_eq!(only("threads = [1, 8]", TWO), ["8 threads on 2 cores would share cores, so its times say nothing"]);
         assert_eq!(

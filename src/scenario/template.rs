@@ -34,7 +34,7 @@ seeds      = 1                        # more trainings say how much accuracy var
 
 [grid]                                # every list is an axis, every combination a candidate
 precision   = ["fp32", "bf16"]        # and fp16 (default: fp32)
-compression = ["none", "int8"]        # and magnitude:0.8, channel:0.5, 2:4; infer only (default: none)
+compression = ["none", "int8"]        # and int8-dynamic, int4, magnitude:0.8, channel:0.5, 2:4 ...; infer only (default: none)
 layout      = ["single"]              # and dp=2 (two ranks share each batch), zero=2, tp=2, pp=2, recompute, dp=2,tp=2 (default: single)
 batch_size  = [1, 64]                 # default: 64
 # threads   = [1, 2]                  # default: all cores of the machine

@@ -128,10 +128,9 @@ pub fn input_scales(graph: &Graph, calibration: &Calibration) -> Result<Vec<(Str
     let names = input_scale_names(graph.values.iter().filter(|value| value.role == Role::State).map(|value| value.name.as_str()));
     let scale = |name: String| {
         let weight = name.strip_suffix(INPUT).expect("selected by it");
-        let found = calibration.largest.iter().find(|(of, _)| of == weight);
-        let (_, most) = found.ok_or_else(|| StrategyError::NotCalibrated { weight: weight.to_string() })?;
+        let most = calibration.largest(weight).ok_or_else(|| StrategyError::NotCalibrated { weight: weight.to_string() })?;
         // All zeros: any scale will do.
-        let scale = FORWARD.scale(*most, MARGIN).unwrap_or(1.0);
+        let scale = FORWARD.scale(most, MARGIN).unwrap_or(1.0);
         Ok((name, scale))
     };
     names.into_iter().map(scale).collect()
@@ -260,7 +259,7 @@ mod tests {
         assert!(rounded.iter().zip(&data).all(|(got, v)| (got - v).abs() <= v.abs() / 16.0 + 1e-6), "{rounded:?}");
         let mut calibration = Calibration::default();
         assert!(matches!(input_scales(&graph, &calibration), Err(StrategyError::NotCalibrated { .. })));
-        calibration.observe("second", &[0.5, -3.0]);
+        calibration.observe("second", 2, &[0.5, -3.0]);
         // 448 / 3 is 149: 128 fits, and one doubling is left.
         assert_eq!(input_scales(&graph, &calibration).unwrap(), [("second.fp8.input".to_string(), 64.0)]);
     }

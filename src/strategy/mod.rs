@@ -7,16 +7,19 @@
 //! | `fp8` | products of 8-bit floating-point operands, with scales |
 //! | `prune` | magnitude, 2:4 (same shapes), channels (the graph shrinks) |
 //! | `mask` | training that keeps pruned weights at zero, and how their share grows |
-//! | `quantize` | static int8 |
+//! | `calibration` | what was seen of activations: ranges, rows |
+//! | `quantize`, `int4` | int8 static and dynamic, 4-bit weights (nearest, GPTQ), a format a layer, grids simulated in training |
 //! | `parallel` | data parallelism: gradients summed over ranks, optimizer state on all of them or shared out |
 //! | `pipeline` | pipeline parallelism: the graph cut into stages, micro-batches by GPipe or 1F1B |
 //! | `recompute` | activations dropped and made again in the backward pass |
 //! | `tensor` | tensor parallelism: weights split over ranks by columns and rows |
 //!
-//! A pruning is applied to trained weights; training may go on with what is left.
+//! A pruning or a quantisation is applied to trained weights; training may go on with what is left, or with simulated grids before.
 
 mod augment;
+mod calibration;
 mod fp8;
+mod int4;
 mod mask;
 mod parallel;
 mod pipeline;
@@ -28,6 +31,7 @@ mod tensor;
 mod weights;
 
 pub use augment::{Warped, warp_input};
+pub use calibration::{Calibration, LayerFormat};
 pub use fp8::{
     append_scaling, input_scale_names, input_scales, round_inputs, round_products, round_weights, rounded_weights,
     weight_scale_name,
@@ -37,7 +41,7 @@ pub use parallel::{BUCKET_BYTES, Part, Trained, scatter_gradients, start_reduces
 pub use pipeline::{Stage, Task, Unrolled, cut_stages, schedule};
 pub use precision::{IN_FP32, InFp32, LowPrecision, NOT_FP8, NotFp8, to_storage};
 pub use prune::{prune, prune_magnitude, prune_once};
-pub use quantize::{Calibration, quantize, watch_inputs};
+pub use quantize::{Quantized, quantizable_weights, quantize, simulate_int8, step_name, watch_inputs};
 pub use recompute::{Passes, recompute};
 pub use tensor::{Shards, split_tensor};
 pub use weights::{Tensor, Weights};
@@ -59,4 +63,6 @@ pub enum StrategyError {
     NothingToSplit { ranks: usize },
     #[error("no calibration was made for the input of `{weight}`")]
     NotCalibrated { weight: String },
+    #[error("no choice of formats reaches `{compression}`: with every layer in its cheapest it is {reached:.3}")]
+    OutOfReach { compression: String, reached: f64 },
 }

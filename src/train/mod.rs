@@ -10,10 +10,14 @@
 //! | `team` | the ranks of a layout, each with its session |
 //! | `trainer` | the training loop, seed by seed or step by step |
 //! | `tuning` | training that goes on after a pruning, or while weights go |
-//! | `predictor` | answers for rows; calibration |
+//! | `predictor` | answers for rows |
+//! | `calibrate` | activations on training rows; the choice of a format for each layer |
+//! | `aware` | training that goes on with simulated int8 grids |
 //! | `init`, `loss_scale`, `checkpoint` | initial weights, fp16's dynamic scale, weights on disk |
 
 mod apart;
+mod aware;
+mod calibrate;
 mod checkpoint;
 mod feed;
 mod init;
@@ -28,10 +32,12 @@ mod trainer;
 mod tuning;
 
 pub use apart::ApartStep;
+pub use aware::train_aware;
+pub use calibrate::{CALIBRATION_ROWS, Probe};
 pub use checkpoint::{Checkpoint, CheckpointError, Identity};
 pub use init::initial_weights;
 pub use loss_scale::LossScale;
-pub use predictor::{CALIBRATION_ROWS, Predictor, calibrate};
+pub use predictor::Predictor;
 pub use program::{
     InferenceProgram, TrainingProgram, inference_program, inference_programs, masked_training_program, optimizer_step,
     training_program, training_programs,
@@ -68,6 +74,8 @@ pub enum TrainError {
     TooFewRows { batch_size: usize, rows: usize },
     #[error("the model has no output `{name}`")]
     NoOutput { name: &'static str },
+    #[error("the loss is not finite at step {step} of training with simulated grids")]
+    NotFinite { step: usize },
     #[error("a rank stopped: {0}")]
     Panic(String),
     #[error("{0}")]

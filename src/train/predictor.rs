@@ -1,8 +1,9 @@
-//! Answers: scores for rows, steps for the clock, activation ranges for int8.
+//! Answers: scores for rows, steps for the clock.
 
 use super::{
-    ApartStep, InferenceProgram, StepTimes, Team, TrainError,
+    ApartStep, InferenceProgram, Probe, StepTimes, Team, TrainError,
     apart::take_apart,
+    aware::trained_grids,
     feed::feed,
     inference_programs, load_weights,
     sparsity::{ZeroSkipping, input_zeros},
@@ -10,19 +11,16 @@ use super::{
     trainer,
 };
 use crate::{
-    backend::{Session, open},
+    backend::Session,
     comm::Place,
-    data::{DataSet, Part, calibration_rows},
-    graph::{Graph, lower},
+    data::{DataSet, Part},
+    graph::Graph,
     models::{Model, Size},
     record::{Candidate, Quality},
-    strategy::{Calibration, Shards, Weights, prune, round_weights},
-    vocab::{Device, Layout},
+    strategy::{Shards, Weights, prune, round_weights},
+    vocab::{Layout, Quantization},
 };
 use std::time::Instant;
-
-/// Rows on which activation ranges are measured.
-pub const CALIBRATION_ROWS: usize = 512;
 
 /// Rows a step when answers, and not times, are wanted.
 const JUDGING_BATCH: usize = 256;
@@ -84,12 +82,22 @@ impl Predictor {
         candidate: &Candidate,
     ) -> Result<Self, TrainError> {
         let layout = candidate.layout;
+        let unpruned = weights;
         let ranges = || {
             let (graph, weights) = match candidate.compression.pruning {
                 Some(pruning) => prune(calibrated, weights, pruning)?,
                 None => (calibrated.clone(), weights.clone()),
             };
-            calibrate(set, &graph, &weights, candidate.device, candidate.threads)
+            let quantization = candidate.compression.quantization.unwrap_or(Quantization::INT8);
+            if matches!(quantization, Quantization::Int8Aware { .. }) {
+                return Ok(trained_grids(&graph, &weights)?);
+            }
+            let at_batch = match candidate.compression.pruning {
+                Some(pruning) => prune(forward, unpruned, pruning)?.0,
+                None => forward.clone(),
+            };
+            let probe = Probe { set, device: candidate.device, threads: candidate.threads.div_ceil(layout.ranks()) };
+            probe.observe(&at_batch, &graph, &weights, quantization)
         };
         let mut parts = inference_programs(forward, weights, candidate.precision, candidate.compression, layout, ranges)?;
         if let Some(pruning) = candidate.compression.pruning {
@@ -219,37 +227,4 @@ fn answer(inference: &InferenceProgram, session: &mut dyn Session, part: &Part, 
     session.execute()?;
     session.download_f32(inference.logits, &mut state.scores)?;
     Ok(())
-}
-
-/// Runs the fp32 graph over calibration rows and notes the largest activation into each product. `forward` is the model at any batch.
-pub fn calibrate(
-    set: &DataSet,
-    forward: &Graph,
-    weights: &Weights,
-    device: Device,
-    threads: usize,
-) -> Result<Calibration, TrainError> {
-    let watched = crate::strategy::watch_inputs(&crate::graph::fuse(forward.clone(), false));
-    let program = lower(&watched);
-    let x = program.find("x").ok_or(TrainError::NoOutput { name: "x" })?;
-    let batch = program.value(x).shape[0];
-    let mut session = open(device, threads)?.load(program, None)?;
-    load_weights(&mut *session, weights)?;
-    let rows = calibration_rows(set.train.rows(), CALIBRATION_ROWS, 0);
-    let mut calibration = Calibration::default();
-    for chunk in rows.chunks(batch) {
-        // The last batch is filled up with its first rows again: a maximum does not mind.
-        let filled: Vec<u32> = chunk.iter().copied().cycle().take(batch).collect();
-        feed(&mut *session, x, &set.train, &filled)?;
-        session.execute()?;
-        let watched: Vec<_> = session.program().outputs.clone();
-        for (name, id) in watched {
-            if let Some(weight) = name.strip_prefix("into ") {
-                let mut activations = vec![0.0; session.program().value(id).elements()];
-                session.download_f32(id, &mut activations)?;
-                calibration.observe(weight, &activations);
-            }
-        }
-    }
-    Ok(calibration)
 }

@@ -416,12 +416,16 @@ pub fn inference_programs(
         let untuned = if pruning.is_tuned() { "" } else { "; not trained again after pruning" };
         notes.push(format!("{what}{untuned}"));
     }
-    match compression.quantization {
-        None => {}
-        Some(Quantization::Int8) => {
-            let fused = fuse(graph, false);
-            (graph, weights) = quantize(&fused, &weights, &calibrate.take().expect("asked here first")()?)?;
+    if let Some(quantization) = compression.quantization {
+        let fused = fuse(graph, false);
+        let calibration =
+            if quantization.is_calibrated() { calibrate.take().expect("asked here first")()? } else { Calibration::default() };
+        let made = quantize(&fused, &weights, &calibration, quantization)?;
+        notes.extend(calibration.notes);
+        if !made.kept.is_empty() && !matches!(quantization, Quantization::Mixed(_)) {
+            notes.push(format!("{quantization} is for linear layers: fp32 stays {}", made.kept.join(", ")));
         }
+        (graph, weights) = (made.graph, made.weights);
     }
     let narrow = |graph: &Graph| -> Result<Graph, TrainError> {
         let fused = fuse(to_storage(graph, precision.storage())?.graph, false);
@@ -482,7 +486,8 @@ fn weight_count(weights: &Weights) -> usize {
 fn packed_bytes(program: &Program, weights: &Weights, rounded: &[String], of: impl Fn(&Tensor, u64) -> u64) -> u64 {
     let stored = program.kept().map(|(_, value)| match tensor_for(weights, &value.name) {
         Some(tensor) if rounded.contains(&tensor.name) => of(tensor, 1),
-        Some(tensor) if tensor.shape.len() >= 2 => of(tensor, value.dtype.size() as u64),
+        // Two weights a byte leave no zeros to skip.
+        Some(tensor) if tensor.shape.len() >= 2 && !tensor.name.ends_with(".int4") => of(tensor, value.dtype.size() as u64),
         _ => value.bytes() as u64,
     });
     stored.sum()

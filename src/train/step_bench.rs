@@ -63,7 +63,7 @@ impl StepBench {
                     let mut calibration = Calibration::default();
                     let watched = watch_inputs(&fuse(forward.clone(), false));
                     let names = watched.outputs.iter().filter_map(|(name, _)| name.strip_prefix("into "));
-                    names.for_each(|name| calibration.observe(name, &[1.0]));
+                    names.for_each(|name| calibration.observe(name, 1, &[1.0]));
                     Ok(calibration)
                 };
                 let inference = inference_program(forward, &weights, precision, Compression::NONE, ranges)?;

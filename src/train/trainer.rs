@@ -444,7 +444,7 @@ fn one_step(
 
 /// Puts rows and their classes where a step reads them, micro-batch by micro-batch, and what `draw` says of the changes of each row.
 /// `labels` has room for all.
-fn fetch(
+pub(super) fn fetch(
     session: &mut dyn Session,
     training: &TrainingProgram,
     set: &DataSet,

@@ -1,7 +1,8 @@
 //! Compression words: `none`, one pruning, one quantisation, or both: `magnitude:0.8`, `channel:0.5`, `2:4`, `int8`, `channel:0.5+int8`. A
 //! pruning may say that training goes on: `2:4+tuned`, `magnitude:0.8+gradual+int8`.
+//! What a quantisation is stands in `quantization`.
 
-use super::UnknownWord;
+use super::{Quantization, UnknownWord};
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -55,17 +56,10 @@ impl Pruning {
     }
 }
 
-/// In which numbers weights, and activations where they enter products, are kept.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Quantization {
-    /// Static 8-bit: per-channel weights, calibrated per-tensor activations.
-    Int8,
-}
-
 impl Compression {
     pub const NONE: Compression = Compression { pruning: None, quantization: None };
     pub const TWO_FOUR: Compression = Compression { pruning: Some(Pruning::once(Pattern::TwoFour)), ..Compression::NONE };
-    pub const INT8: Compression = Compression { quantization: Some(Quantization::Int8), ..Compression::NONE };
+    pub const INT8: Compression = Compression { quantization: Some(Quantization::INT8), ..Compression::NONE };
 
     /// Pruning by magnitude alone; `share` in (0, 1).
     pub const fn magnitude(share: f64) -> Compression {
@@ -92,9 +86,23 @@ impl Compression {
         ("magnitude:0.8+gradual", "pruned by magnitude a little at a time while training goes on"),
         ("channel:0.5+tuned", "pruned by channel, then the smaller model is trained again"),
         ("2:4+tuned", "two of every four weights become zero, then the others are trained again"),
-        ("int8", "static 8-bit quantisation, weights per channel, activations calibrated"),
+        ("int8", "static 8-bit quantisation, weights per channel, activations calibrated to their largest value"),
+        ("int8:percentile", "the same, activations calibrated to the 99.99th percentile"),
+        ("int8:percentile=99.9", "the same, activations calibrated to this percentile"),
+        ("int8:entropy", "the same, activations calibrated to the range that loses least information (KL divergence)"),
+        ("int8-dynamic", "8-bit products of linear layers, activations quantised row by row at run time, no calibration"),
+        ("int8-qat", "static 8-bit after one epoch of training with simulated 8-bit grids"),
+        ("int8-qat:3", "the same after so many epochs"),
+        ("int4", "4-bit weights of linear layers in groups of 128, rounded to nearest"),
+        ("int4:64", "the same in groups of 32, 64, 128 or 256"),
+        ("int4-gptq", "4-bit weights in groups of 128, each rounding's error made good by later weights (GPTQ)"),
+        ("int4-gptq:64", "the same in groups of 32, 64, 128 or 256"),
+        ("mixed:size=0.3", "fp32, int8 or int4 for each layer by its sensitivity, within 0.3 of the bytes of fp32 weights"),
+        ("mixed:latency=0.6", "the same, within 0.6 of the measured time of an fp32 step"),
         ("magnitude:0.8+int8", "pruned by magnitude, then quantised"),
         ("channel:0.5+int8", "pruned by channel, then quantised"),
+        ("channel:0.5+int8-dynamic", "pruned by channel, then quantised with a grid for each row of activations"),
+        ("channel:0.5+int4", "pruned by channel, then 4-bit weights"),
         ("2:4+int8", "two of four weights become zero, then all are quantised"),
         ("magnitude:0.8+tuned+int8", "pruned by magnitude, trained again, then quantised"),
         ("magnitude:0.8+gradual+int8", "pruned by magnitude during training, then quantised"),
@@ -124,17 +132,6 @@ impl FromStr for Tuning {
         match text {
             "tuned" => Ok(Tuning::Tuned),
             "gradual" => Ok(Tuning::Gradual),
-            _ => Err(()),
-        }
-    }
-}
-
-impl FromStr for Quantization {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text {
-            "int8" => Ok(Quantization::Int8),
             _ => Err(()),
         }
     }
@@ -190,14 +187,6 @@ impl fmt::Display for Pruning {
     }
 }
 
-impl fmt::Display for Quantization {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Quantization::Int8 => "int8",
-        })
-    }
-}
-
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [self.pruning.map(|p| p.to_string()), self.quantization.map(|q| q.to_string())];
@@ -243,7 +232,7 @@ mod tests {
         let two_four = "2:4+tuned+int8".parse::<Compression>().unwrap();
         assert_eq!(
             two_four,
-            Compression { quantization: Some(Quantization::Int8), ..Compression::TWO_FOUR }.with_tuning(Tuning::Tuned)
+            Compression { quantization: Some(Quantization::INT8), ..Compression::TWO_FOUR }.with_tuning(Tuning::Tuned)
         );
         for text in
             ["tuned", "none+tuned", "int8+tuned", "2:4+int8+tuned", "2:4+tuned+tuned", "2:4+gradual", "channel:0.5+gradual"]

@@ -8,14 +8,16 @@ mod device;
 mod fp8;
 mod layout;
 mod metric;
+mod quantization;
 mod rows;
 mod words;
 
-pub use compression::{Compression, Pattern, Pruning, Quantization, Tuning};
+pub use compression::{Compression, Pattern, Pruning, Tuning};
 pub use device::Device;
 pub use fp8::Fp8Format;
 pub use layout::{Layout, PipelineSchedule};
 pub use metric::{Better, Metric, MetricFacts};
+pub use quantization::{Goal, Quantization, Range, Rounding};
 pub use rows::{RowKind, RowShape};
 pub use words::{Augmentation, DType, InitKind, Objective, OptimizerKind, Phase, Precision, Schedule, Task};
 

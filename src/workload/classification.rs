@@ -11,9 +11,9 @@ use crate::{
     record::{OpProfile, Quality},
     stats::{StopRule, median},
     strategy::{Tensor, Weights},
-    train::{Checkpoint, Identity, Predictor, StepTimes, TrainError, Trainer, lead, scaled_rate, tuner},
+    train::{Checkpoint, Identity, Predictor, StepTimes, TrainError, Trainer, lead, scaled_rate, train_aware, tuner},
     units::{Bytes, Flops, Seconds},
-    vocab::{Compression, Device, Layout, Phase, Precision, Pruning, Quantization, Tuning},
+    vocab::{Compression, Device, Layout, Phase, Precision, Pruning, Quantization, Rounding, Tuning},
 };
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
@@ -133,12 +133,7 @@ impl Ready {
                 let (hash, weights, note) = shared_weights(&place, &setup, model, &set)?;
                 notes.extend(note);
                 checkpoint = Some(hash);
-                if candidate.compression.quantization == Some(Quantization::Int8) {
-                    notes.push(format!(
-                        "activation ranges from {} training rows, none of them a test row",
-                        crate::train::CALIBRATION_ROWS.min(set.train.rows())
-                    ));
-                }
+                notes.extend(candidate.compression.quantization.and_then(|q| calibration_note(q, set.train.rows())));
                 let predictor = Predictor::at(&place, model, &set, &weights, candidate)?;
                 notes.extend(predictor.program().notes.iter().cloned());
                 // Answering needs no training rows.
@@ -395,6 +390,9 @@ fn shared_weights(
             let tuned = tuned_weights(setup, model, set, pruning, &weights).map_err(shared)?;
             (hash, weights, note) = (tuned.hash, tuned.weights, Some(tuned.note));
         }
+        if let Some(Quantization::Int8Aware { epochs }) = setup.candidate.compression.quantization {
+            weights = aware_weights(setup, model, set, (&hash, weights), epochs).map_err(shared)?;
+        }
         Ok((hash, weights.tensors.into_iter().map(|t| (t.name, t.shape, t.data)).collect(), note))
     })?;
     let tensors = tensors.into_iter().map(|(name, shape, data)| Tensor { name, shape, data });
@@ -485,6 +483,42 @@ fn kept_weights(
         Some(failure) => Err(format!("{what} failed (seed {}): {failure}", checkpoint.run.seed).into()),
         None => Ok(checkpoint),
     }
+}
+
+/// What calibration read, where a quantisation has any.
+fn calibration_note(quantization: Quantization, train_rows: usize) -> Option<String> {
+    let what = match quantization {
+        Quantization::Int8(range) => format!("activation ranges ({range})"),
+        Quantization::Int8Aware { epochs } => {
+            format!(
+                "trained {epochs} more {} with simulated int8 grids; activation ranges",
+                if epochs == 1 { "epoch" } else { "epochs" }
+            )
+        }
+        Quantization::Mixed(_) => "sensitivity of layers and activation ranges (largest magnitude)".to_string(),
+        Quantization::Int4 { rounding: Rounding::Gptq, .. } => "weights placed by the activations".to_string(),
+        Quantization::Int4 { .. } | Quantization::Int8Dynamic => return None,
+    };
+    Some(format!("{what} from {} training rows, none of them a test row", crate::train::CALIBRATION_ROWS.min(train_rows)))
+}
+
+/// `weights` of checkpoint `hash` after training with simulated int8 grids, kept beside it.
+fn aware_weights(
+    setup: &Setup,
+    model: &'static Model,
+    set: &Arc<DataSet>,
+    (hash, weights): (&str, Weights),
+    epochs: usize,
+) -> Result<Weights, Box<dyn std::error::Error>> {
+    let path = Checkpoint::path(&setup.checkpoints, &format!("{hash}-int8-qat-{epochs}"));
+    if path.exists() {
+        return Ok(Checkpoint::load(&path)?.weights);
+    }
+    let (device, threads) = (setup.reference_device, setup.reference_threads);
+    let (weights, run) = train_aware(model, set, &weights, &setup.train, epochs, device, threads)?;
+    let checkpoint = Checkpoint { weights, run };
+    checkpoint.save(&path)?;
+    Ok(checkpoint.weights)
 }
 
 #[cfg(test)]

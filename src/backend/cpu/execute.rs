@@ -8,7 +8,7 @@ use crate::{
 };
 use bytemuck::Pod;
 use half::{bf16, f16};
-use kernels::{Context, Element, Epilogue, Gemm, Packed24, PackedInt8, PackedSparse};
+use kernels::{Context, Element, Epilogue, Gemm, Packed24, PackedInt4, PackedInt8, PackedSparse};
 
 /// Most values that one step writes: a weight, two state arrays, a low-precision copy and a gradient.
 const MOST_WRITTEN: usize = 5;
@@ -17,6 +17,7 @@ const MOST_WRITTEN: usize = 5;
 enum Packed {
     Stale,
     Int8(PackedInt8),
+    Int4(PackedInt4),
     TwoFour(Packed24),
     Sparse(PackedSparse),
 }
@@ -25,7 +26,7 @@ enum Packed {
 pub(super) struct Scratch {
     floats: Vec<f32>,
     quantised: Vec<i8>,
-    /// Packed weights of the int8 and sparse steps, made at their first run after an upload.
+    /// Packed weights of the int8, int4 and sparse steps, made at their first run after an upload.
     packed: Vec<Packed>,
     /// Slots that each step writes: of its in-place operands, then of its results.
     written: Vec<Vec<usize>>,
@@ -41,6 +42,11 @@ impl Scratch {
                 Op::LayerNorm { .. } => floats = floats.max(2 * elements(&step.outputs[1])),
                 Op::LayerNormGrad => floats = floats.max(2 * elements(&step.inputs[2])),
                 Op::LinearInt8 { .. } | Op::Conv2dInt8 { .. } => quantised = quantised.max(elements(&step.inputs[0])),
+                Op::LinearInt8Dynamic { .. } => {
+                    let x = elements(&step.inputs[0]);
+                    quantised = quantised.max(x);
+                    floats = floats.max(x / program.values[step.inputs[1].0].shape[0]);
+                }
                 Op::SumLeading | Op::SumFirst | Op::EmbeddingGrad { .. } | Op::Conv2dGradWeight { .. } => {
                     floats = floats.max(elements(&step.outputs[0]));
                 }
@@ -504,7 +510,35 @@ impl Run<'_> {
                 let x = &mut self.quantised[..o.len(0)];
                 kernels::quantize_symmetric(ctx, o.get::<f32>(0), *input_scale as f32, x);
                 let (tail, y) = (epilogue(o.bias(3), *activation), first.as_mut_slice::<f32>(o.out_len(0)));
-                kernels::int8_gemm(ctx, rows, x, *input_scale as f32, packed, tail, y);
+                kernels::int8_gemm(ctx, rows, x, &[*input_scale as f32], packed, tail, y);
+            }
+            Op::LinearInt8Dynamic { activation } => {
+                let ((rows, k), n) = (rows_and_columns(o.shape(0)), o.shape(1)[1]);
+                let packed = int8_weights(self.packed, || PackedInt8::new(k, n, o.get(1), o.get(2)));
+                let (x, scales) = (&mut self.quantised[..o.len(0)], &mut self.floats[..rows]);
+                kernels::quantize_rows(ctx, k, o.get::<f32>(0), x, scales);
+                let (tail, y) = (epilogue(o.bias(3), *activation), first.as_mut_slice::<f32>(o.out_len(0)));
+                kernels::int8_gemm(ctx, rows, x, scales, packed, tail, y);
+            }
+            Op::LinearInt4 { group, activation } => {
+                let ((rows, k), n) = (rows_and_columns(o.shape(0)), o.shape(1)[1]);
+                if !matches!(self.packed, Packed::Int4(_)) {
+                    *self.packed = Packed::Int4(PackedInt4::new(k, n, *group, o.get(1), o.get(2)));
+                }
+                let Packed::Int4(packed) = &*self.packed else { unreachable!("packed above") };
+                let y = first.as_mut_slice::<f32>(o.out_len(0));
+                kernels::int4_gemm(ctx, rows, o.get::<f32>(0), packed, epilogue(o.bias(3), *activation), y);
+            }
+            Op::ChannelScale => {
+                let columns = o.out_len(0);
+                kernels::channel_scales(ctx, columns, o.get::<f32>(0), first.as_mut_slice::<f32>(columns));
+            }
+            Op::FakeQuantize => {
+                kernels::fake_quantize(ctx, o.get(0), o.get(1), first.as_mut_slice::<f32>(o.out_len(0)));
+            }
+            Op::FakeQuantizeGrad => {
+                let dx = first.as_mut_slice::<f32>(o.out_len(0));
+                kernels::fake_quantize_backward(ctx, o.get(0), o.get(1), o.get(2), dx);
             }
             Op::Conv2dInt8 { window, input_scale, activation } => {
                 let shape = conv(window, o.shape(0), o.shape(1)[3]);

@@ -305,6 +305,22 @@ fn products() -> Vec<Case> {
         Case(Op::LinearInt8 { input_scale: 0.01, activation: Activation::None },
             vec![(SMALL, F32), (SMALL, DType::I8), (&[128], F32), (&[128], F32)],
             vec![full("quantize_i8", 5 * 16384), full("gemm_i8_nt_64", floor(128, 1, 4)).bytes(1.04).barriers(4 * (2 + 2))]),
+        // Rows are read twice, for the largest and to be quantised; the result is read and written again to be scaled.
+        Case(Op::LinearInt8Dynamic { activation: Activation::None },
+            vec![(SMALL, F32), (SMALL, DType::I8), (&[128], F32), (&[128], F32)],
+            vec![full("quantize_rows_i8", 5 * 16384 + 4 * 128).bytes(1.9), full("gemm_i8_nt_64", floor(128, 1, 4)).bytes(1.04).barriers(4 * (2 + 2)),
+                full("scale_rows_f32", 8 * 16384).bytes(1.6)]),
+        // Every block of 4 rows reads the weights; a warp reads a row's number for all of its lanes. Of widened weights one tile is left,
+        // whose bias each row of threads reads: a visible part of it.
+        Case(Op::LinearInt4 { group: 128, activation: Activation::None },
+            vec![(&[4, 256], F32), (&[128, 256], DType::I8), (&[2, 256], F16), (&[256], F32)],
+            vec![full("linear_i4_f32", 32768 + 2 * 512 + 4 * (2048 + 1024)).bytes(3.0)]),
+        Case(Op::LinearInt4 { group: 128, activation: Activation::None },
+            vec![(&[64, 512], F32), (&[256, 64], DType::I8), (&[4, 64], F16), (&[64], F32)],
+            vec![full("dequantize_i4_f32", 16384 + 2 * 256 + 4 * 32768).bytes(1.3), full("gemm_f32_nn_64", 4 * (65536 + 4096)).bytes(1.06)]),
+        Case(Op::ChannelScale, vec![(LARGE, F32)], vec![full("channel_scale_f32", 4 * (65536 + 256)).barriers(8)]),
+        Case(Op::FakeQuantize, vec![(LARGE, F32), (&[], F32)], vec![full("fake_quantize_f32", 8 * 65536).bytes(1.2)]),
+        Case(Op::FakeQuantizeGrad, vec![(LARGE, F32), (&[256], F32), (LARGE, F32)], vec![full("fake_quantize_grad_f32", 12 * 65536).bytes(1.6)]),
         // Few blocks, long K: parts of it, added up.
         Case(product(false, false), vec![(&[64, 512], F32), (&[512, 64], F32)],
             vec![full("gemm_f32_nn_64", 4 * (65536 + 2 * 4096)), full("gemm_reduce_f32", 4 * 3 * 4096)]),

@@ -60,12 +60,17 @@ pub(super) struct Plan {
 
 /// Extents `[K, N]` of int8 weights that kernels want as `[N, K]`; `None` for any other value.
 pub(super) fn transposed_weights(program: &Program, id: ValueId) -> Option<[usize; 2]> {
-    let is_weight = |step: &Step| matches!(step.op, Op::LinearInt8 { .. }) && step.inputs[1] == id;
+    let is_product = |op: &Op| matches!(op, Op::LinearInt8 { .. } | Op::LinearInt8Dynamic { .. });
+    let is_weight = |step: &Step| is_product(&step.op) && step.inputs[1] == id;
     let shape = &program.value(id).shape;
     program.steps.iter().any(is_weight).then(|| [shape[0], shape[1]])
 }
 
 const THREADS: u32 = 256;
+
+/// Most rows of an int4 product that reads its weights in 4 bits, once for every 4 rows: 8 times half a byte is what widened weights
+/// take to be read once.
+const INT4_ROWS: usize = 32;
 
 /// Elements per chunk of an update: models below a million weights fill the device with small ones.
 const SMALL_CHUNK: usize = 1024;
@@ -321,7 +326,26 @@ impl Planner<'_> {
             }
             Op::LinearUpdate { optimizer } => self.linear_update::<T>(step, optimizer),
             Op::Update { .. } => self.update_all(std::slice::from_ref(step)),
-            Op::LinearInt8 { input_scale, activation } => self.linear_int8(step, *input_scale, *activation),
+            Op::LinearInt8 { input_scale, activation } => self.linear_int8(step, Some(*input_scale), *activation),
+            Op::LinearInt8Dynamic { activation } => self.linear_int8(step, None, *activation),
+            Op::LinearInt4 { group, activation } => self.linear_int4(step, *group, *activation),
+            Op::ChannelScale => {
+                let kernel: Kernel<(In<f32>, Out<f32>, u32, u32)> = Kernel::new("channel_scale_f32".into(), 1024);
+                let rows = self.len(inputs[0]) / n;
+                let arguments = (In::at(at(0)), Out::at(out(0)), rows as u32, n as u32);
+                let launch = kernel.launch([ceil(n, 32), 1, 1], 0, arguments);
+                self.push(launch);
+            }
+            Op::FakeQuantize | Op::FakeQuantizeGrad => {
+                type Fake = Kernel<(In<f32>, In<f32>, In<f32>, Out<f32>, u64, u32, u32)>;
+                let is_gradient = step.op == Op::FakeQuantizeGrad;
+                let name = if is_gradient { "fake_quantize_grad_f32" } else { "fake_quantize_f32" };
+                let kernel: Fake = Kernel::new(name.into(), THREADS);
+                let (columns, dy) = (self.len(inputs[1]) as u32, if is_gradient { In::at(at(2)) } else { In::NULL });
+                let arguments = (In::at(at(0)), In::at(at(1)), dy, Out::at(out(0)), n as u64, columns, 0);
+                let launch = kernel.launch(grid, 0, arguments);
+                self.push(launch);
+            }
             Op::Conv2d { window, activation } => {
                 let bias = inputs.get(2).map_or(0, |id| self.address(*id));
                 let like = four(self.shape(step.outputs[0]));
@@ -514,18 +538,59 @@ impl Planner<'_> {
         to
     }
 
-    fn linear_int8(&mut self, step: &Step, input_scale: f64, activation: Activation) {
+    /// Without an input scale each row is quantised by its own: the product then makes bare sums times the columns' scales, and a pass over
+    /// the result multiplies rows and has the bias and the activation.
+    fn linear_int8(&mut self, step: &Step, input_scale: Option<f64>, activation: Activation) {
         let [x, w, scales, bias] = [step.inputs[0], step.inputs[1], step.inputs[2], step.inputs[3]];
         let (k, n) = (self.shape(w)[0], self.shape(w)[1]);
         let m = self.len(x) / k;
-        let quantised = self.quantise(x, input_scale);
-        let scale = self.constant(&(input_scale as f32).to_le_bytes());
+        let (quantised, of_rows) = match input_scale {
+            Some(scale) => (self.quantise(x, scale), None),
+            None => {
+                let (to, steps) = (self.scratch(m * k), self.scratch(4 * m));
+                let kernel: Kernel<(In<f32>, Out<i8>, Out<f32>, u32, u32)> = Kernel::new("quantize_rows_i8".into(), THREADS);
+                let arguments = (In::at(self.address(x)), Out::at(to), Out::at(steps), m as u32, k as u32);
+                self.push(kernel.launch(self.blocks(32 * m), 0, arguments));
+                (to, Some(steps))
+            }
+        };
+        let scale = self.constant(&(input_scale.unwrap_or(1.0) as f32).to_le_bytes());
         let shape = Shape { input: DType::I8, ..product_of([m, k, n], [false, true]).shape };
         let config = self.pick(&shape);
         let [w, scales, bias] = [w, scales, bias].map(|id| self.address(id));
         let c = self.address(step.outputs[0]);
-        let operands = Operands { a: quantised, b: w, bias, c, workspace: 0, activation: activation_code(activation) };
+        let (own_bias, own_activation) = if of_rows.is_some() { (0, 0) } else { (bias, activation_code(activation)) };
+        let operands = Operands { a: quantised, b: w, bias: own_bias, c, workspace: 0, activation: own_activation };
         self.launches.extend(product::int8_launches(&shape, &config, &operands, [scale, scales]));
+        if let Some(steps) = of_rows {
+            type ScaleRows = Kernel<(In<f32>, In<f32>, Out<f32>, u32, u32, u32, u32)>;
+            let kernel: ScaleRows = Kernel::new("scale_rows_f32".into(), THREADS);
+            let arguments = (In::at(steps), In::at(bias), Out::at(c), m as u32, n as u32, activation_code(activation), 0);
+            self.push(kernel.launch(self.blocks((m * n).div_ceil(4)), 0, arguments));
+        }
+    }
+
+    /// Few rows read the weights as they are; for many they are widened into scratch first.
+    fn linear_int4(&mut self, step: &Step, group: usize, activation: Activation) {
+        let [x, w, scales, bias] = [step.inputs[0], step.inputs[1], step.inputs[2], step.inputs[3]];
+        let (k, n) = (*self.shape(x).last().expect("checked by infer"), self.shape(w)[1]);
+        let m = self.len(x) / k;
+        let [x, w, scales, bias] = [x, w, scales, bias].map(|id| self.address(id));
+        let to = self.address(step.outputs[0]);
+        if m <= INT4_ROWS {
+            type LinearInt4 = Kernel<(In<f32>, In<i8>, In<f16>, In<f32>, Out<f32>, [u32; 6])>;
+            let kernel: LinearInt4 = Kernel::new("linear_i4_f32".into(), THREADS);
+            let sizes = [m as u32, n as u32, k as u32, group as u32, activation_code(activation), 0];
+            let arguments = (In::at(x), In::at(w), In::at(scales), In::at(bias), Out::at(to), sizes);
+            self.push(kernel.launch([ceil(n, 128), ceil(m, 4), 1], 0, arguments));
+            return;
+        }
+        let wide = self.scratch(4 * k * n);
+        let kernel: Kernel<(In<i8>, In<f16>, Out<f32>, [u32; 4])> = Kernel::new("dequantize_i4_f32".into(), THREADS);
+        let arguments = (In::at(w), In::at(scales), Out::at(wide), [k as u32, n as u32, group as u32, 0]);
+        self.push(kernel.launch(self.blocks(k.div_ceil(2) * n.div_ceil(4)), 0, arguments));
+        let product = Product { bias, activation, ..product_of([m, k, n], [false; 2]) };
+        self.product::<f32, f32>(&product, x, wide, to);
     }
 
     fn product_into<T: Element>(&mut self, product: &Product, a: Address, b: Address, to: ValueId) {

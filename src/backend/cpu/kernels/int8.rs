@@ -96,13 +96,52 @@ unsafe fn quantize_range<S: Simd, T: Element>(x: &[T], over: f32, q: &mut [i8]) 
     }
 }
 
-/// C `[M, N]` = act(x_scale scales (x W) + bias) for x `[M, K]`.
-pub fn int8_gemm<C: Element>(ctx: &Context, m: usize, x: &[i8], x_scale: f32, w: &PackedInt8, epilogue: Epilogue, c: &mut [C]) {
+/// Quantises each row of x `[M, K]` by its own largest magnitude, which becomes 127, and notes the size of its steps; 1 for a row of zeros.
+pub fn quantize_rows(ctx: &Context, k: usize, x: &[f32], q: &mut [i8], scales: &mut [f32]) {
+    assert!(k > 0 && q.len() >= x.len() && scales.len() >= x.len() / k, "quantize_rows: a slice is too short");
+    let (out, steps) = (Shares::new(q), Shares::new(scales));
+    ctx.split(x.len() / k, (16 * 1024 / k).max(1), 1, |_, range| {
+        for row in range {
+            let x = &x[row * k..(row + 1) * k];
+            // SAFETY: ranges are disjoint and inside all slices.
+            unsafe {
+                let most = simd!(ctx.isa(), largest, [](x));
+                let scale = if most > 0.0 && most.is_finite() { most / 127.0 } else { 1.0 };
+                steps.part(row..row + 1)[0] = scale;
+                simd!(ctx.isa(), quantize_range, [f32](x, 1.0 / scale, out.part(row * k..(row + 1) * k)));
+            }
+        }
+    });
+}
+
+#[inline(always)]
+unsafe fn largest<S: Simd>(x: &[f32]) -> f32 {
+    unsafe {
+        let mut most = S::zero();
+        for i in (0..x.len()).step_by(S::LANES) {
+            let v = f32::load_part::<S>(x.as_ptr().add(i), x.len() - i);
+            most = S::max(most, S::max(v, S::neg(v)));
+        }
+        S::max_lane(most)
+    }
+}
+
+/// C `[M, N]` = act(x_scales scales (x W) + bias) for x `[M, K]`; `x_scales` is one number for all rows, or one a row.
+pub fn int8_gemm<C: Element>(
+    ctx: &Context,
+    m: usize,
+    x: &[i8],
+    x_scales: &[f32],
+    w: &PackedInt8,
+    epilogue: Epilogue,
+    c: &mut [C],
+) {
+    assert!(x_scales.len() == 1 || x_scales.len() >= m, "int8_gemm: {} scales for {m} rows", x_scales.len());
     assert!(x.len() >= m * w.k && c.len() >= m * w.n, "int8_gemm: a slice is too short for [{m}, {}, {}]", w.k, w.n);
     if m == 0 || w.n == 0 {
         return;
     }
-    let product = Product::new(ctx, x_scale, w, &epilogue, c);
+    let product = Product::new(ctx, x_scales, w, &epilogue, c);
     let parts = ctx.parts(m * w.n * w.k, 400_000);
     let panels = w.n.div_ceil(WIDTH);
     let by_rows = m >= 8 * parts && (m >= w.n || panels < parts);
@@ -127,7 +166,8 @@ pub fn int8_conv2d<C: Element>(
 ) {
     conv.check(x.len(), w.k * w.n, y.len());
     assert_eq!((w.k, w.n), (conv.taps(), conv.out_channels), "int8_conv2d: weights do not fit {conv:?}");
-    let product = Product::new(ctx, x_scale, w, &epilogue, y);
+    let x_scales = [x_scale];
+    let product = Product::new(ctx, &x_scales, w, &epilogue, y);
     let panels = w.n.div_ceil(WIDTH);
     ctx.split(conv.pixels(), conv.grain(), 8, |thread, range| {
         let mut own = ctx.own(thread);
@@ -148,7 +188,8 @@ struct Product<'a, C> {
     isa: Isa,
     vnni: bool,
     w: &'a PackedInt8,
-    x_scale: f32,
+    /// One for all rows, or one a row.
+    x_scales: &'a [f32],
     bias: Option<&'a [f32]>,
     activation: Activation,
     c: *mut C,
@@ -158,10 +199,10 @@ struct Product<'a, C> {
 unsafe impl<C> Sync for Product<'_, C> {}
 
 impl<'a, C: Element> Product<'a, C> {
-    fn new(ctx: &Context, x_scale: f32, w: &'a PackedInt8, epilogue: &Epilogue<'a>, c: &mut [C]) -> Product<'a, C> {
+    fn new(ctx: &Context, x_scales: &'a [f32], w: &'a PackedInt8, epilogue: &Epilogue<'a>, c: &mut [C]) -> Product<'a, C> {
         assert!(epilogue.bias.is_none_or(|b| b.len() >= w.n), "int8: bias is shorter than {}", w.n);
         let (isa, bias, activation) = (ctx.isa(), epilogue.bias, epilogue.activation);
-        Product { isa, vnni: isa.has_vnni(), w, x_scale, bias, activation, c: c.as_mut_ptr() }
+        Product { isa, vnni: isa.has_vnni(), w, x_scales, bias, activation, c: c.as_mut_ptr() }
     }
 
     /// Rows `rows` of C, whose x starts at `x`, and the columns of `panels`.
@@ -205,6 +246,7 @@ impl<'a, C: Element> Product<'a, C> {
 unsafe fn finish<S: Simd, C: Element>(product: &Product<C>, row: usize, panel: usize, sums: &[i32; WIDTH]) {
     unsafe {
         let n = product.w.n;
+        let x_scale = product.x_scales[if product.x_scales.len() == 1 { 0 } else { row }];
         for h in (0..WIDTH).step_by(S::LANES) {
             let j = panel * WIDTH + h;
             if j >= n {
@@ -215,7 +257,7 @@ unsafe fn finish<S: Simd, C: Element>(product: &Product<C>, row: usize, panel: u
             for (r, &s) in real.iter_mut().zip(&sums[h..]).take(S::LANES) {
                 *r = s as f32;
             }
-            let scale = S::mul(S::load(product.w.scales.as_ptr().add(j)), S::splat(product.x_scale));
+            let scale = S::mul(S::load(product.w.scales.as_ptr().add(j)), S::splat(x_scale));
             let bias = match product.bias {
                 Some(bias) => f32::load_part::<S>(bias.as_ptr().add(j), left),
                 None => S::zero(),
@@ -399,11 +441,20 @@ mod tests {
                 let packed = PackedInt8::new(k, n, &w, &scales);
                 let mut c = vec![f32::NAN; m * n];
                 let epilogue = Epilogue { bias: Some(&bias), activation: Activation::Relu };
-                int8_gemm(&ctx, m, &x, 0.125, &packed, epilogue, &mut c);
+                int8_gemm(&ctx, m, &x, &[0.125], &packed, epilogue, &mut c);
                 for i in 0..m * n {
                     let sum: i32 = (0..k).map(|p| x[i / n * k + p] as i32 * w[p * n + i % n] as i32).sum();
                     let want = sum as f32 * (scales[i % n] * 0.125) + bias[i % n];
                     assert_eq!(c[i], want.max(0.0), "[{m}, {n}, {k}] {i} {:?} seed {}", ctx.isa(), r.seed);
+                }
+                // A scale a row, powers of two, so that they change nothing else.
+                let each: Vec<f32> = (0..m).map(|i| 0.125 * (1 << (i % 5)) as f32).collect();
+                let plain = Epilogue { bias: None, activation: Activation::None };
+                let mut by_row = vec![f32::NAN; m * n];
+                int8_gemm(&ctx, m, &x, &[0.125], &packed, Epilogue { bias: None, activation: Activation::None }, &mut c);
+                int8_gemm(&ctx, m, &x, &each, &packed, plain, &mut by_row);
+                for i in 0..m * n {
+                    assert_eq!(by_row[i], c[i] * (1 << (i / n % 5)) as f32, "[{m}, {n}, {k}] {i} {:?}", ctx.isa());
                 }
             }
         }
@@ -443,6 +494,27 @@ mod tests {
             super::super::conv2d(&ctx, &conv, &back, &used, Epilogue::default(), &mut want);
             let want: Vec<f64> = want.iter().map(|&v| v as f64).collect();
             worst("int8 conv", &r, &y, &want, 2e-5);
+        }
+    }
+
+    #[test]
+    fn a_row_uses_its_whole_grid_whatever_the_others_hold() {
+        for ctx in contexts() {
+            let mut r = Random::new();
+            for (m, k) in [(1, 1), (3, 17), (40, 700)] {
+                let mut x: Vec<f32> = r.values(m * k);
+                x.iter_mut().enumerate().for_each(|(i, v)| *v *= (1 << (i / k % 9)) as f32);
+                x[(m - 1) * k..].fill(0.0);
+                let (mut q, mut scales) = (vec![99i8; m * k], vec![f32::NAN; m]);
+                quantize_rows(&ctx, k, &x, &mut q, &mut scales);
+                for i in 0..m {
+                    let (row, q) = (&x[i * k..(i + 1) * k], &q[i * k..(i + 1) * k]);
+                    let most = row.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+                    assert_eq!(scales[i], if i + 1 == m { 1.0 } else { most / 127.0 });
+                    assert_eq!(q.iter().map(|q| q.unsigned_abs()).max(), Some(if i + 1 == m { 0 } else { 127 }));
+                    assert!(q.iter().zip(row).all(|(q, v)| (f32::from(*q) * scales[i] - v).abs() <= scales[i] * 0.501));
+                }
+            }
         }
     }
 

@@ -10,7 +10,9 @@
 //! | --- | --- |
 //! | `gemm` | [`gemm()`], [`batched_gemm`] |
 //! | `linear` | [`linear_backward_update`]: dX and the optimiser step in one pass over W |
-//! | `int8` | [`PackedInt8`], [`quantize_symmetric`], [`int8_gemm`], [`int8_conv2d`] |
+//! | `int8` | [`PackedInt8`], [`quantize_symmetric`], [`quantize_rows`], [`int8_gemm`], [`int8_conv2d`] |
+//! | `int4` | [`PackedInt4`], [`int4_gemm`] |
+//! | `fake_quantize` | [`channel_scales`], [`fake_quantize()`], [`fake_quantize_backward`] |
 //! | `conv` | [`conv2d`], [`conv2d_grad_weight`], [`conv2d_grad_input`] |
 //! | `conv_pool` | [`conv_relu_pool`], [`conv_relu_pool_backward`]: conv + bias + ReLU + 2x2 max pool as one |
 //! | `pooling` | [`max_pool2d`], [`max_pool2d_backward`], [`global_average_pool`], [`global_average_pool_backward`] |
@@ -27,8 +29,10 @@
 mod conv;
 mod conv_pool;
 mod elementwise;
+mod fake_quantize;
 mod fp8;
 mod gemm;
+mod int4;
 mod int8;
 mod layout;
 mod linear;
@@ -48,9 +52,11 @@ mod check;
 pub use conv::{Conv2d, conv2d, conv2d_grad_input, conv2d_grad_weight};
 pub use conv_pool::{DEAD, conv_relu_pool, conv_relu_pool_backward};
 pub use elementwise::{Binary, Broadcast, Unary, all_finite, axpy, binary, cast, column_sums, row_sums, unary, unary_backward};
+pub use fake_quantize::{channel_scales, fake_quantize, fake_quantize_backward};
 pub use fp8::round_fp8;
 pub use gemm::{Activation, Batch, Epilogue, Gemm, batched_gemm, gemm};
-pub use int8::{PackedInt8, int8_conv2d, int8_gemm, quantize_symmetric};
+pub use int4::{PackedInt4, int4_gemm};
+pub use int8::{PackedInt8, int8_conv2d, int8_gemm, quantize_rows, quantize_symmetric};
 pub use layout::{permute, transpose};
 pub use linear::linear_backward_update;
 pub use optimizer::{Optimizer, Update, update};

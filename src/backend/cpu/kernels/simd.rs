@@ -103,6 +103,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn store_f16(p: *mut f16, v: Self::V);
     /// Bytes as numbers 0..=255.
     unsafe fn load_u8(p: *const u8) -> Self::V;
+    /// `LANES` words of eight signed 4-bit numbers each: vector l holds number l of every word, the lowest bits first.
+    unsafe fn load_nibbles(p: *const u32) -> [Self::V; 8];
     /// Whole numbers 0..=127 as bytes.
     unsafe fn store_u8(p: *mut u8, v: Self::V);
     /// The first `n < LANES` lanes, zero elsewhere; touches no other memory.
@@ -299,6 +301,24 @@ impl Simd for V16 {
         unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v)) }
     }
     #[inline(always)]
+    unsafe fn load_nibbles(p: *const u32) -> [__m512; 8] {
+        unsafe {
+            // A look-up reads the four lowest bits of each lane.
+            let table = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., -8., -7., -6., -5., -4., -3., -2., -1.);
+            let w = _mm512_loadu_si512(p.cast());
+            [
+                _mm512_permutexvar_ps(w, table),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(w), table),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<8>(w), table),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<12>(w), table),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<16>(w), table),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<20>(w), table),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<24>(w), table),
+                _mm512_permutexvar_ps(_mm512_srli_epi32::<28>(w), table),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))) }
     }
@@ -422,6 +442,24 @@ impl Simd for V8 {
     #[inline(always)]
     unsafe fn store_f16(p: *mut f16, v: __m256) {
         unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles(p: *const u32) -> [__m256; 8] {
+        unsafe {
+            let w = _mm256_loadu_si256(p.cast());
+            // To the top, and back with the sign.
+            let number = |top: __m256i| _mm256_cvtepi32_ps(_mm256_srai_epi32::<28>(top));
+            [
+                number(_mm256_slli_epi32::<28>(w)),
+                number(_mm256_slli_epi32::<24>(w)),
+                number(_mm256_slli_epi32::<20>(w)),
+                number(_mm256_slli_epi32::<16>(w)),
+                number(_mm256_slli_epi32::<12>(w)),
+                number(_mm256_slli_epi32::<8>(w)),
+                number(_mm256_slli_epi32::<4>(w)),
+                number(w),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> __m256 {
@@ -576,6 +614,14 @@ impl Simd for V4 {
         for (i, x) in v.into_iter().enumerate() {
             unsafe { *p.add(i) = f16::from_f32_const(x) };
         }
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles(p: *const u32) -> [[f32; 4]; 8] {
+        let mut out = [[0.0; 4]; 8];
+        for (l, lanes) in out.iter_mut().enumerate() {
+            *lanes = lanes!(i => ((unsafe { *p.add(i) } << (28 - 4 * l)) as i32 >> 28) as f32);
+        }
+        out
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> [f32; 4] {
