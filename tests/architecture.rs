@@ -62,7 +62,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("sysinfo", &["measure"]),
     ("flate2", &["data", "backend"]),
     ("cudarc", &["backend"]),
-    // In `backend` it opens kernels that the tests compile for the processor.
+    // MPI; cuBLAS and NCCL, and kernels that the tests compile for the processor.
     ("libloading", &["comm", "backend"]),
     ("rustix", &["comm"]),
     ("nvml_wrapper", &["measure"]),
@@ -74,8 +74,11 @@ const DOORS: &[(&str, &[&str])] = &[
 const UNSAFE: &[(&str, &str)] = &[
     ("backend/cpu/kernels/", "vector instructions, and slices shared between threads in disjoint parts"),
     ("backend/cpu/mod.rs", "a cache line is plain data"),
+    ("backend/cuda/cublas.rs", "cuBLAS is called by address"),
     ("backend/cuda/driver.rs", "the driver is called by address"),
     ("backend/cuda/emulated.rs", "compiled kernels are called by address"),
+    ("backend/cuda/library.rs", "libraries of NVIDIA's are opened by name"),
+    ("backend/cuda/nccl.rs", "NCCL is called by address"),
     ("comm/library.rs", "MPI is called by address"),
 ];
 

@@ -300,7 +300,8 @@ template <class Is> bool wait_for_others(Is is) {
 // The device gets on with a stream, to its end or until `is_far_enough`. A device does so by itself: where devices exchange, the thread
 // of one rank gets on with the streams of others, whose own threads may be waiting for something else.
 template <class Is> void get_on(Stream* stream, Is is_far_enough) {
-    if (!wait_for_others([&] { return !stream->busy; })) return fault(*stream->context, "a stream stood still for a minute");
+    if (!wait_for_others([&] { return !stream->busy || is_far_enough(); })) return fault(*stream->context, "a stream stood still for a minute");
+    if (stream->busy || is_far_enough()) return;
     Context* const before = current;
     current = stream->context;
     stream->busy = true;
@@ -783,6 +784,7 @@ CALL cuEventRecord(Event* event, Stream* handle) {
     return queue(stream, [kept = current->events[event], which = ++event->recorded](Context&) {
         kept->reached = which;
         kept->at = Clock::now();
+        changed().notify_all();
     });
 }
 

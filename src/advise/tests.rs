@@ -672,7 +672,9 @@ fn a_row_of_an_emulation_has_quality_and_no_speed_and_is_picked_for_quality_alon
     // Where no timed row reaches the target, an emulation of better quality is not the nearest.
     let records = vec![train(Precision::Fp32, 4000.0, &[(None, 0.95)]), train(Precision::Fp8, 1.0, &[(Some(1.0), 0.99)])];
     let records = records.into_iter().map(RunRecord::without_emulated_speed).collect();
-    let phase = advised(&run(records, Objective::Time, Constraints::default()));
+    let mut asked = run(records, Objective::Time, Constraints::default());
+    asked.header.train.target = Some(crate::record::Target { metric: crate::vocab::Metric::Accuracy, at_least: 0.97 });
+    let phase = advised(&asked);
     let outcome = infeasible(&phase);
     assert!(phase.rows[outcome.nearest].title.starts_with("fp32"), "{:?}", outcome.reasons);
     assert!(outcome.reasons[0].starts_with("None of 1 row "), "{:?}", outcome.reasons);

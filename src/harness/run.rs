@@ -18,7 +18,7 @@ use crate::{
     },
     stats::{self, Generator, StopRule, Verdict},
     units::{Joules, Seconds},
-    vocab::{Metric, Phase, Task},
+    vocab::{Compression, Metric, Phase, Quantization, Task},
 };
 use std::{
     path::{Path, PathBuf},
@@ -427,13 +427,19 @@ impl Conductor<'_, '_> {
     }
 
     /// Has the weights that inference candidates share made by processes of their own, so that no candidate's memory holds a training: those
-    /// of all, then those of each pruning after which training goes on. False when the first failed, for then every candidate would, or the
+    /// of all, then those of each compression for which training goes on. False when the first failed, for then every candidate would, or the
     /// run was interrupted; the others' failure is told by their own candidates.
     fn share_weights(&mut self, baseline: &Candidate, remaining: &[Candidate]) -> Result<bool, HarnessError> {
         let mut makers: Vec<&Candidate> = vec![baseline];
+        // What is trained on for a candidate's weights beside what all share.
+        let trained_on = |candidate: &Candidate| {
+            let Compression { pruning, quantization } = candidate.compression;
+            let aware = quantization.filter(|kind| matches!(kind, Quantization::Int8Aware { .. }));
+            (pruning.filter(|pruning| pruning.is_tuned()), aware)
+        };
         for candidate in remaining {
-            let tuned = candidate.compression.pruning.filter(|pruning| pruning.is_tuned());
-            if tuned.is_some() && makers.iter().all(|maker| maker.compression.pruning != tuned) {
+            let own = trained_on(candidate);
+            if own != (None, None) && makers.iter().all(|maker| trained_on(maker) != own) {
                 makers.push(candidate);
             }
         }

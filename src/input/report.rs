@@ -36,10 +36,15 @@ impl<'s> Report<'s> {
     pub fn unknown(&mut self, span: Span, what: &str, found: &str, names: &[&str]) -> &mut Diagnostic {
         let near = nearest(found, names.iter().copied()).map(|name| format!("did you mean `{name}`?"));
         let diagnostic = self.add(span, format!("unknown {what} {}", quoted(found))).hint_if(near);
-        match names.len() {
-            0 => diagnostic,
-            1..=LISTED => diagnostic.expected(one_of(names.iter().copied())),
-            many => diagnostic.expected(format!("one of {many} names like `{}`", names[0])),
+        // Of very many, those that are made of others go without saying.
+        let plain: Vec<&str> = names.iter().copied().filter(|name| !name.contains('+')).collect();
+        match (names.len(), plain.len()) {
+            (0, _) => diagnostic,
+            (1..=LISTED, _) => diagnostic.expected(one_of(names.iter().copied())),
+            (many, 1..=LISTED) if plain.len() < many => {
+                diagnostic.expected(format!("{}, or some of them joined by `+`", one_of(plain)))
+            }
+            (many, _) => diagnostic.expected(format!("one of {many} names like `{}`", names[0])),
         }
     }
 
