@@ -336,10 +336,11 @@ fn threads_of_the_host_share_nothing_without_an_order() {
     let Some(built) = emulator::emulator_of(emulator::Flavour::Threads) else { return };
     let (succeeded, said) = in_threads(built, &built.driver);
     assert!(succeeded && said.starts_with("4 threads"), "{said}");
-    // Without the lock of the stand-in it must be found.
+    // One call without the lock of the stand-in must be found; one that waits for nobody, or the threads might wait for each other for ever.
     let folder = tempfile::tempdir().unwrap();
-    let (lock, none) =
-        ("typedef std::lock_guard<std::recursive_mutex> Guard;", "struct Guard { explicit Guard(std::recursive_mutex&) {} };");
+    let call = "CALL cuMemAlloc_v2(u64* out, size_t bytes) {\n";
+    let (lock, none) = (format!("{call}    OUTSIDE_CAPTURES;"), format!("{call}    if (usable()) return INVALID_CONTEXT;"));
+    let (lock, none) = (lock.as_str(), none.as_str());
     emulator::planted(emulator::Flavour::Threads, "driver", lock, none, folder.path()).unwrap();
     let (succeeded, said) = in_threads(built, folder.path());
     assert!(!succeeded && said.contains("WARNING: ThreadSanitizer: data race"), "{said}");
