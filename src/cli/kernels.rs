@@ -2,7 +2,10 @@
 
 use super::{Exit, bench_step::timing_config};
 use crate::{
-    backend::{self, Backend, check, cuda},
+    backend::{
+        self, Backend, check,
+        cuda::{self, VendorProduct},
+    },
     graph::Op,
     measure::{KernelBench, KernelCase, environment, gpus, kernel_cases, measure_gpu},
     models::{self, Model},
@@ -384,13 +387,10 @@ fn peer_request(case: &KernelCase) -> Option<Value> {
         Some(json!({ "batch_size": batch_size, "height": height, "width": width, "channels": channels, "filters": filters }))
     };
     let (op, mut request) = match &case.op {
-        Op::MatMul { transpose_a, transpose_b } => {
-            let pair = |of: usize, turned: bool| {
-                Some(if turned { (extent(of, 0)?, extent(of, 1)?) } else { (extent(of, 1)?, extent(of, 0)?) })
-            };
-            let ((m, k), (_, n)) = (pair(0, *transpose_a)?, pair(1, *transpose_b)?);
+        Op::MatMul { .. } => {
+            let VendorProduct { m, n, k, transpose_a, transpose_b, .. } = case.product()?;
             let letter = |turned: bool| if turned { 't' } else { 'n' };
-            ("gemm", json!({ "m": m, "n": n, "k": k, "layout": format!("{}{}", letter(*transpose_a), letter(*transpose_b)) }))
+            ("gemm", json!({ "m": m, "n": n, "k": k, "layout": format!("{}{}", letter(transpose_a), letter(transpose_b)) }))
         }
         Op::Softmax => ("softmax", rows()?),
         Op::LayerNorm { .. } => ("layer-norm", rows()?),

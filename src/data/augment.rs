@@ -1,6 +1,9 @@
 //! Random changes of training images: one affine map, whatever changes are asked for. The program of a training step resamples by it.
 
-use crate::{stats::Generator, vocab::Augmentation};
+use crate::{
+    stats::Generator,
+    vocab::{Augmentation, RowShape},
+};
 
 /// Largest rotation either way, degrees.
 const LARGEST_DEGREES: f64 = 10.0;
@@ -24,6 +27,14 @@ impl Augmenter {
         let has = |kind| kinds.contains(&kind);
         let extent = [height, width];
         Augmenter { flip: has(Augmentation::Flip), rotate: has(Augmentation::Rotate), scale: has(Augmentation::Scale), extent }
+    }
+
+    /// For rows of any kind; texts stay as they are, whatever is asked for.
+    pub fn for_rows(kinds: &[Augmentation], row: RowShape) -> Augmenter {
+        match row {
+            RowShape::Image(shape) => Augmenter::new(kinds, shape),
+            RowShape::Tokens { .. } => Augmenter::new(&[], [0; 3]),
+        }
     }
 
     /// Where the pixels of a changed image come from, as `graph::Op::Warp` takes it. The draw depends on seed, epoch and row alone.

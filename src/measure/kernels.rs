@@ -148,8 +148,8 @@ impl KernelCase {
         BEYOND_CACHES.div_ceil((self.work().bytes.0 as usize).max(1)).clamp(*CALLS.start(), *CALLS.end())
     }
 
-    /// A plain product of two matrices as the vendor's library is asked for it.
-    fn vendor_product(&self) -> Option<VendorProduct> {
+    /// A plain product of two matrices, as another library is asked for it; `None` for any other op.
+    pub fn product(&self) -> Option<VendorProduct> {
         let Op::MatMul { transpose_a, transpose_b } = self.op else { return None };
         let pair = |shape: &[usize], turned: bool| match *shape {
             [rows, columns] => Some(if turned { (columns, rows) } else { (rows, columns) }),
@@ -243,7 +243,7 @@ impl<'a> KernelBench<'a> {
     /// # Errors
     /// Where the library refuses the call or the device has not the memory.
     pub fn of_vendor(library: &'a mut Cublas, case: &KernelCase) -> Option<Result<KernelBench<'a>, BackendError>> {
-        let product = case.vendor_product()?;
+        let product = case.product()?;
         let bytes = case.work().bytes.0 as usize;
         let calls = case.calls();
         let series = library.product(&product, calls).map_err(BackendError::from);

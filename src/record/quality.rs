@@ -67,6 +67,22 @@ pub struct SeedRun {
     pub checkpoint: String,
 }
 
+impl SeedRun {
+    /// A run that has not begun.
+    pub fn new(seed: u64) -> SeedRun {
+        SeedRun {
+            seed,
+            epochs: Vec::new(),
+            loss_curve: Vec::new(),
+            time_to_target: None,
+            metric: 0.0,
+            skipped_steps: 0,
+            failure: None,
+            checkpoint: String::new(),
+        }
+    }
+}
+
 /// All seeds of a training candidate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainingOutcome {

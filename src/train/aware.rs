@@ -11,7 +11,7 @@ use crate::{
     record::{Epoch, SeedRun, TrainConfig},
     strategy::{Calibration, StrategyError, Tensor, Weights, quantizable_weights, simulate_int8, step_name},
     units::Seconds,
-    vocab::{Device, Layout, Precision, Range, RowShape},
+    vocab::{Device, Layout, Precision, Range},
 };
 use std::time::Instant;
 
@@ -48,23 +48,11 @@ pub fn train_aware(
     load_weights(&mut *session, weights)?;
     let probe = Probe { set, device, threads };
     let mut batches = Batches::new(set.train.rows(), batch, seed);
-    let augmenter = match set.row {
-        RowShape::Image(shape) => Augmenter::new(&config.augment, shape),
-        RowShape::Tokens { .. } => Augmenter::new(&[], [0; 3]),
-    };
+    let augmenter = Augmenter::for_rows(&config.augment, set.row);
     let (per_epoch, start) = (batches.per_epoch(), Instant::now());
     let mut labels = vec![0; batch];
     let (mut weights, mut steps) = (weights.clone(), Vec::new());
-    let mut run = SeedRun {
-        seed,
-        epochs: Vec::new(),
-        loss_curve: Vec::new(),
-        time_to_target: None,
-        metric: 0.0,
-        skipped_steps: 0,
-        failure: None,
-        checkpoint: String::new(),
-    };
+    let mut run = SeedRun::new(seed);
     for epoch in 0..epochs {
         let ranges = probe.calibrate(&large, &weights, Calibration::default())?;
         steps = grids(&layers, |weight| ranges.scale(weight, Range::Largest))?;

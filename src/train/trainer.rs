@@ -19,7 +19,7 @@ use crate::{
     record::{Candidate, Epoch, Quality, SeedRun, TrainConfig},
     strategy::{MASK, Shards, Tensor, Weights, input_scale_names, masks, prune_magnitude, weight_scale_name},
     units::Seconds,
-    vocab::{Compression, Metric, OptimizerKind, RowShape},
+    vocab::{Compression, Metric, OptimizerKind},
 };
 use std::{sync::Arc, time::Instant};
 
@@ -142,10 +142,7 @@ impl Trainer {
             losses: Vec::new(),
         };
         let states = (0..team.len()).map(|_| state()).collect();
-        let augmenter = match set.row {
-            RowShape::Image(shape) => Augmenter::new(&config.augment, shape),
-            RowShape::Tokens { .. } => Augmenter::new(&[], [0; 3]),
-        };
+        let augmenter = Augmenter::for_rows(&config.augment, set.row);
         let candidate = candidate.clone();
         Ok(Trainer {
             set,
@@ -341,16 +338,7 @@ impl Trainer {
             &weights,
             &Candidate { compression: Compression::NONE, ..self.candidate.clone() },
         )?;
-        let mut run = SeedRun {
-            seed: self.seed,
-            epochs: Vec::new(),
-            loss_curve: Vec::new(),
-            time_to_target: None,
-            metric: 0.0,
-            skipped_steps: 0,
-            failure: None,
-            checkpoint: String::new(),
-        };
+        let mut run = SeedRun::new(self.seed);
         let mut elapsed = 0.0;
         let mut curve: Vec<(u64, f64)> = Vec::new();
         let mut quality = None;

@@ -11,7 +11,7 @@ use crate::{
     record::{OpProfile, Quality},
     stats::{StopRule, median},
     strategy::{Tensor, Weights},
-    train::{Checkpoint, Identity, Predictor, StepTimes, TrainError, Trainer, lead, scaled_rate, train_aware, tuner},
+    train::{Checkpoint, Identity, Predictor, StepTimes, Team, TrainError, Trainer, lead, scaled_rate, train_aware, tuner},
     units::{Bytes, Flops, Seconds},
     vocab::{Compression, Device, Layout, Phase, Precision, Pruning, Quantization, Rounding, Tuning},
 };
@@ -69,6 +69,15 @@ struct Throttled {
 enum Doing {
     Train(Box<Trainer>),
     Infer(Box<Predictor>),
+}
+
+impl Doing {
+    fn team(&mut self) -> &mut Team {
+        match self {
+            Doing::Train(trainer) => trainer.team(),
+            Doing::Infer(predictor) => predictor.team(),
+        }
+    }
 }
 
 impl Work for Bench {
@@ -286,22 +295,12 @@ impl Ready {
             ));
         }
         // Before the profile, whose clocks and lists are not the candidate's own.
-        let peak_memory = match (&mut self.work, self.setup.candidate.device.is_cuda()) {
-            (_, false) => {
-                if self.place.hosts().is_some() {
-                    None
-                } else {
-                    peak_resident()
-                }
-            }
-            (Doing::Train(trainer), true) => Some(Bytes(trainer.team().memory_bytes())),
-            (Doing::Infer(predictor), true) => Some(Bytes(predictor.team().memory_bytes())),
+        let peak_memory = match (self.setup.candidate.device.is_cuda(), self.place.hosts()) {
+            (true, _) => Some(Bytes(self.work.team().memory_bytes())),
+            (false, Some(_)) => None,
+            (false, None) => peak_resident(),
         };
-        let exchanges = match &mut self.work {
-            Doing::Train(trainer) => trainer.team().first().exchanges(),
-            Doing::Infer(predictor) => predictor.team().first().exchanges(),
-        };
-        self.notes.extend(exchanges);
+        self.notes.extend(self.work.team().first().exchanges());
         let candidate = &self.setup.candidate;
         let pairs = (PROFILE_S / (2.0 * self.step_s).max(1e-9)) as usize;
         let pairs = pairs.clamp(*PROFILED_STEPS.start(), *PROFILED_STEPS.end());
@@ -315,10 +314,7 @@ impl Ready {
                 (predictor.program().program.clone(), predictor.program().model_bytes, steps)
             }
         };
-        let work = match &mut self.work {
-            Doing::Train(trainer) => trainer.team().work(),
-            Doing::Infer(predictor) => predictor.team().work(),
-        };
+        let work = self.work.team().work();
         let units = candidate.batch_size as u64;
         let (is_training, on_cuda) = (candidate.phase == Phase::Train, candidate.device.is_cuda());
         let pace = match (is_training, on_cuda) {
@@ -330,10 +326,7 @@ impl Ready {
             }
         };
         let balance = self.setup.balance;
-        let team = match &mut self.work {
-            Doing::Train(trainer) => trainer.team(),
-            Doing::Infer(predictor) => predictor.team(),
-        };
+        let team = self.work.team();
         let of_ranks = steps.iter().enumerate().map(|(rank, steps)| rank_split(team.program(rank), steps, pace, balance));
         let time_split = over_ranks(&of_ranks.collect::<Vec<_>>());
         self.notes.extend(remark(&time_split));

@@ -5,8 +5,8 @@
 //! stream that sends waits until the other receives.
 
 use super::{
-    kernel::{In, Kernel, Out},
     machine::{Address, CudaError, DeviceGroup, GroupId, Machine, Merge},
+    plan,
 };
 use crate::{
     backend::{
@@ -17,6 +17,7 @@ use crate::{
     vocab::DType,
 };
 use half::{bf16, f16};
+use std::collections::BTreeSet;
 
 /// The groups of a rank, as its device knows them; `None` for a rank that is alone in one.
 pub(super) struct DeviceLinks {
@@ -24,6 +25,8 @@ pub(super) struct DeviceLinks {
     tensor: Option<Box<dyn DeviceGroup>>,
     pipeline: Option<Box<dyn DeviceGroup>>,
     name: String,
+    /// Buckets whose sums are made beside the backward pass.
+    beside: BTreeSet<usize>,
     /// Room for a value that is cut into equal parts, its end included.
     padded: Address,
     /// As many zeros as the largest part has numbers.
@@ -94,7 +97,26 @@ pub(super) fn decide(
         Ok(address)
     };
     let (padded, zeros) = (allocate(largest * links.data.ranks())?, allocate(largest)?);
-    Ok(Way::Devices(Box::new(DeviceLinks { data, tensor, pipeline, name: library.name(), padded, zeros })))
+    Ok(Way::Devices(Box::new(DeviceLinks {
+        data,
+        tensor,
+        pipeline,
+        name: library.name(),
+        beside: beside(program),
+        padded,
+        zeros,
+    })))
+}
+
+/// Buckets that are started and finished whole: sums of which each rank keeps a part have no place before they are finished.
+fn beside(program: &Program) -> BTreeSet<usize> {
+    let buckets = |which: fn(&Exchange) -> Option<usize>| -> BTreeSet<usize> {
+        let of = |step: &Step| if let Op::Exchange(kind) = &step.op { which(kind) } else { None };
+        program.steps.iter().filter_map(of).collect()
+    };
+    let started = buckets(|kind| if let Exchange::StartReduce { bucket } = kind { Some(*bucket) } else { None });
+    let whole = buckets(|kind| if let Exchange::AllReduce { bucket } = kind { Some(*bucket) } else { None });
+    &started & &whole
 }
 
 /// Numbers of the largest part that one rank has, for exchanges that cut.
@@ -131,21 +153,15 @@ impl DeviceLinks {
         let buffers = |step: &Step| -> Vec<(Address, usize)> { step.inputs.iter().map(|id| (at(*id), elements(*id))).collect() };
         match kind {
             Exchange::StartReduce { bucket } => {
-                // Sums of which each rank keeps a part have no place before they are finished.
-                let whole = |other: &Step| matches!(&other.op, Op::Exchange(Exchange::AllReduce { bucket: of }) if of == bucket);
-                if let Some(group) = self.data.as_ref().filter(|_| program.steps.iter().any(whole)) {
+                if let Some(group) = self.data.as_ref().filter(|_| self.beside.contains(bucket)) {
                     group.start_sums(&buffers(step))?;
                 }
             }
-            Exchange::AllReduce { bucket } => {
-                let started =
-                    |other: &Step| matches!(&other.op, Op::Exchange(Exchange::StartReduce { bucket: of }) if of == bucket);
-                match &self.data {
-                    Some(group) if program.steps.iter().any(started) => group.finish_sums()?,
-                    Some(group) => group.all_reduce(&buffers(step), DType::F32, Merge::Sum)?,
-                    None => {}
-                }
-            }
+            Exchange::AllReduce { bucket } => match &self.data {
+                Some(group) if self.beside.contains(bucket) => group.finish_sums()?,
+                Some(group) => group.all_reduce(&buffers(step), DType::F32, Merge::Sum)?,
+                None => {}
+            },
             Exchange::SumRanks => {
                 let (x, y) = (step.inputs[0], step.outputs[0]);
                 machine.copy(at(x), at(y), program.value(x).bytes())?;
@@ -217,20 +233,9 @@ impl DeviceLinks {
 
     /// A low-precision copy of fp32 weights.
     fn refresh(&self, machine: &dyn Machine, from: Address, to: Address, count: usize, dtype: DType) -> Result<(), BackendError> {
-        const THREADS: u32 = 256;
-        let blocks = count.div_ceil(8 * THREADS as usize).clamp(1, 16 * machine.facts().multiprocessors as usize);
-        let grid = [blocks as u32, 1, 1];
         let launch = match dtype {
-            DType::Bf16 => Kernel::<(In<f32>, Out<bf16>, u64)>::new("cast_f32_bf16".into(), THREADS).launch(
-                grid,
-                0,
-                (In::at(from), Out::at(to), count as u64),
-            ),
-            DType::F16 => Kernel::<(In<f32>, Out<f16>, u64)>::new("cast_f32_f16".into(), THREADS).launch(
-                grid,
-                0,
-                (In::at(from), Out::at(to), count as u64),
-            ),
+            DType::Bf16 => plan::cast::<f32, bf16>(from, to, count, machine.facts()),
+            DType::F16 => plan::cast::<f32, f16>(from, to, count, machine.facts()),
             _ => return Ok(machine.copy(from, to, 4 * count)?),
         };
         Ok(machine.launch(&launch)?)

@@ -138,6 +138,17 @@ fn ceil(a: usize, b: usize) -> u32 {
     a.div_ceil(b).max(1) as u32
 }
 
+/// Blocks for `pieces` of work of one thread each, where a block takes more than one turn if there are many.
+fn blocks(pieces: usize, facts: &Facts) -> [u32; 3] {
+    [ceil(pieces, THREADS as usize).min(16 * facts.multiprocessors), 1, 1]
+}
+
+/// `n` numbers of one float type as another.
+pub(super) fn cast<From: Element, To: Element>(x: Address, y: Address, n: usize, facts: &Facts) -> Launch {
+    let kernel: Kernel<(In<From>, Out<To>, u64)> = Kernel::new(format!("cast_{}_{}", From::SUFFIX, To::SUFFIX), THREADS);
+    kernel.launch(blocks(n.div_ceil(16 / size_of::<To>()), facts), 0, (In::at(x), Out::at(y), n as u64))
+}
+
 fn activation_code(activation: Activation) -> u32 {
     match activation {
         Activation::None => 0,
@@ -222,7 +233,7 @@ impl Planner<'_> {
 
     /// Blocks for `pieces` of work of one thread each, where a block takes more than one turn if there are many.
     fn blocks(&self, pieces: usize) -> [u32; 3] {
-        [ceil(pieces, THREADS as usize).min(16 * self.facts.multiprocessors), 1, 1]
+        blocks(pieces, self.facts)
     }
 
     fn step(&mut self, step: &Step) -> Result<(), BackendError> {
@@ -478,9 +489,7 @@ impl Planner<'_> {
     }
 
     fn cast<From: Element, To: Element>(&mut self, x: Address, y: Address, n: usize) {
-        let kernel: Kernel<(In<From>, Out<To>, u64)> = Kernel::new(format!("cast_{}_{}", From::SUFFIX, To::SUFFIX), THREADS);
-        let grid = self.blocks(n.div_ceil(16 / size_of::<To>()));
-        self.push(kernel.launch(grid, 0, (In::at(x), Out::at(y), n as u64)));
+        self.push(cast::<From, To>(x, y, n, self.facts));
     }
 
     /// The tile's name and rows: twice the rows a block where that still fills the device.

@@ -74,7 +74,7 @@ pub(super) unsafe fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
 /// Call sites import everything from this module and stand in an
 /// `unsafe` block: that the machine has `isa` is [`super::Context`]'s promise, the rest is the body's own contract.
 macro_rules! simd {
-    ($isa:expr, $f:ident, [$($t:ty),*]($($arg:expr),* $(,)?)) => {
+    ($isa:expr, $f:ident, [$($t:tt),*]($($arg:expr),* $(,)?)) => {
         match $isa {
             Isa::Avx512 => with_avx512(#[inline(always)] || $f::<V16 $(, $t)*>($($arg),*)),
             Isa::Avx2 => with_avx2(#[inline(always)] || $f::<V8 $(, $t)*>($($arg),*)),

@@ -98,9 +98,9 @@ pub fn unstructured_gemm(ctx: &Context, m: usize, x: &[f32], w: &PackedSparse, e
         // SAFETY: sizes checked; parts write disjoint rows.
         unsafe {
             match vectors {
-                4 => simd!(ctx.isa(), four_vectors, [](m, x, w, &epilogue, blocks, scratch, out.ptr())),
-                2 => simd!(ctx.isa(), two_vectors, [](m, x, w, &epilogue, blocks, scratch, out.ptr())),
-                _ => simd!(ctx.isa(), one_vector, [](m, x, w, &epilogue, blocks, scratch, out.ptr())),
+                4 => simd!(ctx.isa(), many_rows, [4, 1](m, x, w, &epilogue, blocks, scratch, out.ptr())),
+                2 => simd!(ctx.isa(), many_rows, [2, 2](m, x, w, &epilogue, blocks, scratch, out.ptr())),
+                _ => simd!(ctx.isa(), many_rows, [1, 4](m, x, w, &epilogue, blocks, scratch, out.ptr())),
             }
         }
     });
@@ -164,45 +164,6 @@ unsafe fn few_columns<S: Simd, const R: usize, const U: usize>(
             }
         }
     }
-}
-
-#[inline(always)]
-unsafe fn four_vectors<S: Simd>(
-    m: usize,
-    x: &[f32],
-    w: &PackedSparse,
-    epilogue: &Epilogue,
-    blocks: Range<usize>,
-    scratch: &mut [f32],
-    c: *mut f32,
-) {
-    unsafe { many_rows::<S, 4, 1>(m, x, w, epilogue, blocks, scratch, c) }
-}
-
-#[inline(always)]
-unsafe fn two_vectors<S: Simd>(
-    m: usize,
-    x: &[f32],
-    w: &PackedSparse,
-    epilogue: &Epilogue,
-    blocks: Range<usize>,
-    scratch: &mut [f32],
-    c: *mut f32,
-) {
-    unsafe { many_rows::<S, 2, 2>(m, x, w, epilogue, blocks, scratch, c) }
-}
-
-#[inline(always)]
-unsafe fn one_vector<S: Simd>(
-    m: usize,
-    x: &[f32],
-    w: &PackedSparse,
-    epilogue: &Epilogue,
-    blocks: Range<usize>,
-    scratch: &mut [f32],
-    c: *mut f32,
-) {
-    unsafe { many_rows::<S, 1, 4>(m, x, w, epilogue, blocks, scratch, c) }
 }
 
 /// Blocks of `V` vectors of rows, with `U` sums each.
