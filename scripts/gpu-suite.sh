@@ -18,7 +18,7 @@ shopt -s nullglob
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Together with the look for PyTorch and a second of grace each, below ten minutes.
 PARTS=(machine ceilings conformance correctness tune kernels steps scenarios)
-declare -A LIMITS=([machine]=15 [ceilings]=50 [conformance]=30 [correctness]=80 [tune]=60 [kernels]=120 [steps]=100 [scenarios]=90)
+declare -A LIMITS=([machine]=15 [ceilings]=15 [conformance]=15 [correctness]=55 [tune]=45 [kernels]=195 [steps]=130 [scenarios]=90)
 PEER_LIMIT=25
 declare -A COMMANDS=(
     [machine]='doctor --json'
@@ -26,8 +26,8 @@ declare -A COMMANDS=(
     [conformance]='kernels --device cuda --json --part conformance'
     [correctness]='kernels --device cuda --json --part correctness'
     [tune]='kernels --device cuda --json --tune'
-    [kernels]='kernels --device cuda --json --part bench'
-    [steps]='kernels --device cuda --json --part steps'
+    [kernels]='kernels --device cuda --json --part bench --rounds 3 --out OUT_DIR/kernels'
+    [steps]='kernels --device cuda --json --part steps --rounds 3 --out OUT_DIR/steps'
     [scenarios]='run scenarios/*.toml --quick --device cuda --out OUT_DIR/reports'
 )
 
@@ -151,7 +151,8 @@ run_part() {
     kernels | steps)
         local name=bench
         [[ $part == steps ]] && name=steps
-        command=("$advisor" kernels --device cuda --json --part "$name")
+        # Rows are written as they come: a part that its limit cuts off leaves those it has.
+        command=("$advisor" kernels --device cuda --json --part "$name" --rounds 3 --out "$out/$part")
         find_cublas
         find_peer
         if [[ -z $peer_reason ]]; then

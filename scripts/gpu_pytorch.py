@@ -19,7 +19,8 @@ together more than twice the L2 cache, so that none finds its inputs there; `cap
 zeros would draw less power and let the clock rise. `fp32` is fp32: tf32 is off unless `tf32` is asked for.
 
 Steps: NCHW tensors in channels_last, SGD with momentum (fused), softmax cross-entropy; bf16 and fp16 by autocast, fp16 training with a
-loss scale. `mode` is eager, graph (the whole step captured once by hand) or compile (torch.compile, mode="reduce-overhead").
+loss scale. `mode` is eager, graph (the whole step captured once) or compile (the forward and backward pass by torch.compile, and the step captured).
+Where the device reports an error, the process says so and ends: nothing more can be had from a context that failed.
 "cast": true casts the weights once instead (inference only), which saves autocast's casts.
 """
 import argparse
@@ -42,7 +43,8 @@ MIN_CALLS = 20
 MAX_CALLS = 256
 # A sample of a step is at least so long, or the events themselves would show in it.
 SAMPLE_SECONDS = 1e-3
-WARM_UP_SECONDS = 0.1
+# The first block of a work holds more than its caches and clocks: choices of algorithms.
+FIRST_WARM_UP_SECONDS, WARM_UP_SECONDS = 0.1, 0.01
 MIN_SAMPLES = 5
 
 
@@ -65,9 +67,9 @@ class Clock:
         torch.cuda.synchronize()
         return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:])]
 
-    def block(self, run, calls, seconds):
+    def block(self, run, calls, seconds, warm_up):
         """Seconds of one call, once for each sample of a block: `run` makes `calls` calls."""
-        end = time.perf_counter() + WARM_UP_SECONDS
+        end = time.perf_counter() + warm_up
         first = self.seconds([self.mark(), run() or self.mark()])[0]
         while time.perf_counter() < end:
             first = self.seconds([self.mark(), run() or self.mark()])[0]
@@ -107,7 +109,41 @@ class Mlp(nn.Module):
         return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
 
 
-MODELS = {"simple-cnn": SimpleCnn, "mlp": Mlp}
+class Block(nn.Module):
+    """Pre-norm, as PyTorch's users write it: one product for q, k and v, its fused attention."""
+
+    def __init__(self, width, heads, hidden):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x):
+        b, t, c = x.shape
+        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, c))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class Transformer(nn.Module):
+    WORDS, LENGTH, CLASSES = 8000, 48, 2
+
+    def __init__(self, width=64, heads=4, hidden=128, blocks=2):
+        super().__init__()
+        self.words = nn.Embedding(self.WORDS, width)
+        self.places = nn.Parameter(torch.randn(self.LENGTH, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(blocks))
+        self.norm, self.classes = nn.LayerNorm(width), nn.Linear(width, self.CLASSES)
+
+    def forward(self, x):
+        x = self.words(x) + self.places
+        for block in self.blocks:
+            x = block(x)
+        return self.classes(self.norm(x).mean(1))
+
+
+MODELS = {"simple-cnn": SimpleCnn, "mlp": Mlp, "transformer": Transformer}
 
 
 class Step:
@@ -115,6 +151,7 @@ class Step:
         self.phase, self.mode = request["phase"], request.get("mode", "eager")
         self.batch_size, precision = int(request["batch_size"]), request.get("precision", "fp32")
         cast = bool(request.get("cast", False))
+        self.about = (request["step"], self.phase, precision, self.batch_size, cast)
         if self.phase not in ("train", "infer"):
             raise ValueError(f"unknown phase `{self.phase}`: expected `train` or `infer`")
         if self.mode not in MODES:
@@ -127,43 +164,46 @@ class Step:
             raise ValueError("`batch_size` must be at least 1")
         torch.manual_seed(0)
         low = DTYPES[precision] if precision in ("bf16", "fp16") else None
-        self.model = MODELS[request["step"]]().to(device, memory_format=torch.channels_last)
-        # With one channel both layouts have the same bytes: channels_last is said by strides.
-        self.images = torch.randn(self.batch_size, 1, 28, 28, device=device).as_strided((self.batch_size, 1, 28, 28), (784, 1, 28, 1))
-        self.labels = torch.randint(0, 10, (self.batch_size,), device=device)
+        kind = MODELS[request["step"]]
+        self.model = kind().to(device, memory_format=torch.channels_last)
+        if kind is Transformer:
+            self.rows = torch.randint(0, kind.WORDS, (self.batch_size, kind.LENGTH), device=device)
+            self.labels = torch.randint(0, kind.CLASSES, (self.batch_size,), device=device)
+        else:
+            # With one channel both layouts have the same bytes: channels_last is said by strides.
+            rows = torch.randn(self.batch_size, 1, 28, 28, device=device)
+            self.rows = rows.as_strided((self.batch_size, 1, 28, 28), (784, 1, 28, 1))
+            self.labels = torch.randint(0, 10, (self.batch_size,), device=device)
         if cast and low:
-            self.model, self.images = self.model.to(low), self.images.to(low)
+            self.model = self.model.to(low)
+            self.rows = self.rows.to(low) if self.rows.is_floating_point() else self.rows
         # Casts kept from one step to the next must not become part of a graph.
         self.autocast = lambda: (
             torch.autocast(device.type, low, cache_enabled=self.mode == "eager") if low and not cast else contextlib.nullcontext()
         )
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.phase == "train" and precision == "fp16")
-        self.forward = torch.compile(self.model, mode="reduce-overhead") if self.mode == "compile" else self.model
+        # Beyond a limit of variants of one function, torch.compile runs the rest eagerly without a word.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
+        self.forward = torch.compile(self.model) if self.mode == "compile" else self.model
         self.run = self.train if self.phase == "train" else self.infer
-        if self.mode == "compile":
-            # Compiles, then records its graphs in the steps that follow: none of that belongs into a sample.
-            for _ in range(5):
-                self.run()
-        if self.mode == "graph":
+        if self.mode != "eager" and device.type == "cuda":
+            # Compiling, too, happens in the runs before the capture.
             self.graph = capture(self.run)
             self.run = self.graph.replay
 
-    def begin(self):
-        # Tells the compiled model that the outputs of the step before may be overwritten.
-        if self.mode == "compile":
-            torch.compiler.cudagraph_mark_step_begin()
+    def is_beside(self, other):
+        """The same step in another mode."""
+        return self.about == other.about
 
     def infer(self):
-        self.begin()
         with torch.inference_mode(), self.autocast():
-            self.forward(self.images)
+            self.forward(self.rows)
 
     def train(self):
-        self.begin()
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            loss = F.cross_entropy(self.forward(self.images).float(), self.labels)
+            loss = F.cross_entropy(self.forward(self.rows).float(), self.labels)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -345,13 +385,17 @@ class Peer:
         torch.backends.cudnn.benchmark = True
         key = json.dumps(request, sort_keys=True)
         work = self.kept.get(key)
+        warm_up = FIRST_WARM_UP_SECONDS if work is None else WARM_UP_SECONDS
         if work is None:
             work = self.make(request, precision)
             if isinstance(work, Calls):
                 # Inputs of one op at a time: they are as large as the device's cache at least.
                 self.kept = {k: v for k, v in self.kept.items() if isinstance(v, Step)}
+            else:
+                # The modes of one step are taken in turns; a step that is over is not asked for again.
+                self.kept = {k: v for k, v in self.kept.items() if isinstance(v, Step) and v.is_beside(work)}
             self.kept[key] = work
-        samples = self.clock.block(work.run, getattr(work, "count", 1), seconds)
+        samples = self.clock.block(work.run, getattr(work, "count", 1), seconds, warm_up)
         middle = sorted(samples)[len(samples) // 2]
         out = {"seconds_median": middle, "samples": len(samples), "samples_s": [round(s, 10) for s in samples]}
         if isinstance(work, Step):
@@ -433,7 +477,10 @@ def main():
     peer = Peer(device)
     for line in sys.stdin:
         if line.strip():
-            print(json.dumps(reply(peer, line)), flush=True)
+            answer = reply(peer, line)
+            print(json.dumps(answer), flush=True)
+            if "CUDA error" in answer.get("error", ""):
+                return 4
     return 0
 
 

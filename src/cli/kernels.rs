@@ -55,7 +55,7 @@ pub struct Args {
     /// Measure the tiles that could make each product of the sweep and of our models on a GPU, and keep the fastest for later runs
     #[arg(long, conflicts_with_all = ["part", "peer", "out", "from"])]
     tune: bool,
-    /// Folder for kernels.json, kernels.csv and kernels.svg
+    /// Folder for kernels.json (written anew with every row), kernels.csv and kernels.svg
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Print the record as JSON instead of tables
@@ -141,12 +141,20 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         kernels: Vec::new(),
         steps: Vec::new(),
     };
+    let save = |run: &KernelRun| -> anyhow::Result<()> {
+        let Some(folder) = &args.out else { return Ok(()) };
+        let mut text = serde_json::to_vec_pretty(run)?;
+        text.push(b'\n');
+        Ok(put(&folder.join(RECORD), &text)?)
+    };
     if let (true, Device::Cuda(ordinal)) = (args.part.includes(Part::Conformance), device) {
         let rows = cuda::conformance(ordinal).map_err(|error| anyhow::anyhow!("{error}"))?;
         run.checks.extend(rows.into_iter().filter(|checked| checked.name.contains(&args.filter)).map(conformity));
+        save(&run)?;
     }
     if args.part.includes(Part::Correctness) {
         run.checks.extend(checks(&*backend, device, &args.filter)?);
+        save(&run)?;
     }
     let mut vendor = vendor.and_then(Result::ok);
     if args.part.includes(Part::Bench) {
@@ -155,16 +163,22 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             if line.contains(&args.filter) {
                 eprintln!("timing {line}");
                 run.kernels.push(kernel(&*backend, &case, args.rounds, peer.as_ref(), vendor.as_mut()));
+                save(&run)?;
             }
         }
     }
     if args.part.includes(Part::Steps) {
-        run.steps = steps(&*backend, args, peer.as_ref())?;
+        for case in step_cases() {
+            let line = format!("{} {} {} batch {}", case.model.name, case.phase.name(), case.precision.name(), case.batch_size);
+            if line.contains(&args.filter) {
+                eprintln!("timing {line}");
+                run.steps.push(step(&*backend, &case, args.rounds, peer.as_ref())?);
+                save(&run)?;
+            }
+        }
     }
     if let Some(folder) = &args.out {
-        let mut text = serde_json::to_vec_pretty(&run)?;
-        text.push(b'\n');
-        put(&folder.join("kernels.json"), &text)?;
+        save(&run)?;
         put(&folder.join("kernels.csv"), &kernels_csv(&run)?)?;
         if let Some(plot) = kernels_plot(&run)? {
             put(&folder.join("kernels.svg"), plot.standalone().as_bytes())?;
@@ -173,6 +187,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     super::print(if args.json { serde_json::to_string_pretty(&run)? } else { kernels_markdown(&run) }.trim_end())?;
     Ok(if run.checks.iter().all(|check| check.passes) { Exit::Done } else { Exit::No })
 }
+
+/// The record of a call in its folder; written anew with every row, so that what ends the call loses none.
+const RECORD: &str = "kernels.json";
 
 /// The command that repeats this call.
 fn command(args: &Args) -> String {
@@ -231,6 +248,7 @@ fn checks(backend: &dyn Backend, device: Device, filter: &str) -> anyhow::Result
     let mut all = check::check(backend, seed)?;
     all.push(check::check_warp(backend, seed)?);
     all.extend(check::check_products(backend, seed)?);
+    all.extend(check::check_convolutions(backend, seed)?);
     if device.is_cuda() {
         all.extend(check::check_tf32(backend, seed, usize::MAX)?);
     }
@@ -257,18 +275,27 @@ fn conformity(checked: cuda::Checked) -> CheckRow {
     CheckRow { name, error: None, tolerance: 0.0, passes, detail }
 }
 
-/// Ours, theirs one after the other and back again, ours: a drift falls on all alike. `theirs` takes a sample of the other of a number.
+/// What was sampled of one other, or why it has nothing.
+type Samples = Result<Vec<f64>, String>;
+
+/// Ours, theirs one after the other and back again, ours: a drift falls on all alike. `theirs` takes a sample of the other of a number; one
+/// that fails on the way has none from then on.
 fn in_turns(
     rounds: usize,
     others: usize,
     mut ours: impl FnMut() -> Result<f64, String>,
     mut theirs: impl FnMut(usize) -> Result<f64, String>,
-) -> Result<(Vec<f64>, Vec<Vec<f64>>), String> {
-    let (mut a, mut b) = (Vec::new(), vec![Vec::new(); others]);
+) -> Result<(Vec<f64>, Vec<Samples>), String> {
+    let (mut a, mut b) = (Vec::new(), vec![Ok(Vec::new()); others]);
     for _ in 0..rounds {
         a.push(ours()?);
         for other in (0..others).chain((0..others).rev()) {
-            b[other].push(theirs(other)?);
+            if let Ok(samples) = &mut b[other] {
+                match theirs(other) {
+                    Ok(sample) => samples.push(sample),
+                    Err(reason) => b[other] = Err(reason),
+                }
+            }
         }
         a.push(ours()?);
     }
@@ -308,7 +335,12 @@ fn beside(rounds: usize, ours: impl FnMut() -> Result<f64, String>, others: Vec<
     match in_turns(rounds, known.len(), ours, |other| (known[other].sample)()) {
         Ok((ours, theirs)) => {
             timed.ours = ours;
-            timed.theirs = known.into_iter().map(|other| other.name).zip(theirs).collect();
+            for (other, samples) in known.iter().zip(theirs) {
+                match samples {
+                    Ok(samples) => timed.theirs.push((other.name.clone(), samples)),
+                    Err(reason) => timed.reason = Some(format!("no time of {}: {reason}", other.name)),
+                }
+            }
         }
         Err(reason) => timed.reason = Some(reason),
     }
@@ -417,37 +449,34 @@ fn peer_request(case: &KernelCase) -> Option<Value> {
     Some(request)
 }
 
-/// Programs of the other library that a step is compared with.
-const PEER_MODES: [&str; 3] = ["eager", "graph", "compile"];
+/// Programs of the other library that a step is compared with, and at which batch alone: compiling takes it ten seconds a step.
+const PEER_MODES: [(&str, Option<usize>); 3] = [("eager", None), ("graph", None), ("compile", Some(64))];
 
-/// Every model in every precision: training at two batches, answering at three.
-fn steps(backend: &dyn Backend, args: &Args, peer: Option<&RefCell<Peer>>) -> anyhow::Result<Vec<StepRow>> {
-    const PHASES: [(Phase, usize); 5] =
-        [(Phase::Train, 64), (Phase::Train, 256), (Phase::Infer, 1), (Phase::Infer, 64), (Phase::Infer, 256)];
-    let mut rows = Vec::new();
-    for model in models::MODELS {
-        for (phase, batch_size) in PHASES {
-            for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
-                let line = format!("{} {} {} batch {batch_size}", model.name, phase.name(), precision.name());
-                if line.contains(&args.filter) {
-                    eprintln!("timing {line}");
-                    rows.push(step(backend, model, phase, precision, batch_size, args.rounds, peer)?);
-                }
-            }
-        }
-    }
-    Ok(rows)
-}
-
-fn step(
-    backend: &dyn Backend,
-    model: &Model,
+/// A step of a model that is timed.
+struct StepCase {
+    model: &'static Model,
     phase: Phase,
     precision: Precision,
     batch_size: usize,
-    rounds: usize,
-    peer: Option<&RefCell<Peer>>,
-) -> anyhow::Result<StepRow> {
+}
+
+/// Every model in every precision: training at two batches, answering at three.
+fn step_cases() -> Vec<StepCase> {
+    const PHASES: [(Phase, usize); 5] =
+        [(Phase::Train, 64), (Phase::Train, 256), (Phase::Infer, 1), (Phase::Infer, 64), (Phase::Infer, 256)];
+    let mut cases = Vec::new();
+    for model in models::MODELS {
+        for (phase, batch_size) in PHASES {
+            for precision in [Precision::Fp32, Precision::Bf16, Precision::Fp16] {
+                cases.push(StepCase { model, phase, precision, batch_size });
+            }
+        }
+    }
+    cases
+}
+
+fn step(backend: &dyn Backend, case: &StepCase, rounds: usize, peer: Option<&RefCell<Peer>>) -> anyhow::Result<StepRow> {
+    let StepCase { model, phase, precision, batch_size } = *case;
     let mut row = StepRow {
         model: model.name.to_string(),
         phase: phase.name().to_string(),
@@ -473,7 +502,8 @@ fn step(
     };
     let others = peer.map_or_else(Vec::new, |peer| {
         let name = peer.borrow().name.clone();
-        PEER_MODES.map(|mode| asked(peer, format!("{name} {mode}"), request(mode))).into()
+        let modes = PEER_MODES.iter().filter(|(_, only_at)| only_at.is_none_or(|only_at| only_at == batch_size));
+        modes.map(|(mode, _)| asked(peer, format!("{name} {mode}"), request(mode))).collect()
     });
     let timed = beside(rounds, || bench.sample().map_err(|e| e.to_string()), others);
     row.step_s = timed.ours;
@@ -482,20 +512,31 @@ fn step(
     Ok(row)
 }
 
-/// Another library's process: one request a line, one answer a line.
+/// Another library's process: one request a line, one answer a line. One that ended is started again for the next request.
 struct Peer {
+    command: String,
+    process: PeerProcess,
+    name: String,
+}
+
+struct PeerProcess {
     child: Child,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
-    name: String,
+}
+
+impl PeerProcess {
+    fn start(command: &str) -> std::io::Result<PeerProcess> {
+        let mut child = Command::new("sh").args(["-c", command]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (stdin, stdout) = (child.stdin.take().expect("piped"), BufReader::new(child.stdout.take().expect("piped")));
+        Ok(PeerProcess { child, stdin, stdout })
+    }
 }
 
 impl Peer {
     fn start(command: &str) -> anyhow::Result<Peer> {
-        let spawned = Command::new("sh").args(["-c", command]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let mut child = spawned.with_context(|| format!("cannot start `{command}`"))?;
-        let (stdin, stdout) = (child.stdin.take().expect("piped"), BufReader::new(child.stdout.take().expect("piped")));
-        let mut peer = Peer { child, stdin, stdout, name: String::new() };
+        let process = PeerProcess::start(command).with_context(|| format!("cannot start `{command}`"))?;
+        let mut peer = Peer { command: command.into(), process, name: String::new() };
         let first = json!({ "op": "copy", "elements": 1024, "precision": "fp32", "seconds": 0.01 });
         let answer = peer.exchange(&first).map_err(|e| anyhow::anyhow!("`{command}`: {e}"))?;
         let word = |key: &str| answer[key].as_str().unwrap_or("unknown").to_string();
@@ -505,9 +546,13 @@ impl Peer {
 
     fn exchange(&mut self, request: &Value) -> Result<Value, String> {
         let gone = |error: std::io::Error| format!("it is gone ({error})");
-        writeln!(self.stdin, "{request}").and_then(|()| self.stdin.flush()).map_err(gone)?;
+        if self.process.child.try_wait().map_err(gone)?.is_some() {
+            self.process = PeerProcess::start(&self.command).map_err(gone)?;
+        }
+        let PeerProcess { stdin, stdout, .. } = &mut self.process;
+        writeln!(stdin, "{request}").and_then(|()| stdin.flush()).map_err(gone)?;
         let mut line = String::new();
-        if self.stdout.read_line(&mut line).map_err(gone)? == 0 {
+        if stdout.read_line(&mut line).map_err(gone)? == 0 {
             return Err("it ended".into());
         }
         let answer: Value = serde_json::from_str(&line).map_err(|e| format!("it said what is no answer: {e}"))?;
@@ -525,7 +570,7 @@ impl Peer {
     }
 }
 
-impl Drop for Peer {
+impl Drop for PeerProcess {
     fn drop(&mut self) {
         // It would wait for another line for ever.
         self.child.kill().ok();
@@ -568,12 +613,23 @@ mod tests {
             let (a, b) = in_turns(2, others, ours, theirs).unwrap();
             (a, b, order.take())
         };
-        assert_eq!(turns(1), (vec![1.0; 4], vec![vec![2.0; 4]], "ottootto".into()));
-        assert_eq!(turns(2), (vec![1.0; 4], vec![vec![2.0; 4]; 2], "otuutootuuto".into()));
+        assert_eq!(turns(1), (vec![1.0; 4], vec![Ok(vec![2.0; 4])], "ottootto".into()));
+        assert_eq!(turns(2), (vec![1.0; 4], vec![Ok(vec![2.0; 4]); 2], "otuutootuuto".into()));
+        // One that fails on the way takes nothing from the rest.
+        let mut calls = 0;
+        let fails = |other: usize| {
+            calls += other;
+            if other == 1 && calls > 2 { Err("lost".to_string()) } else { Ok(2.0) }
+        };
+        assert_eq!(in_turns(2, 2, || Ok(1.0), fails).unwrap(), (vec![1.0; 4], vec![Ok(vec![2.0; 4]), Err("lost".into())]));
         assert!(Peer::start("echo nonsense").is_err() && Peer::start("true").is_err());
         let answer = r#"while read line; do echo '{"seconds_median": 0.5, "peer": "p", "version": "1"}'; done"#;
         let mut peer = Peer::start(answer).unwrap();
         assert_eq!(peer.ask(&json!({})), Ok(0.5));
         assert_eq!(peer.name, "p 1");
+        // One that ends after an answer is there again for the next request.
+        let mut peer = Peer::start(r#"read line; echo '{"seconds_median": 0.5}'"#).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        assert_eq!(peer.ask(&json!({})), Ok(0.5));
     }
 }

@@ -33,6 +33,9 @@ const CALLS: std::ops::RangeInclusive<usize> = 3..=48;
 /// Length of a sample.
 const SAMPLE_S: f64 = 0.02;
 
+/// Random numbers in an operand after which they repeat: making more would take longer than the timing.
+const PERIOD: usize = 1 << 20;
+
 const MATMUL: Op = Op::MatMul { transpose_a: false, transpose_b: false };
 
 /// The sweep for a device: what models are made of, at sizes that fill it.
@@ -229,8 +232,9 @@ impl<'a> KernelBench<'a> {
                     session.upload_i32(id, &numbers)?;
                 }
                 _ => {
-                    let numbers: Vec<f32> = (0..value.elements()).map(|_| generator.unit() as f32 - 0.5).collect();
-                    session.upload_f32(id, &numbers)?;
+                    let numbers: Vec<f32> = (0..value.elements().min(PERIOD)).map(|_| generator.unit() as f32 - 0.5).collect();
+                    let repeated: Vec<f32> = numbers.iter().copied().cycle().take(value.elements()).collect();
+                    session.upload_f32(id, &repeated)?;
                 }
             }
         }
