@@ -1,9 +1,11 @@
 // conformance_hopper.cu: the functions of hopper.cuh alone, as conformance.cu has those of common.cuh.
 // Architectures: sm_90a
-// Entries  conform_pack_{f16,bf16}, conform_mbarrier, conform_registers, conform_wgmma_{f16,bf16}_{nn,nt,tn}_{128,256}, conform_tma
+// Entries  conform_pack_{f16,bf16}, conform_mbarrier, conform_registers, conform_wgmma_{f16,bf16}_{nn,nt,tn}_{64,128,256}, conform_tma,
+//          conform_tma_{3d,4d}
 // Shapes   wgmma: x holds the bytes of shared memory as they are to lie there: the tile of A (64 x 64, 8192 bytes), then that of B
 //          (64 x N). Tiles come by ordinary stores, so that descriptor, swizzle and majorness are tested without TMA. Accumulator i of
 //          thread t goes to y[128 i + t].
+//          tma_3d, tma_4d: boxes of a tensor, one after the other, as they lie in shared memory.
 //          tma: boxes of 64 columns of a matrix, row of boxes by row, each as it lies in shared memory (128 bytes a row of it, swizzled).
 // Numbers  inputs of wgmma are small integers: sums are exact in every order.
 #include "hopper.cuh"
@@ -93,6 +95,8 @@ PRODUCTS(f16, 128)
 PRODUCTS(bf16, 128)
 PRODUCTS(f16, 256)
 PRODUCTS(bf16, 256)
+PRODUCTS(f16, 64)
+PRODUCTS(bf16, 64)
 
 // `rows` of a box; `across` boxes beside each other, `down` below each other, the last of each reaching beyond the matrix. Two stages,
 // so that each barrier sees both parities.
@@ -122,3 +126,32 @@ KERNEL(128) conform_tma(ARGUMENTS(TmaArguments) p) {
     }
 }
 EXPORT(conform_tma)
+
+// `count` boxes of `bytes`, the first at `first`, each next one `step` further; some begin before the tensor, some end beyond it.
+struct TmaTensorArguments { TensorMap map; u32* y; u32 bytes, count; i32 first[4], step[4]; u32 unused[4]; };
+template <int RANK> DEVICE void boxes(const TmaTensorArguments& p) {
+    DYNAMIC_SHARED(memory);
+    u64* const full = (u64*)(memory + p.bytes);
+    if (thread() == 0) {
+        tma_prefetch_map(&p.map);
+        mbarrier_init(full, 1);
+        mbarrier_init_fence();
+    }
+    block_sync();
+    for (u32 k = 0; k < p.count; ++k) {
+        if (thread() == 0) {
+            i32 at[4];
+            UNROLL for (int d = 0; d < 4; ++d) at[d] = p.first[d] + (i32)k * p.step[d];
+            mbarrier_arrive_expect(full, p.bytes);
+            if (RANK == 3) tma_load_3d(memory, &p.map, full, at[0], at[1], at[2]);
+            else tma_load_4d(memory, &p.map, full, at[0], at[1], at[2], at[3]);
+        }
+        mbarrier_wait(full, k % 2);
+        for (u32 i = thread(); i < p.bytes / 4; i += threads()) p.y[k * (p.bytes / 4) + i] = ((const u32*)memory)[i];
+        block_sync();
+    }
+}
+KERNEL(128) conform_tma_3d(ARGUMENTS(TmaTensorArguments) p) { boxes<3>(p); }
+EXPORT(conform_tma_3d)
+KERNEL(128) conform_tma_4d(ARGUMENTS(TmaTensorArguments) p) { boxes<4>(p); }
+EXPORT(conform_tma_4d)

@@ -1,12 +1,14 @@
 // gemm_f32.cu: C = op(A) op(B) + bias, activation, on CUDA cores in fp32; a skinny path; the second step of a split over K.
-// Entries  gemm_f32_{nn,nt,tn,tt}_{128,64}, gemv_f32_{nn,nt}, gemm_reduce_{f32,f16,bf16}.
+// Entries  gemm_f32_{nn,nt,tn,tt}_{128,64,32}, gemv_f32_{nn,nt}, gemm_reduce_{f32,f16,bf16}.
 // Shapes   A [M, K] (t: stored [K, M]), B [K, N] (t: stored [N, K]), C [M, N], bias [N] f32 or null; any M, N, K >= 1, any leading
 //          dimension and batch stride (0 too); gemv: M <= 8. activation: 0 none, 1 relu, 2 gelu.
-// Grid     gemm: (ceil(M / tile) ceil(N / tile), splits, batch); gemv_nn: x = ceil(N / 128); gemv_nt: x = ceil(N / 32). 256 threads.
+// Grid     gemm: (ceil(M / height) ceil(N / width), splits, batch) of 128 threads; gemv_nn: x = ceil(N / 128); gemv_nt: x = ceil(N / 32), of 256.
 //          splits > 1: partial sums go to workspace [splits, batch, M, N]; then gemm_reduce_T with the same argument,
 //          (about ceil(M N / 1024), 1, batch) of 256 threads, a stride over the rest.
-// Tile     128 x 128 x 8, 8 x 8 outputs a thread; 64 x 64 x 16, 4 x 4. Two buffers of shared memory, 16 KiB, one barrier a step.
-//          Operands lie as [k][row] in shared memory; rows are permuted by an XOR with k / 4, so that no access conflicts.
+// Tile     64 x 128 x 16, 8 x 8 outputs a thread; 64 x 64 x 16, 4 x 8; 32 x 32 x 64, 8 x 4, for products of few outputs: each warp takes
+//          a quarter of a step's K, and their sums are added at the end (the last number of a name is the width). Two buffers of shared
+//          memory, one barrier a step. Operands lie as [k][row], with 4 numbers between the rows of one that is turned on its way there;
+//          what a thread multiplies next is read while it multiplies. Tiles that lie inside C, of aligned operands, are read unguarded.
 // Work     2MNK FLOP; gemv reads B once: memory-bound at K N 4 bytes.
 // Numbers  fp32, K in order within a split (gemv_nn: 8 interleaved sums, gemv_nt: 128), splits in order: the same bits every time.
 #include "common.cuh"
@@ -66,98 +68,167 @@ struct Output {
     DEVICE float finish(float sum, u32 column) const { return gemm_activate(bias ? sum + bias[column] : sum, activation); }
 };
 
-// One thread's share of an operand's tile, EXTENT rows by BK of K: 16 bytes. K_FAST: memory runs along K.
+constexpr u32 GEMM_THREADS = 128;
+
+// One thread's share of an operand's tile, EXTENT rows by BK of K. K_FAST: memory runs along K.
 template <bool K_FAST, int EXTENT, int BK> struct TileLoader {
+    static constexpr u32 STEP = BK;
     static constexpr u32 CHUNKS = (K_FAST ? BK : EXTENT) / 4;   // of 16 bytes along the fast direction
+    static constexpr u32 COPIES = EXTENT * BK / 4 / GEMM_THREADS, LINES = GEMM_THREADS / CHUNKS;
+    static constexpr u32 LINE = EXTENT + (K_FAST ? 4 : 0), SIZE = BK * LINE;   // numbers of a row of the tile, and of all
+    // Of long steps a warp takes a quarter of 8 rows: turned, whole rows of one bank would meet.
+    static constexpr bool SPREAD = K_FAST && BK == 64;
+    static_assert(!SPREAD || LINES == 8, "4 warps side by side");
     const float* from;
-    u32 slow, fast, rows_left, leading;   // place in the tile; rows of the operand from this thread's on
+    u32 slow, fast, rows_left, leading;   // place in the tile; rows of the operand from this thread's first on
     bool aligned;
+    Pack<float> next[COPIES];
     DEVICE TileLoader(const float* base, u32 leading, u32 tile, u32 extent)
-        : slow(thread() / CHUNKS), fast(thread() % CHUNKS * 4), leading(leading), aligned(aligned16(base, leading)) {
+        : slow(SPREAD ? lane() / 4 : thread() / CHUNKS), fast(4 * (SPREAD ? warp() * 4 + lane() % 4 : thread() % CHUNKS)), leading(leading),
+          aligned(aligned16(base, leading)) {
         const u32 row = tile + (K_FAST ? slow : fast);
         rows_left = remaining(extent, row);
         from = K_FAST ? base + (u64)row * leading + fast : base + (u64)slow * leading + row;
     }
-    DEVICE Pack<float> load(u32 k, u32 end) const {
-        const u32 k_left = remaining(end, k + (K_FAST ? fast : slow));
-        if (K_FAST) return load4(from + k, aligned, rows_left ? k_left : 0);
-        return load4(from + (u64)k * leading, aligned, k_left ? rows_left : 0);
+    template <bool WHOLE> DEVICE void load(u32 k, u32 end) {
+        const float* at = from + (K_FAST ? (u64)k : (u64)k * leading);
+        UNROLL for (u32 q = 0; q < COPIES; ++q, at += (u64)LINES * leading) {
+            if (WHOLE) {
+                next[q] = *(const Pack<float>*)at;
+            } else {
+                const u32 line = q * LINES, k_left = remaining(end, k + (K_FAST ? fast : slow + line));
+                if (K_FAST) next[q] = load4(at, aligned, line < rows_left ? k_left : 0);
+                else next[q] = load4(at, aligned, k_left ? rows_left : 0);
+            }
+        }
     }
-    static DEVICE u32 place(u32 k, u32 row) { return k * EXTENT + (row ^ (k / 4 * (128 / BK))); }
-    DEVICE void store(float* tile, const Pack<float>& x) const {
-        if (K_FAST) {
-            UNROLL for (u32 e = 0; e < 4; ++e) tile[place(fast + e, slow)] = x.at[e];
-        } else {
-            *(Pack<float>*)(tile + place(slow, fast)) = x;
+    DEVICE void store(float* tile) const {
+        UNROLL for (u32 q = 0; q < COPIES; ++q) {
+            const u32 line = slow + q * LINES;
+            if (K_FAST) {
+                UNROLL for (u32 e = 0; e < 4; ++e) tile[(fast + e) * LINE + line] = next[q].at[e];
+            } else {
+                *(Pack<float>*)(tile + line * LINE + fast) = next[q];
+            }
         }
     }
 };
 
 struct Place { u32 row, column; };
 // Tiles in groups of 8 rows of tiles, down before across: blocks that run together share operands in L2.
-DEVICE Place tile_of_block(u32 m, u32 n, u32 tile) {
-    const u32 rows = ceil_div(m, tile), columns = ceil_div(n, tile), in_group = 8 * columns;
-    const u32 first = block() / in_group * 8, height = smaller(rows - first, 8u), k = block() % in_group;
-    return {(first + k % height) * tile, k / height * tile};
+DEVICE Place tile_of_block(u32 m, u32 n, u32 height, u32 width) {
+    const u32 rows = ceil_div(m, height), columns = ceil_div(n, width), in_group = 8 * columns;
+    const u32 first = block() / in_group * 8, down = smaller(rows - first, 8u), k = block() % in_group;
+    return {(first + k % down) * height, k / down * width};
 }
 
-// 8 warps as 4 x 2; a warp's lanes as 4 x 8; a thread has I x J pieces of 4 x 4.
-template <bool TRANSPOSE_A, bool TRANSPOSE_B, int TILE, int BK> DEVICE void gemm_f32(const GemmF32& p) {
-    constexpr int I = TILE / 64, J = TILE / 64, HALF = TILE * BK;
-    static_assert(HALF == 1024, "16 bytes of each operand a thread and step");
-    SHARED(float, tiles, 4 * HALF);
-    const Place tile = tile_of_block(p.m, p.n, TILE);
+// A tile's sums over its part of K, of which this warp takes slice `slice` of SLICES of every step: the next step is on its way from memory
+// while this one is multiplied from shared memory.
+template <bool WHOLE, int SLICES, class LoaderA, class LoaderB, int I, int J>
+DEVICE void sum_tile(LoaderA& a, LoaderB& b, Range range, float* tiles, u32 row, u32 column, u32 slice, float (&sums)[4 * I][4 * J]) {
+    constexpr u32 STAGE = LoaderA::SIZE + LoaderB::SIZE, BK = LoaderA::STEP, DEPTH = BK / SLICES;
+    Pack<float> x[2][I], y[2][J];
+    auto fetch = [&](u32 k) {
+        a.template load<WHOLE>(k, range.last);
+        b.template load<WHOLE>(k, range.last);
+    };
+    auto keep = [&](float* stage) {
+        a.store(stage);
+        b.store(stage + LoaderA::SIZE);
+    };
+    const float* const from_a = tiles + slice * DEPTH * LoaderA::LINE + row;
+    const float* const from_b = tiles + LoaderA::SIZE + slice * DEPTH * LoaderB::LINE + column;
+    auto read = [&](u32 into, u32 stage, u32 k) {
+        UNROLL for (u32 i = 0; i < I; ++i) x[into][i] = *(const Pack<float>*)(from_a + stage + k * LoaderA::LINE + 16 * i);
+        UNROLL for (u32 j = 0; j < J; ++j) y[into][j] = *(const Pack<float>*)(from_b + stage + k * LoaderB::LINE + 32 * j);
+    };
+    fetch(range.first);
+    keep(tiles);
+    block_sync();
+    read(0, 0, 0);
+    u32 stage = 0;
+    for (u32 k = range.first; k < range.last; k += BK) {
+        const bool more = k + BK < range.last;
+        if (more) fetch(k + BK);
+        UNROLL for (u32 kk = 0; kk < DEPTH; ++kk) {
+            if (kk + 1 < DEPTH) {
+                read((kk + 1) % 2, stage, kk + 1);
+            } else {
+                // The other stage was last read before the barrier that ended the step before.
+                stage = STAGE - stage;
+                if (more) keep(tiles + stage);
+                block_sync();
+                if (more) read(0, stage, 0);
+            }
+            UNROLL for (int r = 0; r < 4 * I; ++r)
+                UNROLL for (int c = 0; c < 4 * J; ++c)
+                    sums[r][c] = fused(x[kk % 2][r / 4].at[r % 4], y[kk % 2][c / 4].at[c % 4], sums[r][c]);
+        }
+    }
+}
+
+// 4 warps, of which ACROSS lie side by side and SLICES share a place; a warp is 4 x 8 lanes, a lane has I x J pieces of 4 x 4, 16 rows and 32
+// columns apart.
+template <bool TRANSPOSE_A, bool TRANSPOSE_B, int HEIGHT, int WIDTH, int BK, int SLICES> DEVICE void gemm_f32(const GemmF32& p) {
+    constexpr int J = WIDTH == 32 ? 1 : 2;
+    constexpr u32 ACROSS = WIDTH / (32 * J), DOWN = 4 / SLICES / ACROSS;
+    constexpr int I = HEIGHT / 16 / DOWN;
+    typedef TileLoader<!TRANSPOSE_A, HEIGHT, BK> LoaderA;
+    typedef TileLoader<TRANSPOSE_B, WIDTH, BK> LoaderB;
+    SHARED(float, tiles, 2 * (LoaderA::SIZE + LoaderB::SIZE));
+    const Place tile = tile_of_block(p.m, p.n, HEIGHT, WIDTH);
     const Range range = range_of_split(p, BK);
-    typedef TileLoader<!TRANSPOSE_A, TILE, BK> LoaderA;
-    typedef TileLoader<TRANSPOSE_B, TILE, BK> LoaderB;
-    const LoaderA a(p.a + block_z() * p.stride_a, p.lda, tile.row, p.m);
-    const LoaderB b(p.b + block_z() * p.stride_b, p.ldb, tile.column, p.n);
-    const u32 row = warp() / 2 * (16 * I) + lane() / 8 * 4, column = warp() % 2 * (32 * J) + lane() % 8 * 4;
+    LoaderA a(p.a + block_z() * p.stride_a, p.lda, tile.row, p.m);
+    LoaderB b(p.b + block_z() * p.stride_b, p.ldb, tile.column, p.n);
+    const u32 slice = SLICES == 1 ? 0 : warp() % SLICES, place = warp() / SLICES;
+    const u32 row = place / ACROSS * (16 * I) + lane() / 8 * 4, column = place % ACROSS * (32 * J) + lane() % 8 * 4;
 
     float sums[4 * I][4 * J];
     UNROLL for (int r = 0; r < 4 * I; ++r) UNROLL for (int c = 0; c < 4 * J; ++c) sums[r][c] = 0.0f;
-    Pack<float> next_a = a.load(range.first, range.last), next_b = b.load(range.first, range.last);
-    a.store(tiles, next_a);
-    b.store(tiles + HALF, next_b);
-    block_sync();
-    u32 buffer = 0;
-    for (u32 k = range.first; k < range.last; k += BK) {
-        const bool more = k + BK < range.last;
-        if (more) {
-            next_a = a.load(k + BK, range.last);
-            next_b = b.load(k + BK, range.last);
-        }
-        const float* tile_a = tiles + buffer;
-        const float* tile_b = tile_a + HALF;
-        UNROLL for (u32 kk = 0; kk < BK; ++kk) {
-            Pack<float> x[I], y[J];
-            UNROLL for (u32 i = 0; i < I; ++i) x[i] = *(const Pack<float>*)(tile_a + LoaderA::place(kk, row + 16 * i));
-            UNROLL for (u32 j = 0; j < J; ++j) y[j] = *(const Pack<float>*)(tile_b + LoaderB::place(kk, column + 32 * j));
-            UNROLL for (int r = 0; r < 4 * I; ++r)
-                UNROLL for (int c = 0; c < 4 * J; ++c) sums[r][c] = fused(x[r / 4].at[r % 4], y[c / 4].at[c % 4], sums[r][c]);
-        }
-        // The other buffer was last read before the barrier that ended the step before.
-        buffer ^= 2 * HALF;
-        if (more) {
-            a.store(tiles + buffer, next_a);
-            b.store(tiles + buffer + HALF, next_b);
-        }
-        block_sync();
+    const bool inside = tile.row + HEIGHT <= p.m && tile.column + WIDTH <= p.n && (range.last - range.first) % BK == 0;
+    if (inside && a.aligned && b.aligned && range.first < range.last) {
+        sum_tile<true, SLICES, LoaderA, LoaderB, I, J>(a, b, range, tiles, row, column, slice, sums);
+    } else {
+        sum_tile<false, SLICES, LoaderA, LoaderB, I, J>(a, b, range, tiles, row, column, slice, sums);
     }
 
-    // Through four slots of shared memory that are this thread's own, so that the loop need not be unrolled: gelu is long.
     const Output output(p);
     const bool aligned = aligned16(output.to, output.leading);
-    UNROLL for (u32 g = 0; g < I * J; ++g) {
+    if (SLICES > 1) {
+        // All warps' sums into shared memory; then a thread adds up and stores two pieces of four, warp by warp.
+        UNROLL for (int r = 0; r < 4 * I; ++r) {
+            UNROLL for (int j = 0; j < J; ++j) {
+                Pack<float> x;
+                UNROLL for (int e = 0; e < 4; ++e) x.at[e] = sums[r][4 * j + e];
+                const u32 at_row = row + r / 4 * 16 + r % 4;
+                *(Pack<float>*)(tiles + (slice * HEIGHT + at_row) * WIDTH + column + 32 * j) = x;
+            }
+        }
+        block_sync();
+        NO_UNROLL for (u32 at = thread() * 4; at < HEIGHT * WIDTH; at += GEMM_THREADS * 4) {
+            Pack<float> x = *(const Pack<float>*)(tiles + at);
+            UNROLL for (u32 s = 1; s < SLICES; ++s) {
+                const Pack<float> other = *(const Pack<float>*)(tiles + s * HEIGHT * WIDTH + at);
+                UNROLL for (u32 e = 0; e < 4; ++e) x.at[e] += other.at[e];
+            }
+            const u32 to_row = tile.row + at / WIDTH, to_column = tile.column + at % WIDTH;
+            const u32 valid = to_row < p.m ? remaining(p.n, to_column) : 0;
+            UNROLL for (u32 e = 0; e < 4; ++e) if (e < valid) x.at[e] = output.finish(x.at[e], to_column + e);
+            store4(output.to + (u64)to_row * output.leading + to_column, x, aligned, valid);
+        }
+        return;
+    }
+    // Through four slots of shared memory that are this thread's own, so that the loop need not be unrolled: gelu is long.
+    UNROLL for (u32 g = 0; g < 2 * I; ++g) {
         UNROLL for (u32 q = 0; q < 4; ++q) {
             Pack<float> x;
-            UNROLL for (u32 e = 0; e < 4; ++e) x.at[e] = sums[g * (4 / J) + q / J][q % J * 4 + e];
-            *(Pack<float>*)(tiles + (q * 256 + thread()) * 4) = x;
+            UNROLL for (u32 e = 0; e < 4; ++e) x.at[e] = sums[g * 2 + q / 2][q % 2 * 4 + e];
+            *(Pack<float>*)(tiles + (q * GEMM_THREADS + thread()) * 4) = x;
         }
         NO_UNROLL for (u32 q = 0; q < 4; ++q) {
-            const u32 r = g * (4 / J) + q / J, to_row = tile.row + row + r / 4 * 16 + r % 4;
-            const u32 to_column = tile.column + column + 32 * (q % J), valid = to_row < p.m ? remaining(p.n, to_column) : 0;
-            Pack<float> x = *(const Pack<float>*)(tiles + (q * 256 + thread()) * 4);
+            const u32 r = g * 2 + q / 2, to_row = tile.row + row + r / 4 * 16 + r % 4;
+            const u32 to_column = tile.column + column + 32 * (q % 2), valid = to_row < p.m ? remaining(p.n, to_column) : 0;
+            Pack<float> x = *(const Pack<float>*)(tiles + (q * GEMM_THREADS + thread()) * 4);
             UNROLL for (u32 e = 0; e < 4; ++e) if (e < valid) x.at[e] = output.finish(x.at[e], to_column + e);
             store4(output.to + (u64)to_row * output.leading + to_column, x, aligned, valid);
         }
@@ -279,11 +350,13 @@ template <class T> DEVICE void gemm_reduce(const GemmArguments<T, T>& p) {
     }
 }
 
+#define TILE(name, resident, ...)                                                                                    \
+    KERNEL_OCCUPANCY(128, resident) name(ARGUMENTS(GemmF32) p) { gemm_f32<__VA_ARGS__>(p); }                         \
+    EXPORT(name)
 #define GEMM(op, ta, tb)                                                                                             \
-    KERNEL_OCCUPANCY(256, 2) gemm_f32_##op##_128(ARGUMENTS(GemmF32) p) { gemm_f32<ta, tb, 128, 8>(p); }              \
-    EXPORT(gemm_f32_##op##_128)                                                                                      \
-    KERNEL_OCCUPANCY(256, 4) gemm_f32_##op##_64(ARGUMENTS(GemmF32) p) { gemm_f32<ta, tb, 64, 16>(p); }               \
-    EXPORT(gemm_f32_##op##_64)
+    TILE(gemm_f32_##op##_128, 3, ta, tb, 64, 128, 16, 1)                                                             \
+    TILE(gemm_f32_##op##_64, 4, ta, tb, 64, 64, 16, 1)                                                               \
+    TILE(gemm_f32_##op##_32, 3, ta, tb, 32, 32, 64, 4)
 #define REDUCE(T, suffix)                                                                                            \
     KERNEL_OCCUPANCY(256, 4) gemm_reduce_##suffix(ARGUMENTS(GemmArguments<T, T>) p) { gemm_reduce<T>(p); }                        \
     EXPORT(gemm_reduce_##suffix)

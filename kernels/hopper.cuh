@@ -5,6 +5,7 @@
 // other, 128-byte swizzle (the 16-byte chunk c of row r lies at chunk c ^ r % 8), each tile at a multiple of 1024 bytes.
 //   rows along M or N, elements along K   "K-major": one box for all rows
 //   rows along K, elements along M or N   "MN-major": one box of 64 rows for every 64 of M or N, boxes 8192 bytes apart
+// Boxes of images (convolutions) are the same: their pixels, one after the other, are the rows.
 #pragma once
 #include "common.cuh"
 
@@ -41,6 +42,15 @@ DEVICE void tma_load_2d(void* shared, const TensorMap* map, u64* barrier, i32 x,
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
                  ::"r"(shared_address(shared)), "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y) : "memory");
 }
+// The same of three and four dimensions; coordinates may be negative.
+DEVICE void tma_load_3d(void* shared, const TensorMap* map, u64* barrier, i32 x, i32 y, i32 z) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
+                 ::"r"(shared_address(shared)), "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z) : "memory");
+}
+DEVICE void tma_load_4d(void* shared, const TensorMap* map, u64* barrier, i32 x, i32 y, i32 z, i32 w) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];"
+                 ::"r"(shared_address(shared)), "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
 DEVICE void tma_prefetch_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
 
 // Registers a thread of this warpgroup may use from here; all its four warps call it, and the block's sum stays within 64 K.
@@ -57,15 +67,24 @@ template <int COUNT> DEVICE void wgmma_wait_for(float (&d)[COUNT]) {
     wgmma_wait<0>();
     UNROLL for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+// The same for several sums, which one wait must give back: it would be serialised if a second came after the first were touched.
+template <int UNITS, int COUNT> DEVICE void wgmma_wait_for(float (&d)[UNITS][COUNT]) {
+    wgmma_wait<0>();
+    UNROLL for (int u = 0; u < UNITS; ++u) {
+        UNROLL for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(d[u][i])::"memory");
+    }
+}
 
 // D[64, N] = A[64, 16] B[16, N] (+ D) by the 128 threads of a warpgroup, N = 2 COUNT. Thread l of its warp w, g = l / 4, t = l % 4:
 // d[4 j + e] is row 16 w + g (+ 8 for e >= 2), column 8 j + 2 t (+ 1 for odd e). A and B by descriptors, which all threads give alike.
 template <bool MN_MAJOR_A, bool MN_MAJOR_B, int COUNT, class T> struct Wgmma;
 #define TEN(t) "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
+#define TO_32 TEN() TEN(1) TEN(2) "%30, %31"
 #define TO_60 TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5)
 #define TO_64 TO_60 "%60, %61, %62, %63"
 #define TO_128 TO_60 TEN(6) TEN(7) TEN(8) TEN(9) TEN(10) TEN(11) "%120, %121, %122, %123, %124, %125, %126, %127"
 #define EIGHT(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define OUT_32(i) EIGHT(i), EIGHT(i + 8), EIGHT(i + 16), EIGHT(i + 24)
 #define OUT_64(i) EIGHT(i), EIGHT(i + 8), EIGHT(i + 16), EIGHT(i + 24), EIGHT(i + 32), EIGHT(i + 40), EIGHT(i + 48), EIGHT(i + 56)
 #define WGMMA(T, count, n, registers, a0, a1, a2, a3, a4, ...)                                                                 \
     template <bool MN_MAJOR_A, bool MN_MAJOR_B> struct Wgmma<MN_MAJOR_A, MN_MAJOR_B, count, T> {                               \
@@ -80,11 +99,15 @@ WGMMA(bf16, 128, 256, TO_128, 128, 129, 130, 131, 132, OUT_64(0), OUT_64(64))
 WGMMA(f16, 128, 256, TO_128, 128, 129, 130, 131, 132, OUT_64(0), OUT_64(64))
 WGMMA(bf16, 64, 128, TO_64, 64, 65, 66, 67, 68, OUT_64(0))
 WGMMA(f16, 64, 128, TO_64, 64, 65, 66, 67, 68, OUT_64(0))
+WGMMA(bf16, 32, 64, TO_32, 32, 33, 34, 35, 36, OUT_32(0))
+WGMMA(f16, 32, 64, TO_32, 32, 33, 34, 35, 36, OUT_32(0))
 #undef TEN
+#undef TO_32
 #undef TO_60
 #undef TO_64
 #undef TO_128
 #undef EIGHT
+#undef OUT_32
 #undef OUT_64
 #undef WGMMA
 template <bool MN_MAJOR_A, bool MN_MAJOR_B, class T, int COUNT> DEVICE void wgmma(float (&d)[COUNT], u64 a, u64 b, bool accumulate) {

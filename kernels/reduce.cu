@@ -1,6 +1,7 @@
 // reduce.cu: sums along one axis, whether all numbers are finite, the largest of a row.
 // Entries  sum_middle_<dtype> (result as the operand), sum_middle_<dtype>_f32, sum_parts_<dtype>; clear_flag_<dtype>; argmax_f32.
-// Shapes   sum_middle: x [O, E, I] to y [O, I] times a factor. A thread a result and part: grid (ceil(I / 256), O, parts); with parts > 1
+// Shapes   sum_middle: x [O, E, I] to y [O, I] times a factor. A thread a result (of 16 bits and an even I: two results) and part, any
+//          grid (x, y, parts); with parts > 1
 //          the sums of each part go to `workspace` [parts, O, I] in fp32 and sum_parts_<type of y> adds them in order.
 //          clear_flag: any number of elements, grid-stride; a flag of 1.0 becomes 0.0 where one is not finite.
 //          argmax: [R, C], a warp a row; the first of equals.
@@ -16,24 +17,42 @@ template <class T> struct FlagArguments { const T* x; float* flag; u64 n; };
 struct ArgmaxArguments { const float* x; i32* y; u32 rows; u32 columns; };
 struct SetArguments { float* to; float value; u32 unused; };
 
-template <class T, class Y> DEVICE void sum_middle(const SumArguments<T, Y>& p) {
+template <int W, class T> struct alignas(W * sizeof(T)) Neighbours { T at[W]; };
+
+// W neighbouring results a thread.
+template <int W, class T, class Y> DEVICE void sum_middle(const SumArguments<T, Y>& p) {
     const u32 length = ceil_div(p.extent, p.parts), first = block_z() * length, last = smaller(first + length, p.extent);
     for (u32 o = block_y(); o < p.outer; o += blocks_y()) {
-        for (u32 i = block() * 256 + thread(); i < p.inner; i += blocks() * 256) {
+        for (u32 i = (block() * 256 + thread()) * W; i < p.inner; i += blocks() * 256 * W) {
             const T* x = p.x + (u64)o * p.extent * p.inner + i;
             // Four sums, so that four loads are under way at once.
-            float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+            float sum[W][4] = {};
             u32 e = first;
             for (; e + 4 <= last; e += 4) {
-                UNROLL for (u32 k = 0; k < 4; ++k) sum[k] += to_f32(x[(u64)(e + k) * p.inner]);
+                Neighbours<W, T> row[4];
+                UNROLL for (u32 k = 0; k < 4; ++k) row[k] = *(const Neighbours<W, T>*)(x + (u64)(e + k) * p.inner);
+                UNROLL for (u32 k = 0; k < 4; ++k)
+                    UNROLL for (int w = 0; w < W; ++w) sum[w][k] += to_f32(row[k].at[w]);
             }
-            for (; e < last; ++e) sum[0] += to_f32(x[(u64)e * p.inner]);
-            const float all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+            for (; e < last; ++e) {
+                UNROLL for (int w = 0; w < W; ++w) sum[w][0] += to_f32(x[(u64)e * p.inner + w]);
+            }
             const u64 at = (u64)o * p.inner + i;
-            if (p.parts == 1) p.y[at] = from_f32<Y>(all * p.factor);
-            else p.workspace[(u64)block_z() * p.outer * p.inner + at] = all;
+            Neighbours<W, float> all;
+            UNROLL for (int w = 0; w < W; ++w) all.at[w] = (sum[w][0] + sum[w][1]) + (sum[w][2] + sum[w][3]);
+            if (p.parts == 1) {
+                Neighbours<W, Y> y;
+                UNROLL for (int w = 0; w < W; ++w) y.at[w] = from_f32<Y>(all.at[w] * p.factor);
+                *(Neighbours<W, Y>*)(p.y + at) = y;
+            } else {
+                *(Neighbours<W, float>*)(p.workspace + (u64)block_z() * p.outer * p.inner + at) = all;
+            }
         }
     }
+}
+template <class T, class Y> DEVICE void sum_middle(const SumArguments<T, Y>& p) {
+    if (sizeof(T) == 2 && p.inner % 2 == 0) sum_middle<2>(p);
+    else sum_middle<1>(p);
 }
 
 template <class Y> DEVICE void sum_parts(const SumArguments<Y, Y>& p) {

@@ -20,6 +20,7 @@ namespace emulated {
 //   operand                       extent      stride[0]       box                  swizzle
 //   A [M, K], B [N, K] (K-major)  {K, M|N}    K x 2 bytes     {64, rows of tile}   128 bytes
 //   A [K, M], B [K, N] (MN-major) {M|N, K}    M|N x 2 bytes   {64, 64}             128 bytes
+// Tensors of three and four dimensions, for convolutions, likewise: kernels/conv_wgmma.cu has their boxes.
 // The base is a multiple of 16 bytes, so is each stride; a box has at most 256 of each dimension, and 128 bytes of the first.
 struct HostMap {
     u64 magic;          // MAP_MAGIC
@@ -86,6 +87,23 @@ QUIET void settle(Mbarrier& b) {
     b.pending = b.count;
 }
 
+// Rows of a box along its first dimension, and how many bytes from the tensor's base row `r` of a box at `at` begins in that dimension; -1
+// where it lies outside. (No lambdas here: the compiler's hooks would see into them.)
+QUIET_INLINE u32 rows_of(const HostMap& map) {
+    u32 rows = 1;
+    for (u32 d = 1; d < map.rank; ++d) rows *= map.box[d];
+    return rows;
+}
+QUIET_INLINE i64 row_of(const HostMap& map, const i32* at, u32 r) {
+    i64 offset = 0;
+    for (u32 d = 1; d < map.rank; r /= map.box[d], ++d) {
+        const i64 x = (i64)at[d] + r % map.box[d];
+        if (x < 0 || (u64)x >= map.extent[d]) return -1;
+        offset += x * (i64)map.stride[d - 1];
+    }
+    return offset;
+}
+
 QUIET void land(size_t k) {
     Hopper& h = hopper_state;
     const Box box = h.boxes[k];
@@ -94,13 +112,15 @@ QUIET void land(size_t k) {
     u8* const base = (u8*)dynamic_shared();
     const u32 first = (u32)(box.to - base), width = map.swizzle ? 16u << map.swizzle : 16;
     u32 e = 0;
-    for (u32 y = 0; y < map.box[1]; ++y)
+    for (u32 r = 0; r < rows_of(map); ++r) {
+        const i64 row = row_of(map, box.at, r);
         for (u32 x = 0; x < map.box[0]; ++x, ++e) {
-            const i64 column = (i64)box.at[0] + x, row = (i64)box.at[1] + y;
-            const bool inside = column >= 0 && row >= 0 && (u64)column < map.extent[0] && (u64)row < map.extent[1];
-            const u16 value = inside ? *(const u16*)(map.base + row * map.stride[0] + column * 2) : 0;
+            const i64 column = (i64)box.at[0] + x;
+            const bool inside = row >= 0 && column >= 0 && (u64)column < map.extent[0];
+            const u16 value = inside ? *(const u16*)(map.base + (u64)row + column * 2) : 0;
             *(u16*)(base + swizzled(first + e * 2, width)) = value;
         }
+    }
     auto found = h.barriers.find(box.barrier);
     found->second.bytes -= (i64)e * 2;
     settle(found->second);
@@ -179,21 +199,25 @@ QUIET const HostMap& map_of(const TensorMap* map) {
     return m;
 }
 
-QUIET void tma_load_2d(void* shared, const TensorMap* tensor, u64* barrier, i32 x, i32 y) {
+QUIET void tma_load(u32 rank, void* shared, const TensorMap* tensor, u64* barrier, Box box) {
     const HostMap& map = map_of(tensor);
-    if (map.rank != 2) fail("a box of two coordinates from a map of another rank");
-    const u32 bytes = map.box[0] * map.box[1] * 2;
+    if (map.rank != rank) fail("a box of more or fewer coordinates than its map has");
+    u32 bytes = 2;
+    for (u32 d = 0; d < rank; ++d) bytes *= map.box[d];
     // Swizzle patterns repeat every 1024, 512, 256 bytes.
     if (!shared_holds(shared, bytes)) fail("a box that lands outside shared memory");
     if ((u32)((u8*)shared - (u8*)dynamic_shared()) % (128u << map.swizzle)) fail("a box that lands at an address that is not aligned");
     mbarrier(barrier);
-    for (u32 r = 0; r < map.box[1]; ++r) {
-        const i64 row = (i64)y + r, first = x < 0 ? 0 : x, last = smaller<i64>((i64)x + map.box[0], (i64)map.extent[0]);
-        if (row >= 0 && row < (i64)map.extent[1] && first < last)
-            bulk_access((const u8*)map.base + row * map.stride[0] + first * 2, (u32)(last - first) * 2, false);
+    const i64 x = box.at[0], from = x < 0 ? 0 : x, last = smaller<i64>(x + map.box[0], (i64)map.extent[0]);
+    for (u32 r = 0; r < rows_of(map); ++r) {
+        const i64 row = row_of(map, box.at, r);
+        if (row >= 0 && from < last) bulk_access((const u8*)map.base + row + from * 2, (u32)(last - from) * 2, false);
     }
     memset(shared, 0xff, bytes);  // NaN until it lands
-    hopper().boxes.push_back({map, (u8*)shared, barrier, {x, y}});
+    box.map = map;
+    box.to = (u8*)shared;
+    box.barrier = barrier;
+    hopper().boxes.push_back(box);
     progress();
 }
 
@@ -349,7 +373,13 @@ DEVICE void mbarrier_arrive_expect(u64* b, u32 bytes) { emulated::mbarrier_arriv
 DEVICE void mbarrier_wait(u64* b, u32 parity) { emulated::mbarrier_wait(b, parity); }
 DEVICE void shared_fence_async() {}
 DEVICE void tma_load_2d(void* shared, const TensorMap* map, u64* barrier, i32 x, i32 y) {
-    emulated::tma_load_2d(shared, map, barrier, x, y);
+    emulated::tma_load(2, shared, map, barrier, {{}, nullptr, nullptr, {x, y}});
+}
+DEVICE void tma_load_3d(void* shared, const TensorMap* map, u64* barrier, i32 x, i32 y, i32 z) {
+    emulated::tma_load(3, shared, map, barrier, {{}, nullptr, nullptr, {x, y, z}});
+}
+DEVICE void tma_load_4d(void* shared, const TensorMap* map, u64* barrier, i32 x, i32 y, i32 z, i32 w) {
+    emulated::tma_load(4, shared, map, barrier, {{}, nullptr, nullptr, {x, y, z, w}});
 }
 DEVICE void tma_prefetch_map(const TensorMap* map) { emulated::map_of(map); }
 
@@ -363,11 +393,12 @@ DEVICE void wgmma_fence() { emulated::wgmma_fence(); }
 DEVICE void wgmma_commit() { emulated::wgmma_commit(); }
 template <int KEPT> DEVICE void wgmma_wait() { emulated::wgmma_wait(KEPT); }
 template <int COUNT> DEVICE void wgmma_wait_for(float (&)[COUNT]) { emulated::wgmma_wait(0); }
+template <int UNITS, int COUNT> DEVICE void wgmma_wait_for(float (&)[UNITS][COUNT]) { emulated::wgmma_wait(0); }
 
 template <class T> struct IsHalf { static constexpr bool value = false; };
 template <> struct IsHalf<f16> { static constexpr bool value = true; };
 template <bool MN_MAJOR_A, bool MN_MAJOR_B, class T, int COUNT> DEVICE void wgmma(float (&d)[COUNT], u64 a, u64 b, bool accumulate) {
-    static_assert(sizeof(T) == 2 && (COUNT == 64 || COUNT == 128), "one of the shapes in hopper.cuh");
+    static_assert(sizeof(T) == 2 && (COUNT == 32 || COUNT == 64 || COUNT == 128), "one of the shapes in hopper.cuh");
     emulated::wgmma(d, COUNT, emulated::Product{a, b, accumulate, MN_MAJOR_A, MN_MAJOR_B, IsHalf<T>::value, nullptr});
 }
 

@@ -195,6 +195,13 @@ fn products_of_ragged_shapes_match_the_reference() {
 }
 
 #[test]
+fn convolutions_of_many_channels_match_the_reference() {
+    for checked in check::check_convolutions(&cpu::Cpu::new(2), 5).unwrap() {
+        assert!(checked.passes(), "{}: {}", checked.name, checked.worst);
+    }
+}
+
+#[test]
 fn products_that_skip_zeros_match_the_dense_ones_and_new_weights_are_packed_again() {
     use crate::graph::Activation;
     for (device, backend) in devices() {

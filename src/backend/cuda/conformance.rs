@@ -7,7 +7,7 @@
 use super::{
     driver::Driver,
     kernel::{In, Kernel, Out},
-    machine::{Address, CudaError, Launch, Machine, MatrixMap, encode_maps},
+    machine::{Address, CudaError, Launch, Machine, TensorMap, encode_maps},
 };
 use crate::vocab::{DType, Vocabulary};
 use half::{bf16, f16};
@@ -64,6 +64,8 @@ struct Case {
     count: u64,
     /// For the copy engine: the input is a matrix, of which the kernel takes boxes.
     matrix: Option<Boxes>,
+    /// The same of a tensor.
+    tensor: Option<TensorBoxes>,
     input: Vec<u32>,
     words: usize,
     same: Same,
@@ -90,6 +92,24 @@ impl Boxes {
 
     fn bytes_of_one(&self) -> usize {
         128 * self.height
+    }
+}
+
+/// A tensor of 16-bit numbers of 3 or 4 dimensions, the innermost first, and boxes of it at places in a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct TensorBoxes {
+    dtype: DType,
+    rank: usize,
+    extents: [usize; 4],
+    tile: [u32; 4],
+    first: [i32; 4],
+    step: [i32; 4],
+    count: u32,
+}
+
+impl TensorBoxes {
+    fn bytes_of_one(&self) -> usize {
+        2 * self.tile.iter().product::<u32>() as usize
     }
 }
 
@@ -189,7 +209,7 @@ fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     let mut add = |name: &str, entry: &str, (grid, block, shared_bytes): (u32, u32, u32), count, input, words, same| {
         let (name, entry) = (name.to_string(), format!("conform_{entry}"));
-        all.push(Case { name, entry, grid, block, shared_bytes, count, matrix: None, input, words, same });
+        all.push(Case { name, entry, grid, block, shared_bytes, count, matrix: None, tensor: None, input, words, same });
     };
     let (words, one_warp) = ((4, 128, 0), (1, 32, 0));
     let n = COUNT as u64;
@@ -291,8 +311,55 @@ fn cases() -> Vec<Case> {
             shared_bytes: (2 * boxes.bytes_of_one() + 16) as u32,
             count: 0,
             matrix: Some(boxes),
+            tensor: None,
             input: random.words(rows * boxes.columns / 2),
             words: boxes.across() * boxes.down() * boxes.bytes_of_one() / 4,
+            same: Same::Bits,
+        });
+    }
+    for dtype in ["f16", "bf16"] {
+        for layout in ["nn", "nt", "tn"] {
+            let element = || match dtype {
+                "f16" => f16::from_f32(random.small(4)).to_bits(),
+                _ => bf16::from_f32(random.small(4)).to_bits(),
+            };
+            let bytes = 2 * 8192;
+            let (name, entry) = (format!("wgmma {dtype} {layout} 64"), format!("conform_wgmma_{dtype}_{layout}_64"));
+            let (input, words) = (pairs(bytes / 4, element), 64 * 64);
+            let (grid, block, shared_bytes, count) = (1, 128, bytes as u32, u64::from(layout == "nt"));
+            let (matrix, tensor, same) = (None, None, Same::Bits);
+            all.push(Case { name, entry, grid, block, shared_bytes, count, matrix, tensor, input, words, same });
+        }
+    }
+    // Boxes begin before the tensor and end beyond it, in every dimension; the last lies outside of it.
+    let weights = |dtype, tile| {
+        let (extents, first, step) = ([72, 40, 9, 1], [-8, -40, 2, 0], [40, 32, 3, 0]);
+        TensorBoxes { dtype, rank: 3, extents, tile, first, step, count: 4 }
+    };
+    let images = |dtype, tile| {
+        let (extents, first, step) = ([72, 9, 7, 3], [0, -3, -2, -1], [32, 4, 3, 1]);
+        TensorBoxes { dtype, rank: 4, extents, tile, first, step, count: 5 }
+    };
+    let all_boxes = [
+        weights(DType::F16, [64, 64, 1, 1]),
+        weights(DType::Bf16, [64, 128, 1, 1]),
+        images(DType::F16, [64, 8, 10, 1]),
+        images(DType::Bf16, [64, 7, 2, 4]),
+    ];
+    for boxes in all_boxes {
+        let bytes = boxes.bytes_of_one();
+        let [x, y, z, w] = boxes.tile;
+        all.push(Case {
+            name: format!("copy engine, {} boxes of {x} x {y} x {z} x {w}", boxes.dtype.name()),
+            entry: format!("conform_tma_{}d", boxes.rank),
+            grid: 1,
+            block: 128,
+            shared_bytes: bytes as u32 + 16,
+            count: 0,
+            matrix: None,
+            tensor: Some(boxes),
+            input: random.words(boxes.extents.iter().product::<usize>() / 2),
+            words: boxes.count as usize * bytes / 4,
             same: Same::Bits,
         });
     }
@@ -324,10 +391,20 @@ fn answer(machine: &dyn Machine, case: &Case) -> Result<Vec<u8>, CudaError> {
 fn launch(case: &Case, x: Address, y: Address) -> Launch {
     if let Some(boxes) = case.matrix {
         let Boxes { dtype, rows, columns, height } = boxes;
-        let map = MatrixMap { base: x, dtype, rows, columns, tile: [height as u32, 64] };
+        let map = TensorMap::matrix(x, dtype, [rows, columns], [height as u32, 64]);
         let numbers = [height, boxes.across(), boxes.down()].map(|number| number as u32);
-        let kernel = Kernel::<(MatrixMap, Out<u32>, [u32; 3], [u32; 11])>::new(case.entry.clone(), case.block);
+        let kernel = Kernel::<(TensorMap, Out<u32>, [u32; 3], [u32; 11])>::new(case.entry.clone(), case.block);
         return kernel.launch([case.grid, 1, 1], case.shared_bytes, (map, Out::at(y), numbers, [0; 11]));
+    }
+    if let Some(boxes) = case.tensor {
+        let TensorBoxes { dtype, rank, extents, tile, first, step, count } = boxes;
+        let map = TensorMap { base: x, dtype, rank, extents, tile };
+        let mut numbers = [0; 14];
+        numbers[..2].copy_from_slice(&[boxes.bytes_of_one() as u32, count]);
+        numbers[2..6].copy_from_slice(&first.map(|x| x as u32));
+        numbers[6..10].copy_from_slice(&step.map(|x| x as u32));
+        let kernel = Kernel::<(TensorMap, Out<u32>, [u32; 14])>::new(case.entry.clone(), case.block);
+        return kernel.launch([case.grid, 1, 1], case.shared_bytes, (map, Out::at(y), numbers));
     }
     let kernel = Kernel::<(In<u32>, Out<u32>, u64)>::new(case.entry.clone(), case.block);
     kernel.launch([case.grid, 1, 1], case.shared_bytes, (In::at(x), Out::at(y), case.count))
@@ -475,6 +552,7 @@ mod tests {
             shared_bytes: 0,
             count: 0,
             matrix: None,
+            tensor: None,
             input: vec![1],
             words,
             same,

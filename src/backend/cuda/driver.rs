@@ -6,7 +6,7 @@
 
 use super::{
     image,
-    machine::{Address, Clock, Collectives, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording, Staging},
+    machine::{Address, Clock, Collectives, CudaError, EncodedMap, Facts, Launch, Machine, Recording, Staging, TensorMap},
     nccl::Nccl,
 };
 use crate::vocab::DType;
@@ -531,7 +531,7 @@ impl Machine for Driver {
         self.synchronize()
     }
 
-    fn tensor_map(&self, map: &MatrixMap) -> Result<EncodedMap, CudaError> {
+    fn tensor_map(&self, map: &TensorMap) -> Result<EncodedMap, CudaError> {
         self.queue.enter()?;
         let mut out = sys::CUtensorMap { opaque: [0; 16] };
         let dtype = match map.dtype {
@@ -539,16 +539,16 @@ impl Machine for Driver {
             _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         };
         // Dimension 0 is the innermost, which has no stride.
-        let (extents, strides) = ([map.columns as u64, map.rows as u64], [2 * map.columns as u64]);
-        let (tile, steps) = ([map.tile[1], map.tile[0]], [1u32; 2]);
+        let (extents, strides) = (map.extents.map(|extent| extent as u64), map.strides());
+        let (tile, steps) = (map.tile, [1u32; 4]);
         fenced(|| {
-            // SAFETY: all arrays have an entry for each of the two dimensions (strides: for the second alone); the address is
-            // not read here.
+            // SAFETY: all arrays have an entry for each of at most four dimensions (strides: from the second on); the address is not
+            // read here.
             let answer = unsafe {
                 sys::cuTensorMapEncodeTiled(
                     &mut out,
                     dtype,
-                    2,
+                    map.rank as u32,
                     map.base as *mut c_void,
                     extents.as_ptr(),
                     strides.as_ptr(),

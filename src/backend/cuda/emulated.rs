@@ -4,7 +4,7 @@
 #[path = "../../../tests/support/emulator.rs"]
 pub(super) mod build;
 
-use super::machine::{Address, Clock, Collectives, CudaError, EncodedMap, Facts, Launch, Machine, MatrixMap, Recording, Staging};
+use super::machine::{Address, Clock, Collectives, CudaError, EncodedMap, Facts, Launch, Machine, Recording, Staging, TensorMap};
 pub use build::emulator;
 use libloading::Library;
 use std::{
@@ -72,6 +72,12 @@ impl Emulated {
             memory_bytes: 1 << 32,
         };
         Some(Emulated { facts, blocks: Mutex::default(), schedule, counts: Mutex::default(), recordings: Mutex::default() })
+    }
+
+    /// The same with so much shared memory a block: kernels of warpgroups want most of what there is.
+    pub fn with_shared_bytes(mut self, bytes: u32) -> Emulated {
+        self.facts.shared_bytes_per_block = bytes;
+        self
     }
 
     fn library() -> &'static Library {
@@ -163,11 +169,13 @@ impl Machine for Emulated {
     }
 
     /// `emulated::HostMap` of kernels/emulator/hopper.h.
-    fn tensor_map(&self, map: &MatrixMap) -> Result<EncodedMap, CudaError> {
-        let MatrixMap { base, rows, columns, tile: [tile_rows, tile_columns], .. } = *map;
-        let (rows, columns) = (rows as u64, columns as u64);
-        let words: [u64; 11] = [0x7061_6d20_7473_6f68, base, columns, rows, 1, 1, 1, 2 * columns, 0, 0, 0];
-        let ends: [u32; 10] = [tile_columns, tile_rows, 1, 1, 1, 2, 2, 3, 0, 0];
+    fn tensor_map(&self, map: &TensorMap) -> Result<EncodedMap, CudaError> {
+        let [x, y, z, w] = map.extents.map(|extent| extent as u64);
+        // A dimension that is not there has no stride.
+        let stride = |dimension: usize| if dimension < map.rank { map.strides()[dimension - 1] } else { 0 };
+        let words: [u64; 11] = [0x7061_6d20_7473_6f68, map.base, x, y, z, w, 1, stride(1), stride(2), stride(3), 0];
+        let [tile_x, tile_y, tile_z, tile_w] = map.tile;
+        let ends: [u32; 10] = [tile_x, tile_y, tile_z, tile_w, 1, map.rank as u32, 2, 3, 0, 0];
         let mut out = [0; 128];
         out[..88].copy_from_slice(bytemuck::cast_slice(&words));
         out[88..].copy_from_slice(bytemuck::cast_slice(&ends));

@@ -3,7 +3,7 @@
 //! A signature is a tuple whose elements stand in the order of the struct's fields in `kernels/*.cu`; a test compares both. Fields lie
 //! at their natural alignment, as C++ has them.
 
-use super::machine::{Address, EncodedMap, Launch, MatrixMap};
+use super::machine::{Address, EncodedMap, Launch, TensorMap};
 use crate::vocab::DType;
 use half::{bf16, f16};
 use std::marker::PhantomData;
@@ -65,18 +65,18 @@ pub(super) trait Field {
     const SIZE: usize;
     fn bytes(&self) -> Vec<u8>;
     /// For a tensor map, which is encoded later.
-    fn map(&self) -> Option<MatrixMap> {
+    fn map(&self) -> Option<TensorMap> {
         None
     }
 }
 
-impl Field for MatrixMap {
+impl Field for TensorMap {
     // Its alignment; it is as large as two of these.
     const SIZE: usize = 64;
     fn bytes(&self) -> Vec<u8> {
         vec![0; size_of::<EncodedMap>()]
     }
-    fn map(&self) -> Option<MatrixMap> {
+    fn map(&self) -> Option<TensorMap> {
         Some(*self)
     }
 }
@@ -119,7 +119,7 @@ impl<T> Field for Out<T> {
 #[derive(Default)]
 pub(super) struct Arguments {
     pub bytes: Vec<u8>,
-    pub maps: Vec<(usize, MatrixMap)>,
+    pub maps: Vec<(usize, TensorMap)>,
 }
 
 impl Arguments {
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!((bytes[0], bytes[8], bytes[16]), (1, 2, 3));
         assert_eq!(bytes[24..28], 4.0f32.to_le_bytes());
         assert_eq!((In::<f32>::at(1), [2u32; 3], 5u64).arguments().bytes.len(), 32, "a row of numbers lies as its numbers do");
-        let map = MatrixMap { base: 256, dtype: DType::Bf16, rows: 3, columns: 8, tile: [64, 64] };
+        let map = TensorMap::matrix(256, DType::Bf16, [3, 8], [64, 64]);
         let arguments = (1u32, map, 2u32).arguments();
         assert_eq!((arguments.bytes.len(), arguments.maps), (200, vec![(64, map)]), "a map lies at a multiple of 64");
     }

@@ -18,18 +18,32 @@ pub struct Facts {
     pub memory_bytes: u64,
 }
 
-/// What a tensor map says of a matrix of 16-bit numbers: where it lies and which boxes the tensor memory engine takes of it. Boxes land
-/// in shared memory with the 128-byte swizzle; what of a box lies outside the matrix is zero.
+/// What a tensor map says of a dense tensor of 16-bit numbers: where it lies and which boxes the tensor memory engine takes of it. Boxes
+/// land in shared memory with the 128-byte swizzle; what of a box lies outside the tensor is zero.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct MatrixMap {
+pub(super) struct TensorMap {
     /// A multiple of 16.
     pub base: Address,
     pub dtype: DType,
-    pub rows: usize,
-    /// Next to each other in memory; a multiple of 8.
-    pub columns: usize,
-    /// Rows and columns of a box: at most 256 and 64.
-    pub tile: [u32; 2],
+    /// How many of the dimensions below there are: 2 to 4.
+    pub rank: usize,
+    /// The innermost first, whose numbers lie next to each other; that one is a multiple of 8.
+    pub extents: [usize; 4],
+    /// Of a box: at most 64 of the first dimension and 256 of others.
+    pub tile: [u32; 4],
+}
+
+impl TensorMap {
+    /// Boxes of `tile` rows and columns.
+    pub fn matrix(base: Address, dtype: DType, [rows, columns]: [usize; 2], tile: [u32; 2]) -> TensorMap {
+        TensorMap { base, dtype, rank: 2, extents: [columns, rows, 1, 1], tile: [tile[1], tile[0], 1, 1] }
+    }
+
+    /// Bytes from one element to the next of dimensions 1 to 3.
+    pub fn strides(&self) -> [u64; 3] {
+        let [x, y, z, _] = self.extents.map(|extent| extent as u64);
+        [2 * x, 2 * x * y, 2 * x * y * z]
+    }
 }
 
 /// A tensor map as the device reads it.
@@ -46,7 +60,7 @@ pub(super) struct Launch {
     /// The struct that the kernel takes, as its bytes.
     pub arguments: Vec<u8>,
     /// Tensor maps of the struct that only the device's driver can encode, by the byte at which each stands.
-    pub maps: Vec<(usize, MatrixMap)>,
+    pub maps: Vec<(usize, TensorMap)>,
 }
 
 impl std::fmt::Display for Launch {
@@ -101,7 +115,7 @@ pub(super) trait Machine: Send + Sync {
     fn staging(&self, words: usize) -> Result<Box<dyn Staging>, CudaError>;
     fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<(), CudaError>;
     /// Encodes a tensor map; `cuTensorMapEncodeTiled`.
-    fn tensor_map(&self, map: &MatrixMap) -> Result<EncodedMap, CudaError>;
+    fn tensor_map(&self, map: &TensorMap) -> Result<EncodedMap, CudaError>;
     /// Every tensor map of the launch is encoded.
     fn launch(&self, launch: &Launch) -> Result<(), CudaError>;
     /// Makes one replayable piece of these launches; `None` where the machine has no such thing.

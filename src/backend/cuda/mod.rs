@@ -5,6 +5,7 @@
 //! which runs the same kernels on the CPU.
 
 mod conformance;
+mod convolution;
 #[allow(unsafe_code)]
 mod cublas;
 #[allow(unsafe_code)]

@@ -2,6 +2,7 @@
 //! addresses give the same plan.
 
 use super::{
+    convolution::{self, Convolution, Pass},
     kernel::{Element, In, Kernel, Out},
     machine::{Address, Facts, Launch},
     product::{self, Choices, Config, Operands, Shape},
@@ -53,6 +54,8 @@ pub(super) struct Plan {
     pub steps: Vec<Vec<Launch>>,
     /// Products of each step.
     pub products: Vec<Vec<Shape>>,
+    /// Of each step, which kernels its convolutions take and why.
+    pub convolutions: Vec<Vec<String>>,
     pub scratch_bytes: usize,
     /// Uploaded once: tables of tensors and chunks.
     pub constants: Vec<u8>,
@@ -82,9 +85,19 @@ const LARGE_MODEL: usize = 1 << 20;
 /// # Errors
 /// `Unsupported` for a combination of op, shape and type that no kernel runs.
 pub(super) fn plan(program: &Program, facts: &Facts, choices: &Choices, places: &Places) -> Result<Plan, BackendError> {
-    let (launches, products, constants) = (Vec::new(), Vec::new(), Vec::new());
-    let mut planner = Planner { program, facts, choices, places, launches, products, scratch_now: 0, scratch_most: 0, constants };
-    let (mut steps, mut products) = (Vec::with_capacity(program.steps.len()), Vec::with_capacity(program.steps.len()));
+    let mut planner = Planner {
+        program,
+        facts,
+        choices,
+        places,
+        launches: Vec::new(),
+        products: Vec::new(),
+        convolutions: Vec::new(),
+        scratch_now: 0,
+        scratch_most: 0,
+        constants: Vec::new(),
+    };
+    let (mut steps, mut products, mut convolutions) = (Vec::new(), Vec::new(), Vec::new());
     let mut at = 0;
     while at < program.steps.len() {
         // Neighbouring updates of one kind are one launch.
@@ -97,8 +110,10 @@ pub(super) fn plan(program: &Program, facts: &Facts, choices: &Choices, places: 
         }
         steps.push(std::mem::take(&mut planner.launches));
         products.push(std::mem::take(&mut planner.products));
+        convolutions.push(std::mem::take(&mut planner.convolutions));
         steps.extend((1..together).map(|_| Vec::new()));
         products.extend((1..together).map(|_| Vec::new()));
+        convolutions.extend((1..together).map(|_| Vec::new()));
         at += together.max(1);
     }
     if let Some((last, flag)) = program.last_update() {
@@ -107,7 +122,7 @@ pub(super) fn plan(program: &Program, facts: &Facts, choices: &Choices, places: 
         steps[last].push(kernel.launch([1, 1, 1], 0, (Out::at(places.control), flag)));
     }
     let Planner { scratch_most, constants, .. } = planner;
-    Ok(Plan { steps, products, scratch_bytes: scratch_most, constants })
+    Ok(Plan { steps, products, convolutions, scratch_bytes: scratch_most, constants })
 }
 
 /// How many steps from `at` on are updates of one rule, guard and copy type: they run as one.
@@ -190,6 +205,7 @@ struct Planner<'a> {
     places: &'a Places,
     launches: Vec<Launch>,
     products: Vec<Shape>,
+    convolutions: Vec<String>,
     scratch_now: usize,
     scratch_most: usize,
     constants: Vec<u8>,
@@ -365,16 +381,8 @@ impl Planner<'_> {
             }
             Op::Conv2dGradInput { window, input } => {
                 let (dy, w) = (inputs[0], inputs[1]);
-                let fields = conv_fields(window, input, self.shape(dy), Activation::None);
-                // One product for each residue of the stride.
-                let residues = window.stride[0] * window.stride[1];
-                let [rows, columns] = [input[1].div_ceil(window.stride[0]), input[2].div_ceil(window.stride[1])];
-                let tall = self.is_tall(input[0] * rows * columns, input[3]);
-                let kernel: Kernel<(In<T>, In<T>, Out<T>, [u32; 14])> =
-                    Kernel::new(format!("conv2d_grad_input{}_{}", tall.0, self.product_suffix::<T>()), 128);
-                let grid = [ceil(input[0] * rows * columns, tall.1) * ceil(input[3], 64), 1, residues as u32];
-                let [dy, w] = [dy, w].map(|id| self.address(id));
-                self.push(kernel.launch(grid, 0, (In::at(dy), In::at(w), Out::at(out(0)), fields)));
+                let to = out(0);
+                self.conv_grad_input::<T>(window, *input, [dy, w], to);
             }
             Op::Conv2dGradWeight { window } => {
                 let like = four(self.shape(inputs[1]));
@@ -513,13 +521,62 @@ impl Planner<'_> {
         to: Address,
     ) {
         let fields = conv_fields(window, self.shape(x), &like, activation);
+        let (shape, [x, w]) = (four(self.shape(x)), [x, w].map(|id| self.address(id)));
+        let (pass, activation) = (Pass::Forward, activation_code(activation));
+        if self.by_warpgroups::<T>(
+            pass,
+            window,
+            [shape, like],
+            convolution::Operands { image: x, other: w, bias, to, activation },
+        ) {
+            return;
+        }
         let rows = like[0] * like[1] * like[2];
         let (tall, block_rows) = self.is_tall(rows, like[3]);
         let kernel: Kernel<(In<T>, In<T>, In<f32>, Out<T>, [u32; 14])> =
             Kernel::new(format!("conv2d{tall}_{}", self.product_suffix::<T>()), 128);
         let grid = [ceil(rows, block_rows) * ceil(like[3], 64), 1, 1];
-        let [x, w] = [x, w].map(|id| self.address(id));
         self.push(kernel.launch(grid, 0, (In::at(x), In::at(w), In::at(bias), Out::at(to), fields)));
+    }
+
+    fn conv_grad_input<T: Element>(&mut self, window: &Window, input: [usize; 4], [dy, w]: [ValueId; 2], to: Address) {
+        let like = four(self.shape(dy));
+        let fields = conv_fields(window, &input, &like, Activation::None);
+        let [dy, w] = [dy, w].map(|id| self.address(id));
+        let at = convolution::Operands { image: dy, other: w, bias: 0, to, activation: 0 };
+        if self.by_warpgroups::<T>(Pass::GradInput, window, [input, like], at) {
+            return;
+        }
+        // One product for each residue of the stride.
+        let residues = window.stride[0] * window.stride[1];
+        let [rows, columns] = [input[1].div_ceil(window.stride[0]), input[2].div_ceil(window.stride[1])];
+        let tall = self.is_tall(input[0] * rows * columns, input[3]);
+        let kernel: Kernel<(In<T>, In<T>, Out<T>, [u32; 14])> =
+            Kernel::new(format!("conv2d_grad_input{}_{}", tall.0, self.product_suffix::<T>()), 128);
+        let grid = [ceil(input[0] * rows * columns, tall.1) * ceil(input[3], 64), 1, residues as u32];
+        self.push(kernel.launch(grid, 0, (In::at(dy), In::at(w), Out::at(to), fields)));
+    }
+
+    /// Launches a convolution or its gradient by the input on warpgroups, where that is the faster way.
+    fn by_warpgroups<T: Element>(
+        &mut self,
+        pass: Pass,
+        window: &Window,
+        [x, y]: [[usize; 4]; 2],
+        at: convolution::Operands,
+    ) -> bool {
+        let one = self.convolution::<T>(pass, window, [x, y]);
+        let Some(config) = one.pick(self.facts) else { return false };
+        self.push(one.launch(&config, self.facts, &at));
+        true
+    }
+
+    /// A convolution whose kernel is to be chosen; the choice is explained in the plan.
+    fn convolution<'w, T: Element>(&mut self, pass: Pass, window: &'w Window, [x, y]: [[usize; 4]; 2]) -> Convolution<'w> {
+        let rounds_to_tf32 = self.program.rounds_to_tf32;
+        let one = Convolution { pass, window, x, y, dtype: T::DTYPE, rounds_to_tf32 };
+        self.convolutions.extend(one.explain(self.facts));
+        one
     }
 
     /// Adds partial sums up into a value of any float type.
@@ -826,6 +883,14 @@ impl Planner<'_> {
         let fields = conv_fields(window, self.shape(x), &like, Activation::None);
         let k = window.size[0] * window.size[1] * self.shape(x)[3];
         let [b, height, width, channels] = like;
+        let one = self.convolution::<T>(Pass::GradWeight, window, [four(self.shape(x)), like]);
+        if let Some(config) = one.pick(self.facts) {
+            let sums = self.scratch(one.sum_bytes(&config));
+            let at = convolution::Operands { image: self.address(x), other: dy, bias: 0, to: sums, activation: 0 };
+            self.push(one.launch(&config, self.facts, &at));
+            self.reduce_splits(sums, to, k * channels, config.parts());
+            return;
+        }
         let tiles = k.div_ceil(64) * channels.div_ceil(64);
         // Pixels are the long side: enough parts to fill the device, none shorter than a few hundred pixels.
         let most = (b * height * width).div_ceil(256);
@@ -865,8 +930,22 @@ impl Planner<'_> {
     }
 }
 
-/// Longest row of which a warp holds all.
-const SHORT_ROW: usize = 1024;
+/// How the threads of a block share rows (kernels/rows.cu).
+struct RowKind {
+    longest: usize,
+    /// Between the op and the type in a kernel's name.
+    name: &'static str,
+    rows_at_once: usize,
+    /// Blocks on a multiprocessor, of a function and of a gradient: as many as the kernels' launch bounds promise.
+    resident: [usize; 2],
+}
+
+const ROW_KINDS: [RowKind; 4] = [
+    RowKind { longest: 256, name: "_narrow", rows_at_once: 32, resident: [3, 2] },
+    RowKind { longest: 1024, name: "", rows_at_once: 8, resident: [3, 2] },
+    RowKind { longest: 8192, name: "_wide", rows_at_once: 1, resident: [3, 2] },
+    RowKind { longest: usize::MAX, name: "_long", rows_at_once: 1, resident: [4, 4] },
+];
 
 impl Planner<'_> {
     /// `y[o, i] = factor sum_e x[o, e, i]`.
@@ -882,7 +961,9 @@ impl Planner<'_> {
     }
 
     fn sum_into<T: Element, Y: Element>(&mut self, x: Address, y: ValueId, [outer, extent, inner]: [usize; 3], factor: f32) {
-        let columns = ceil(inner, THREADS as usize);
+        // Two numbers of 16 bits a thread.
+        let each = if T::DTYPE != DType::F32 && inner.is_multiple_of(2) { 2 } else { 1 };
+        let columns = ceil(inner, each * THREADS as usize);
         let blocks = columns as usize * outer;
         // A long axis over few results is shared out, at least 64 numbers a part.
         let parts = (2 * self.facts.multiprocessors as usize / blocks.max(1)).clamp(1, extent.div_ceil(64));
@@ -904,9 +985,12 @@ impl Planner<'_> {
         let shape = self.shape(step.inputs[0]).to_vec();
         let columns = *shape.last().expect("rows have an axis");
         let rows = self.len(step.inputs[0]) / columns.max(1);
-        let is_long = columns > SHORT_ROW;
-        let grid = [if is_long { rows.max(1) as u32 } else { ceil(rows, 8) }, 1, 1];
-        let name = |op: &str| format!("{op}{}_{}", if is_long { "_long" } else { "" }, T::SUFFIX);
+        let kind = ROW_KINDS.iter().find(|kind| columns <= kind.longest).expect("the last kind takes all");
+        // Blocks take rows in turns: no more than are on the device at once, whose start and end would cost more than a row.
+        let is_gradient = matches!(step.op, Op::SoftmaxGrad | Op::LayerNormGrad);
+        let resident = kind.resident[usize::from(is_gradient)] * self.facts.multiprocessors as usize;
+        let grid = [rows.div_ceil(kind.rows_at_once).clamp(1, resident) as u32, 1, 1];
+        let name = |op: &str| format!("{op}{}_{}", kind.name, T::SUFFIX);
         let sizes = [rows as u32, columns as u32];
         let at: Vec<Address> = step.inputs.iter().map(|id| self.address(*id)).collect();
         let out: Vec<Address> = step.outputs.iter().map(|id| self.address(*id)).collect();

@@ -373,8 +373,9 @@ impl Session for CudaSession {
     }
 
     fn reasons(&self) -> Vec<Vec<String>> {
-        let of = |products: &Vec<_>| products.iter().map(|shape| self.choices.explain(shape, self.machine.facts())).collect();
-        self.plan.products.iter().map(of).collect()
+        let product = |shape: &_| self.choices.explain(shape, self.machine.facts());
+        let steps = self.plan.products.iter().zip(&self.plan.convolutions);
+        steps.map(|(products, convolutions)| products.iter().map(product).chain(convolutions.iter().cloned()).collect()).collect()
     }
 
     fn set_rate_factor(&mut self, factor: f64) {

@@ -95,7 +95,7 @@ fn a_device_is_measured_with_kernels_of_its_own() {
 }
 
 /// Numbers as a type of device memory holds them: their bytes, and what they are worth.
-fn stored(numbers: &[f32], dtype: DType) -> (Vec<u8>, Vec<f64>) {
+pub(super) fn stored(numbers: &[f32], dtype: DType) -> (Vec<u8>, Vec<f64>) {
     let low = |bits: u16| bits.to_le_bytes().to_vec();
     let one = |x: &f32| match dtype {
         DType::Bf16 => (low(bf16::from_f32(*x).to_bits()), bf16::from_f32(*x).to_f64()),
@@ -106,7 +106,7 @@ fn stored(numbers: &[f32], dtype: DType) -> (Vec<u8>, Vec<f64>) {
     (bytes.concat(), values)
 }
 
-fn read(bytes: &[u8], dtype: DType) -> Vec<f64> {
+pub(super) fn read(bytes: &[u8], dtype: DType) -> Vec<f64> {
     match dtype {
         DType::Bf16 => bytemuck::cast_slice::<u8, bf16>(bytes).iter().map(|x| x.to_f64()).collect(),
         DType::F16 => bytemuck::cast_slice::<u8, f16>(bytes).iter().map(|x| x.to_f64()).collect(),
@@ -279,6 +279,13 @@ fn every_test_of_the_backends_passes_through_the_driver_and_leaves_nothing_behin
 fn products_by_warpgroups_have_their_tensor_maps_from_the_driver() {
     let Some(counts) = through_the_driver(&["every_configuration_of_a_product"], "9.0") else { return };
     assert!(counts["tensor_maps"] == 2 * 2 * 3 * 2, "{counts:?}");
+    assert_eq!(left(&counts), Vec::<String>::new());
+}
+
+#[test]
+fn convolutions_by_warpgroups_have_their_tensor_maps_from_the_driver() {
+    let Some(counts) = through_the_driver(&["every_convolution_by_warpgroups"], "9.0") else { return };
+    assert!(counts["tensor_maps"] >= 2 * 2 * 3, "{counts:?}");
     assert_eq!(left(&counts), Vec::<String>::new());
 }
 

@@ -122,12 +122,22 @@ fn read(path: &Path) -> File {
     if file.version == VERSION { file } else { File::default() }
 }
 
-/// The choices for a device in a file.
+/// Choices that were measured on devices of some kinds and come with the program. A driver newer than theirs loads the same images, so it is
+/// not asked for; other kernels make them void.
+const SHIPPED: &str = include_str!("../../../data/tuning.json");
+
+/// The choices for a device: what comes with the program, in place of it what a file has of the device itself; none where there is to be no
+/// file.
 pub(super) fn load(path: Option<&Path>, facts: &Facts) -> Choices {
     let Some(path) = path else { return Choices::default() };
     let identity = identity(facts);
-    let of_device = read(path).devices.into_iter().filter(|device| device.identity == identity);
-    Choices(of_device.flat_map(|device| device.choices).map(|one| (one.product, one.config)).collect())
+    let shipped: File = serde_json::from_str(SHIPPED).expect("the shipped file is one: tested");
+    let shipped = shipped
+        .devices
+        .into_iter()
+        .filter(|device| Identity { driver: identity.driver.clone(), ..device.identity.clone() } == identity);
+    let measured = read(path).devices.into_iter().filter(|device| device.identity == identity);
+    Choices(shipped.chain(measured).flat_map(|device| device.choices).map(|one| (one.product, one.config)).collect())
 }
 
 /// Puts choices of a device into the file, in place of those for the same products.
@@ -322,8 +332,26 @@ mod tests {
     }
 
     fn measured(n: usize, tile: usize) -> Measured {
-        let config = Config { family: product::Family::Cores, tile: [tile; 2], splits: 1 };
+        let config = Config { family: product::Family::Cores, tile: [64, tile], splits: 1 };
         Measured { product: Bucket::of(&shape(n)), config, times_s: vec![(config, 1e-3)] }
+    }
+
+    #[test]
+    fn the_shipped_choices_are_for_kernels_that_there_are() {
+        let shipped: File = serde_json::from_str(SHIPPED).unwrap();
+        assert_eq!(shipped.version, VERSION);
+        for device in &shipped.devices {
+            let facts = Facts { name: device.identity.gpu.clone(), multiprocessors: device.identity.multiprocessors, ..facts() };
+            for one in &device.choices {
+                let Bucket { input, output, rounds_to_tf32, transpose_a, transpose_b, batch, m, n, k } = one.product;
+                let shape = Shape { m, n, k, batch, transpose_a, transpose_b, input, output, rounds_to_tf32 };
+                assert!(one.config.suits(&shape, &facts), "{one:?}");
+            }
+            // Of other kernels than today's, they are not used.
+            let used = load(Some(Path::new("no such file")), &facts).0.len();
+            let holds = device.identity.kernels == identity(&facts).kernels;
+            assert_eq!(used, if holds { device.choices.len() } else { 0 });
+        }
     }
 
     #[test]
@@ -333,7 +361,7 @@ mod tests {
         assert_eq!(load(Some(&path), &facts()), Choices::default());
         keep(&path, &facts(), &[measured(512, 64), measured(1024, 64)]).unwrap();
         keep(&path, &facts(), &[measured(1024, 128)]).unwrap();
-        let tile = |n: usize, facts: &Facts| load(Some(&path), facts).pick(&shape(n), facts).tile[0];
+        let tile = |n: usize, facts: &Facts| load(Some(&path), facts).pick(&shape(n), facts).tile[1];
         assert_eq!((tile(512, &facts()), tile(1024, &facts())), (64, 128));
         assert_eq!(load(Some(&path), &facts()).0.len(), 2);
         assert_eq!(load(None, &facts()).0.len(), 0);
