@@ -2,7 +2,7 @@
 //! accuracy it needs at the lowest cost, and says how sure it is.
 //!
 //! The house is an hourglass. The left wing runs (`data`, `graph`, `strategy`, `backend`, `train`, `harness`), the right wing decides
-//! (`cost`, `advise`, `report`); they meet in `record`, plain data that can be saved. CONTRIBUTING.md has the floors.
+//! (`cost`, `predict`, `advise`, `report`); they meet in `record`, plain data that can be saved. CONTRIBUTING.md has the floors.
 
 #![deny(unsafe_code)]
 
@@ -13,11 +13,13 @@ pub mod comm;
 pub mod cost;
 pub mod data;
 pub mod graph;
+pub mod hardware;
 pub mod harness;
 pub mod input;
 pub mod measure;
 pub mod metrics;
 pub mod models;
+pub mod predict;
 pub mod record;
 pub mod report;
 pub mod scenario;

@@ -15,11 +15,13 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("vocab", &["units", "input", "stats"]),
     ("record", &["units", "vocab"]),
     ("data", &["units", "input", "stats", "vocab"]),
+    ("hardware", &["units", "input", "vocab"]),
     // Floor 3.
     ("scenario", &["units", "input", "vocab", "record", "data"]),
     ("graph", &["units", "stats", "vocab"]),
     ("metrics", &["units", "vocab", "record", "stats"]),
     ("cost", &["units", "input", "vocab", "record", "stats"]),
+    ("predict", &["units", "input", "vocab", "record", "stats", "cost", "hardware"]),
     // The left wing: it runs.
     ("strategy", &["units", "vocab", "data", "graph"]),
     ("backend", &["units", "stats", "vocab", "graph"]),
@@ -46,7 +48,7 @@ const FLOORS: &[(&str, &[&str])] = &[
         "cli",
         &[
             "units", "input", "stats", "vocab", "record", "data", "scenario", "graph", "metrics", "cost", "strategy", "backend",
-            "comm", "measure", "train", "models", "harness", "workload", "advise", "report",
+            "comm", "measure", "train", "models", "harness", "workload", "advise", "report", "hardware", "predict",
         ],
     ),
 ];

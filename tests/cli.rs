@@ -465,6 +465,24 @@ fn small_commands_answer() {
 }
 
 #[test]
+fn a_table_of_published_runs_is_predicted_row_by_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let shipped = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("data/validation/nemo_b200.csv")).unwrap();
+    fs::write(dir.path().join("runs.csv"), shipped.replacen("LLAMA3_8B", "UNHEARD_OF", 1)).unwrap();
+    let answer = advisor(&["plan", "score", "--table", "runs.csv"], dir.path());
+    assert_eq!(answer.status.code(), Some(5), "{}", text(&answer.stderr));
+    let rows = text(&answer.stdout);
+    assert_eq!(rows.lines().count(), shipped.lines().count(), "a line for every row");
+    assert!(rows.contains("refused,,,,,,no model `UNHEARD_OF` in the book"), "{rows}");
+    assert!(text(&answer.stderr).contains("Blackwell or experts"));
+    let out = advisor(&["plan", "score", "--table", "runs.csv", "--out", "scored.csv"], dir.path());
+    assert_eq!(fs::read_to_string(dir.path().join("scored.csv")).unwrap(), rows);
+    assert!(text(&out.stdout).contains("Blackwell or experts"));
+    fs::write(dir.path().join("other.csv"), "a,b\n1,2\n").unwrap();
+    assert_eq!(advisor(&["plan", "score", "--table", "other.csv"], dir.path()).status.code(), Some(2));
+}
+
+#[test]
 fn every_path_that_the_documents_name_exists() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let mut documents: Vec<PathBuf> =

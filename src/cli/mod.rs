@@ -9,6 +9,8 @@ mod communication;
 mod doctor;
 mod init;
 mod kernels;
+mod plan;
+mod plan_score;
 mod prices;
 mod progress;
 mod report;
@@ -61,6 +63,7 @@ enum Command {
     Run(run::Args),
     Report(report::Args),
     Init(init::Args),
+    Plan(plan::Args),
     Prices(prices::Args),
     Doctor(doctor::Args),
     Kernels(kernels::Args),
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Init(args) => init::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Prices(args) => prices::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Kernels(args) => kernels::run(&args),

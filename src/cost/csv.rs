@@ -1,10 +1,10 @@
 //! Cells of a comma-separated file (RFC 4180): quoted cells may hold commas, doubled quotes and line ends.
 
 /// Cells of a row, with the line on which it begins, counted from 1.
-pub(super) type Cells = (usize, Vec<String>);
+pub type Cells = (usize, Vec<String>);
 
 /// All rows but the empty ones. The error says on which line what is wrong.
-pub(super) fn rows(text: &str) -> Result<Vec<Cells>, (usize, String)> {
+pub fn rows(text: &str) -> Result<Vec<Cells>, (usize, String)> {
     let mut rows = Vec::new();
     let (mut cells, mut cell) = (Vec::new(), String::new());
     let (mut line, mut first_line) = (1, 1);

@@ -8,7 +8,7 @@
 //! | `per_unit` | from the price of an hour to the price of a unit, and back |
 
 mod book;
-mod csv;
+pub mod csv;
 mod per_unit;
 mod price;
 

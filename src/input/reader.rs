@@ -161,6 +161,16 @@ impl<'d> Table<'d> {
         Some(Table { table, shape: shape_of(kind, table)?, span: value.span() })
     }
 
+    /// The tables of a list, by their own shape.
+    pub fn tables(&self, key: &str) -> Option<Vec<Table<'d>>> {
+        let Kind::List { of, .. } = &self.shape.fields.iter().find(|field| field.name == key)?.kind else { return None };
+        let read = |item: &'d Spanned<DeValue<'d>>| {
+            let table = item.get_ref().as_table()?;
+            Some(Table { table, shape: shape_of(of, table)?, span: item.span() })
+        };
+        Some(self.items(key)?.into_iter().filter_map(read).collect())
+    }
+
     /// The tag of this table, where it is a tagged one.
     pub fn tag(&self, tag: &str) -> Option<&'d str> {
         self.table.get(tag)?.get_ref().as_str()

@@ -1,0 +1,319 @@
+//! How a training is laid out over GPUs, and whether it can be.
+
+use super::transformer::Transformer;
+use std::fmt;
+
+/// What the matrix products of training are computed in; all else stays in 16 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TrainingPrecision {
+    /// float16 or bfloat16.
+    Half,
+    /// 8-bit floats with one scale a tensor.
+    Fp8,
+    /// 8-bit floats with a scale a row or block, made by software.
+    Fp8Block,
+    /// 8-bit floats with a scale for 32 values that the tensor cores apply (OCP microscaling, version 1.0).
+    Mxfp8,
+    /// 4-bit floats with a scale for 16 values (arXiv 2509.25149).
+    Nvfp4,
+}
+
+impl TrainingPrecision {
+    pub const ALL: [TrainingPrecision; 5] = [Self::Half, Self::Fp8, Self::Fp8Block, Self::Mxfp8, Self::Nvfp4];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Half => "bf16",
+            Self::Fp8 => "fp8",
+            Self::Fp8Block => "fp8-block",
+            Self::Mxfp8 => "mxfp8",
+            Self::Nvfp4 => "nvfp4",
+        }
+    }
+
+    /// The word of a table: `FP8-CS`, `BF16`, `half`, `amp_fp8`, `FP8-MX`.
+    pub fn named(word: &str) -> Option<TrainingPrecision> {
+        let word: String = word.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
+        Some(match word.as_str() {
+            "bf16" | "fp16" | "half" | "ampbf16" | "ampfp16" | "float16" | "bfloat16" => Self::Half,
+            "fp8" | "fp8cs" | "fp8ds" | "ampfp8" | "float8" | "float8tensorwise" | "fp8hybrid" => Self::Fp8,
+            "fp8block" | "fp8sc" | "fp8subchannel" | "float8rowwise" => Self::Fp8Block,
+            "mxfp8" | "fp8mx" => Self::Mxfp8,
+            "nvfp4" | "fp4" => Self::Nvfp4,
+            _ => return None,
+        })
+    }
+}
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Task {
+    /// All weights, sequences full: pre-training, and fine-tuning on packed sequences.
+    All,
+    /// Low-rank adapters alone (arXiv 2106.09685): no gradients of the weights.
+    Adapters,
+}
+
+/// What is computed again in the backward pass instead of being kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Recompute {
+    Nothing,
+    /// The attention's scores (Korthikanti et al., arXiv 2205.05198); fused attention does this by itself.
+    Selective,
+    /// This share of the layers from their inputs, percent.
+    Part(u8),
+    /// Every layer from its input.
+    Full,
+    /// As many whole layers as memory asks for.
+    AsNeeded,
+}
+
+/// What the ranks of data parallelism divide among them (Rajbhandari et al., arXiv 1910.02054).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Sharding {
+    Nothing,
+    /// The optimizer's state.
+    Optimizer,
+    /// And gradients.
+    Gradients,
+    /// And weights, gathered layer by layer (FSDP).
+    Weights,
+}
+
+/// Software whose way of running a step differs in a way that no other setting tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stack {
+    /// Megatron-LM of 2021 (arXiv 2104.04473): scores of attention are written to memory, the exchange of gradients does not overlap.
+    MegatronFirst,
+    /// Megatron-LM of 2022 (arXiv 2205.05198): more kernels fused, attention not yet.
+    MegatronUnfused,
+    /// Megatron-Core with Transformer Engine (NeMo, Megatron-Bridge).
+    Megatron,
+    /// The same from 2026 on: attention, routing and recurrences run as CUDA graphs.
+    MegatronGraphed,
+    /// The same with the products of experts, their activation and quantisation in one kernel, and whole steps as CUDA graphs.
+    MegatronFused,
+    /// FSDP of PyTorch in eager mode (MosaicML's llm-foundry).
+    Composer,
+    /// torchtitan in eager mode.
+    TorchEager,
+    /// torchtitan with torch.compile.
+    TorchCompiled,
+    /// FSDP2 of PyTorch with Transformer Engine's layers (NeMo AutoModel).
+    AutoModel,
+}
+
+impl Stack {
+    pub const ALL: [Stack; 9] = [
+        Self::MegatronFirst,
+        Self::MegatronUnfused,
+        Self::Megatron,
+        Self::MegatronGraphed,
+        Self::MegatronFused,
+        Self::Composer,
+        Self::TorchEager,
+        Self::TorchCompiled,
+        Self::AutoModel,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::MegatronFirst => "megatron-first",
+            Self::MegatronUnfused => "megatron-unfused",
+            Self::Megatron => "megatron",
+            Self::MegatronGraphed => "megatron-graphed",
+            Self::MegatronFused => "megatron-fused",
+            Self::Composer => "composer",
+            Self::TorchEager => "torch-eager",
+            Self::TorchCompiled => "torch-compiled",
+            Self::AutoModel => "automodel",
+        }
+    }
+
+    pub fn named(name: &str) -> Option<Stack> {
+        Self::ALL.into_iter().find(|stack| stack.name() == name)
+    }
+
+    /// Whether weights are PyTorch's FSDP's: 32-bit ones sharded, cast when they are gathered.
+    pub const fn is_torch(self) -> bool {
+        matches!(self, Self::Composer | Self::TorchEager | Self::TorchCompiled | Self::AutoModel)
+    }
+
+    /// Whether attention keeps its scores in the chip (FlashAttention, arXiv 2205.14135) and skips what the causal mask hides.
+    pub const fn fuses_attention(self) -> bool {
+        !matches!(self, Self::MegatronFirst | Self::MegatronUnfused)
+    }
+}
+
+/// A training laid out over GPUs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Layout {
+    pub gpus: u32,
+    pub tensor: u32,
+    pub pipeline: u32,
+    pub context: u32,
+    pub expert: u32,
+    /// Model chunks of each pipeline rank (Narayanan et al., arXiv 2104.04473, section 2.2).
+    pub interleave: u32,
+    /// Sequences of a micro-batch of one data-parallel rank.
+    pub micro_batch: u32,
+    /// Sequences of a step, all ranks.
+    pub global_batch: u32,
+    /// Tokens.
+    pub sequence: u32,
+    /// What lies between the tensor-parallel parts is divided along the sequence (arXiv 2205.05198).
+    pub sequence_parallel: bool,
+    pub sharding: Sharding,
+    /// Ranks that share what is sharded; 0 for all of data parallelism (and context parallelism).
+    pub shard_group: u32,
+    pub recompute: Recompute,
+    pub precision: TrainingPrecision,
+    pub task: Task,
+    pub stack: Stack,
+    /// Exchanges of tensor parallelism are cut up and run under the products (user buffers, asynchronous tensor parallelism).
+    pub tensor_overlap: bool,
+}
+
+/// Why a layout cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayoutError {
+    Zero(&'static str),
+    /// tensor x pipeline x context does not divide the GPUs.
+    Gpus {
+        product: u32,
+        gpus: u32,
+    },
+    /// The global batch is not a multiple of micro-batch x data-parallel ranks.
+    Batch {
+        global_batch: u32,
+        ranks: u32,
+        micro_batch: u32,
+    },
+    /// Heads, or widths, are not a multiple of the tensor-parallel size.
+    Heads {
+        heads: u32,
+        tensor: u32,
+    },
+    /// More pipeline chunks than blocks.
+    Blocks {
+        blocks: u32,
+        chunks: u32,
+    },
+    /// More expert-parallel ranks than experts, or they do not divide the ranks of a pipeline stage.
+    Experts {
+        experts: u32,
+        expert: u32,
+    },
+    Sequence {
+        sequence: u32,
+        context: u32,
+    },
+}
+
+impl fmt::Display for LayoutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Zero(what) => write!(f, "{what} is 0"),
+            Self::Gpus { product, gpus } => write!(f, "tensor x pipeline x context = {product} does not divide {gpus} GPUs"),
+            Self::Batch { global_batch, ranks, micro_batch } => {
+                write!(f, "{global_batch} sequences are no multiple of {ranks} data-parallel ranks x {micro_batch} a micro-batch")
+            }
+            Self::Heads { heads, tensor } => write!(f, "{heads} heads are no multiple of the tensor-parallel size {tensor}"),
+            Self::Blocks { blocks, chunks } => write!(f, "{blocks} blocks are fewer than {chunks} pipeline chunks"),
+            Self::Experts { experts, expert } => {
+                write!(f, "{experts} experts cannot lie on {expert} expert-parallel ranks, or these do not divide a stage's GPUs")
+            }
+            Self::Sequence { sequence, context } => {
+                write!(f, "{sequence} tokens are no multiple of {context} context-parallel ranks")
+            }
+        }
+    }
+}
+
+impl Layout {
+    /// One GPU, one sequence a micro-batch, nothing divided.
+    pub const fn single(sequence: u32, global_batch: u32, precision: TrainingPrecision) -> Layout {
+        Layout {
+            gpus: 1,
+            tensor: 1,
+            pipeline: 1,
+            context: 1,
+            expert: 1,
+            interleave: 1,
+            micro_batch: 1,
+            global_batch,
+            sequence,
+            sequence_parallel: true,
+            sharding: Sharding::Optimizer,
+            shard_group: 0,
+            recompute: Recompute::AsNeeded,
+            precision,
+            task: Task::All,
+            stack: Stack::Megatron,
+            tensor_overlap: true,
+        }
+    }
+
+    /// Data-parallel ranks.
+    pub fn data(&self) -> u32 {
+        self.gpus / (self.tensor * self.pipeline * self.context).max(1)
+    }
+
+    /// Micro-batches of a step in one pipeline.
+    pub fn micro_batches(&self) -> u32 {
+        (self.global_batch / (self.data() * self.micro_batch).max(1)).max(1)
+    }
+
+    /// Tokens of a step, all ranks.
+    pub fn tokens(&self) -> f64 {
+        f64::from(self.global_batch) * f64::from(self.sequence)
+    }
+
+    /// Ranks that share what is sharded.
+    pub fn shards(&self) -> u32 {
+        let all = self.data() * self.context;
+        if self.shard_group == 0 { all } else { self.shard_group.min(all) }
+    }
+
+    pub fn check(&self, model: &Transformer) -> Result<(), LayoutError> {
+        for (value, what) in [
+            (self.gpus, "the number of GPUs"),
+            (self.tensor, "the tensor-parallel size"),
+            (self.pipeline, "the pipeline-parallel size"),
+            (self.context, "the context-parallel size"),
+            (self.expert, "the expert-parallel size"),
+            (self.interleave, "the number of model chunks"),
+            (self.micro_batch, "the micro-batch"),
+            (self.global_batch, "the global batch"),
+            (self.sequence, "the sequence length"),
+        ] {
+            if value == 0 {
+                return Err(LayoutError::Zero(what));
+            }
+        }
+        let product = self.tensor.saturating_mul(self.pipeline).saturating_mul(self.context);
+        if !self.gpus.is_multiple_of(product) {
+            return Err(LayoutError::Gpus { product, gpus: self.gpus });
+        }
+        let (ranks, micro_batch) = (self.data(), self.micro_batch);
+        if !self.global_batch.is_multiple_of(ranks.saturating_mul(micro_batch)) {
+            return Err(LayoutError::Batch { global_batch: self.global_batch, ranks, micro_batch });
+        }
+        if !model.attention.heads.is_multiple_of(self.tensor) {
+            return Err(LayoutError::Heads { heads: model.attention.heads, tensor: self.tensor });
+        }
+        let chunks = self.pipeline.saturating_mul(self.interleave);
+        if model.blocks() + 2 < chunks {
+            return Err(LayoutError::Blocks { blocks: model.blocks(), chunks });
+        }
+        if let Some(experts) = model.experts
+            && (!experts.count.is_multiple_of(self.expert) || !(self.gpus / self.pipeline).is_multiple_of(self.expert))
+        {
+            return Err(LayoutError::Experts { experts: experts.count, expert: self.expert });
+        }
+        if !self.sequence.is_multiple_of(self.context) {
+            return Err(LayoutError::Sequence { sequence: self.sequence, context: self.context });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,271 @@
+//! What a training holds in the memory of one GPU.
+//!
+//! Weights, gradients and the state of Adam in mixed precision: 2 + 4 + 12 bytes a parameter where gradients are summed in 32 bits, the last
+//! term divided among data-parallel ranks by the sharding of the optimizer, all by that of the weights (Rajbhandari et al.,
+//! arXiv 1910.02054). Activations of a layer by what each operation keeps for its gradient (Korthikanti et al., arXiv 2205.05198, section 4):
+//! for a GPT that comes to s b h (34 + 5 a s / h) bytes, for other shapes to the sum of the same terms. A pipeline keeps as many micro-batches as
+//! it has ranks, and (1 + (p-1)/(p v)) times that with interleaving (the same, section 4.2.3).
+
+use super::{
+    layout::{Layout, Recompute, Sharding, Stack, Task, TrainingPrecision},
+    transformer::Transformer,
+};
+
+/// Bytes of one GPU: of the pipeline rank that holds most.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Memory {
+    pub weights: f64,
+    pub gradients: f64,
+    pub optimizer: f64,
+    pub activations: f64,
+    /// The last projection's output and its gradient.
+    pub logits: f64,
+    /// Layers that are gathered for use, buckets of gradients, buffers of the exchanges.
+    pub buffers: f64,
+    /// Context of the driver, libraries and collectives, and what the allocator cannot use.
+    pub reserve: f64,
+}
+
+impl Memory {
+    pub fn total(&self) -> f64 {
+        self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers + self.reserve
+    }
+}
+
+/// Context of CUDA, cuBLAS and NCCL: a few hundred MiB each.
+const CONTEXT_BYTES: f64 = 1.5e9;
+
+/// Parameters of one GPU: those that every data-parallel rank has and those of experts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Held {
+    /// Of the pipeline rank that holds most, divided by tensor parallelism.
+    pub common: f64,
+    pub experts: f64,
+}
+
+impl Held {
+    pub fn new(model: &Transformer, layout: &Layout) -> Held {
+        let (tensor, pipeline) = (f64::from(layout.tensor), f64::from(layout.pipeline));
+        let experts = model.expert_parameters();
+        let tables = model.vocabulary_weights() * if model.tied || layout.pipeline > 1 { 1.0 } else { 2.0 };
+        let all_tables = model.vocabulary_weights() * if model.tied { 1.0 } else { 2.0 };
+        let layers = model.trained_parameters() - experts - all_tables;
+        let chunks = f64::from(layout.pipeline * layout.interleave);
+        let blocks = f64::from(model.blocks());
+        let fullest = (blocks / chunks).ceil() * chunks / blocks / pipeline;
+        Held { common: (layers * fullest + tables) / tensor, experts: experts * fullest / f64::from(layout.expert) }
+    }
+
+    pub fn all(&self) -> f64 {
+        self.common + self.experts
+    }
+}
+
+/// Bytes that one block keeps for its gradients, of `tokens` tokens of one rank: what tensor parallelism divides, and what it does only with
+/// sequence parallelism. `scores` counts the attention's own matrices.
+pub fn kept_by_a_block(model: &Transformer, layout: &Layout, scores: bool) -> f64 {
+    let tokens = f64::from(layout.micro_batch) * f64::from(layout.sequence) / f64::from(layout.context);
+    let tensor = f64::from(layout.tensor);
+    let hidden = f64::from(model.hidden);
+    let attention = &model.attention;
+    let dropout = if !layout.stack.fuses_attention() { 1.0 } else { 0.0 };
+    let blocks = f64::from(model.blocks()).max(1.0);
+    let mixing = f64::from(model.attention_layers + model.window_layers) / blocks;
+    // Inputs of products are kept as they enter them.
+    let low = match layout.precision {
+        TrainingPrecision::Half => 2.0,
+        // torchao keeps them in 16 bits and quantises again.
+        _ if layout.stack.is_torch() => 2.0,
+        TrainingPrecision::Nvfp4 => 0.5625,
+        _ => 1.0,
+    };
+    // Attention keeps its own output; the projection behind it the quantised one besides.
+    let output = if low < 2.0 { 2.0 + low } else { 2.0 };
+    // Inputs of two norms, of the first projection and of the first feed-forward product, and two masks.
+    let mut whole = mixing * hidden * (2.0 + low + dropout);
+    // Queries, keys and values, and the input of the last projection.
+    let mut divided = mixing * (2.0 * (attention.query_width() + attention.key_value_width()) + output * attention.value_width());
+    if scores && !layout.stack.fuses_attention() {
+        divided += mixing * 5.0 * f64::from(attention.heads) * f64::from(layout.sequence);
+    }
+    if let Some(recurrent) = model.recurrent {
+        let share = f64::from(recurrent.layers) / blocks;
+        let [into, _] = recurrent.linears(hidden);
+        whole += share * hidden * (2.0 + low);
+        divided += share * (2.0 * into.outputs + (2.0 + low) * recurrent.inner());
+    }
+    // The activation's input and, as the second product's, its output.
+    let inner = if model.gated { 4.0 } else { 2.0 } + low;
+    let dense = f64::from(model.dense.layers) / blocks;
+    whole += dense * hidden * (2.0 + low + dropout);
+    divided += dense * inner * f64::from(model.dense.width);
+    let mut routed = 0.0;
+    if let Some(experts) = model.experts {
+        let share = f64::from(experts.layers) / blocks;
+        let copies = f64::from(experts.active);
+        whole += share * hidden * (2.0 + low);
+        divided += share * inner * f64::from(experts.shared_width);
+        // The dispatched tokens, what the experts make of them, and what comes back.
+        routed += share * copies * ((2.0 + low) * experts.token_width(hidden) + inner * f64::from(experts.width));
+    }
+    let along = if layout.sequence_parallel { tensor } else { 1.0 };
+    tokens * (whole / along + divided / tensor + routed / tensor)
+}
+
+/// Bytes of the input of a block, which full recomputation keeps.
+pub fn kept_of_an_input(model: &Transformer, layout: &Layout) -> f64 {
+    let tokens = f64::from(layout.micro_batch) * f64::from(layout.sequence) / f64::from(layout.context);
+    let along = if layout.sequence_parallel { f64::from(layout.tensor) } else { 1.0 };
+    2.0 * tokens * f64::from(model.hidden) / along
+}
+
+/// The bytes of every part, and the share of blocks that are computed again: that of `layout.recompute`, or as little as fits into `capacity`.
+pub fn memory(model: &Transformer, layout: &Layout, capacity: f64, coherent_host: bool) -> (Memory, f64) {
+    let held = Held::new(model, layout);
+    let shards = f64::from(layout.shards());
+    let fully = layout.stack.is_torch();
+    let expert_shards = f64::from((layout.gpus / (layout.pipeline * layout.expert)).max(1)).min(shards);
+    let among = |all: f64| held.common / all + held.experts / if all > 1.0 { expert_shards } else { 1.0 };
+    // PyTorch's FSDP keeps 32-bit weights as the optimizer's own and casts what it gathers; Megatron keeps 16-bit weights beside them, and
+    // today's recipes sum gradients in 16 bits.
+    let (weight, gradient, state) = match layout.stack {
+        // NeMo AutoModel loads 16-bit weights and trains those.
+        Stack::AutoModel => (2.0, 2.0, 4.0),
+        _ if fully => (4.0, 4.0, 8.0),
+        Stack::MegatronFirst | Stack::MegatronUnfused => (2.0, 4.0, 12.0),
+        _ => (2.0, 2.0, 12.0),
+    };
+    let (weights, gradients, optimizer) = match layout.sharding {
+        Sharding::Nothing => (held.all() * weight, held.all() * gradient, held.all() * state),
+        Sharding::Optimizer => (held.all() * weight, held.all() * gradient, among(shards) * state),
+        Sharding::Gradients => (held.all() * weight, among(shards) * gradient, among(shards) * state),
+        Sharding::Weights => (among(shards) * weight, among(shards) * gradient, among(shards) * state),
+    };
+    let (gradients, optimizer) = if layout.task == Task::Adapters { (0.0, 0.0) } else { (gradients, optimizer) };
+    let blocks = f64::from(model.blocks());
+    let pipeline = f64::from(layout.pipeline);
+    let interleave = f64::from(layout.interleave);
+    let chunks = pipeline * interleave;
+    let own = (blocks / chunks).ceil() * interleave;
+    let ahead = if layout.interleave > 1 { pipeline * (1.0 + (pipeline - 1.0) / (pipeline * interleave)) } else { pipeline };
+    let flying = ahead.min(f64::from(layout.micro_batches())).max(1.0);
+    let tokens = f64::from(layout.micro_batch) * f64::from(layout.sequence) / f64::from(layout.context);
+    let logits = tokens * f64::from(model.vocabulary) / f64::from(layout.tensor)
+        * match layout.stack {
+            // Kept in 16 and 32 bits, with the probabilities and their gradient in both.
+            Stack::TorchEager | Stack::Composer => 14.0,
+            _ if fully => 8.0,
+            _ => 4.0,
+        };
+    let gathered = if layout.sharding == Sharding::Weights && layout.pipeline > 1 {
+        // A pipeline meets every layer in every micro-batch: it keeps weights gathered for the step, and sums whole gradients, in 32 bits.
+        (2.0 + 4.0) * held.all()
+    } else if layout.sharding == Sharding::Weights {
+        2.0 * (held.all() - model.vocabulary_weights() / f64::from(layout.tensor)).max(0.0) / own * 2.0
+            + 2.0 * model.vocabulary_weights() / f64::from(layout.tensor)
+    } else {
+        0.0
+    };
+    let full = kept_by_a_block(model, layout, layout.recompute != Recompute::Selective);
+    let input = kept_of_an_input(model, layout);
+    let fixed = Memory { weights, gradients, optimizer, activations: 0.0, logits, buffers: gathered, reserve: CONTEXT_BYTES };
+    let kept = |share: f64| flying * own * (share * input + (1.0 - share) * full) + share.ceil() * full;
+    let share = match layout.recompute {
+        Recompute::Nothing | Recompute::Selective => 0.0,
+        Recompute::Part(percent) => f64::from(percent) / 100.0,
+        Recompute::Full => 1.0,
+        Recompute::AsNeeded => {
+            let logits_too = if layout.pipeline > 1 { logits } else { 0.0 };
+            let room = capacity - (fixed.total() - logits_too) - flying * own * full;
+            let saved = flying * own * (full - input);
+            // Sharded weights go with activations that wait in the host's memory, where that is near.
+            if room >= 0.0 || (coherent_host && layout.sharding == Sharding::Weights) {
+                0.0
+            } else {
+                ((full - room) / saved).clamp(0.0, 1.0)
+            }
+        }
+    };
+    if layout.pipeline == 1 {
+        return (Memory { activations: kept(share), ..fixed }, share);
+    }
+    // The first rank holds most micro-batches, the last one the logits of one.
+    let (first, last) = (kept(share), kept(share) / flying);
+    let whole = if first > last + logits { (first, 0.0) } else { (last, logits) };
+    (Memory { activations: whole.0, logits: whole.1, ..fixed }, share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{layout::TrainingPrecision, models::ModelBook};
+    use super::*;
+
+    fn layout(tensor: u32, sequence_parallel: bool, recompute: Recompute) -> Layout {
+        Layout {
+            gpus: tensor,
+            tensor,
+            sequence_parallel,
+            recompute,
+            stack: Stack::MegatronUnfused,
+            sharding: Sharding::Nothing,
+            ..Layout::single(2048, 1, TrainingPrecision::Half)
+        }
+    }
+
+    /// Korthikanti et al., arXiv 2205.05198, Table 2: bytes of a layer in units of s b h.
+    #[test]
+    fn activations_of_a_layer_are_those_of_the_published_table() {
+        let model = ModelBook::shipped().find("gpt-3-175b").unwrap().clone();
+        let unit = 2048.0 * 12288.0;
+        let scores = 5.0 * 96.0 * 2048.0 / 12288.0;
+        for (tensor, along, with_scores, published) in [
+            (1, false, true, 34.0 + scores),
+            (8, false, true, 10.0 + (24.0 + scores) / 8.0),
+            (8, true, true, (34.0 + scores) / 8.0),
+            (8, true, false, 34.0 / 8.0),
+        ] {
+            let found = kept_by_a_block(&model, &layout(tensor, along, Recompute::Nothing), with_scores) / unit;
+            assert!((found / published - 1.0).abs() < 0.001, "tensor {tensor}: {found} s b h, published {published}");
+        }
+        assert_eq!(kept_of_an_input(&model, &layout(1, false, Recompute::Full)) / unit, 2.0);
+    }
+
+    /// 18 bytes a parameter without sharding; with that of the optimizer over d ranks 6 + 12/d (Megatron-LM, distributed optimizer).
+    #[test]
+    fn states_of_a_parameter_are_those_of_mixed_precision() {
+        let model = ModelBook::shipped().find("gpt-3-175b").unwrap().clone();
+        let plain = layout(8, true, Recompute::Selective);
+        let (found, _) = memory(&model, &plain, 80e9, false);
+        let parameters = model.parameters() / 8.0;
+        let bytes = |memory: &Memory| memory.weights + memory.gradients + memory.optimizer;
+        assert!((bytes(&found) / parameters / 18.0 - 1.0).abs() < 0.001);
+        let sharded = Layout { gpus: 64, global_batch: 8, sharding: Sharding::Optimizer, ..plain };
+        let (found, _) = memory(&model, &sharded, 80e9, false);
+        assert!((bytes(&found) / parameters / (6.0 + 12.0 / 8.0) - 1.0).abs() < 0.001);
+    }
+
+    #[test]
+    fn a_pipeline_keeps_what_its_ranks_have_in_flight() {
+        let model = ModelBook::shipped().find("gpt-3-175b").unwrap().clone();
+        let base = Layout { gpus: 64, pipeline: 8, global_batch: 64, ..layout(8, true, Recompute::Selective) };
+        let (plain, _) = memory(&model, &base, 80e9, false);
+        let (interleaved, _) = memory(&model, &Layout { interleave: 3, ..base }, 80e9, false);
+        let expected = 1.0 + 7.0 / (8.0 * 3.0);
+        assert!((interleaved.activations / plain.activations / expected - 1.0).abs() < 1e-9);
+        // As much as all layers of one micro-batch, because 8 ranks hold an eighth of the layers 8 times.
+        let one = 96.0 * kept_by_a_block(&model, &base, false);
+        assert!((plain.activations / one - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn as_much_is_computed_again_as_memory_asks_for() {
+        let model = ModelBook::shipped().find("llama-3.1-8b").unwrap().clone();
+        let base = Layout { gpus: 8, global_batch: 128, ..Layout::single(8192, 128, TrainingPrecision::Half) };
+        let (roomy, none) = memory(&model, &base, 1e12, false);
+        assert_eq!(none, 0.0);
+        let capacity = roomy.total() - 0.3 * roomy.activations;
+        let (fitted, share) = memory(&model, &base, capacity, false);
+        assert!(share > 0.25 && share < 0.6, "{share}");
+        assert!(fitted.total() <= capacity * 1.0001);
+    }
+}
