@@ -42,7 +42,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ),
     // The right wing: it decides.
     ("advise", &["units", "vocab", "record", "stats", "cost"]),
-    ("report", &["units", "vocab", "record", "stats", "cost", "advise"]),
+    ("report", &["units", "vocab", "record", "stats", "cost", "advise", "predict"]),
     // The only one that prints.
     (
         "cli",

@@ -62,8 +62,8 @@ struct Cli {
 enum Command {
     Run(run::Args),
     Report(report::Args),
-    Init(init::Args),
     Plan(plan::Args),
+    Init(init::Args),
     Prices(prices::Args),
     Doctor(doctor::Args),
     Kernels(kernels::Args),
@@ -90,8 +90,8 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Report(args) => report::run(&args),
-        Command::Init(args) => init::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Init(args) => init::run(&args),
         Command::Prices(args) => prices::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Kernels(args) => kernels::run(&args),

@@ -4,7 +4,9 @@ use super::Exit;
 use crate::predict::{
     Parameters,
     calibrate::{FOLDS, fit},
+    ranking,
     score::{self, FAMILIES, Reading, Scored, Stratum},
+    serve,
     tables::{Case, Csv},
 };
 use anyhow::Context;
@@ -39,8 +41,13 @@ pub struct ScoreArgs {
 
 /// Fit the parameters of predictions to published runs
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  advisor plan calibrate --out /tmp/parameters.toml")]
+#[command(
+    after_help = "Examples:\n  advisor plan calibrate --out /tmp/parameters.toml\n  advisor plan calibrate --serving --out /tmp/serving.toml"
+)]
 pub struct CalibrateArgs {
+    /// Fit the parameters of serving instead of those of training, and the errors that are printed beside an answer
+    #[arg(long)]
+    serving: bool,
     /// More tables to fit besides the shipped ones
     #[arg(long, value_name = "FILE.csv")]
     with: Vec<PathBuf>,
@@ -96,6 +103,8 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Exit> {
     for (name, reading) in &readings {
         super::print(&format!("{name}: error on rows that the fit had not seen, percent\n{}", summary(reading)))?;
     }
+    let (cases, _) = score::training_cases(&with);
+    super::print(&format!("{}\n", ranking::summary(&ranking::ranked(&cases, &Parameters::shipped()))))?;
     super::print(&others_text())?;
     Ok(Exit::Done)
 }
@@ -130,10 +139,15 @@ fn score_tables(args: &ScoreArgs) -> anyhow::Result<Exit> {
 
 pub fn calibrate(args: &CalibrateArgs) -> anyhow::Result<Exit> {
     let Some(with) = read_all(&args.with) else { return Ok(Exit::WrongInput) };
-    let (cases, _) = score::training_cases(&with);
-    let current: Vec<&Case> = cases.iter().filter(|case| case.current).collect();
-    eprintln!("fitting to {} rows", current.len());
-    let text = fit(&current, &Parameters::default()).to_toml();
+    let text = if args.serving {
+        let (values, errors) = serve::score::calibrated(&with);
+        serve::written(&values, &errors)
+    } else {
+        let (cases, _) = score::training_cases(&with);
+        let current: Vec<&Case> = cases.iter().filter(|case| case.current).collect();
+        eprintln!("fitting to {} rows", current.len());
+        fit(&current, &Parameters::default()).to_toml()
+    };
     match &args.out {
         Some(out) => std::fs::write(out, text).with_context(|| format!("cannot write `{}`", out.display()))?,
         None => super::print(text.trim_end())?,
@@ -188,11 +202,11 @@ fn cell(text: &str) -> String {
 }
 
 fn summary(reading: &Reading) -> String {
-    let mut text = format!("{:<11} {:<34} {:>5} {:>7} {:>7} {:>7}\n", "", "", "rows", "median", "90th", "bias");
+    let mut text = format!("{:<11} {:<58} {:>5} {:>7} {:>7} {:>7}\n", "", "", "rows", "median", "90th", "bias");
     let mut line = |row: &Stratum, note: &str| {
         let _ = writeln!(
             text,
-            "{:<11} {:<34} {:>5} {:>7.1} {:>7.1} {:>+7.1}{note}",
+            "{:<11} {:<58} {:>5} {:>7.1} {:>7.1} {:>+7.1}{note}",
             row.dimension, row.value, row.rows, row.median, row.ninetieth, row.bias
         );
     };
@@ -200,11 +214,11 @@ fn summary(reading: &Reading) -> String {
         let bar = if row.dimension == "regime" { score::bar_percent(&row.value) } else { None };
         line(&row, &bar.map_or(String::new(), |bar| verdict(&row, bar)));
     }
-    if let Some(floor) = score::floor(&reading.scored) {
+    for floor in score::floors(&reading.scored) {
         line(&floor, "");
     }
     for (name, layouts, coefficient) in score::rankings(&reading.scored) {
-        let _ = writeln!(text, "{:<11} {name:<34} {layouts:>5} Spearman {coefficient:.3}", "ranking");
+        let _ = writeln!(text, "{:<11} {name:<58} {layouts:>5} Spearman {coefficient:.3}", "ranking");
     }
     let extrapolated = reading.scored.iter().filter(|row| row.extrapolated.is_some()).count();
     let _ = write!(text, "{} rows refused, {extrapolated} extrapolated", reading.refused.len());
@@ -265,7 +279,7 @@ fn as_json(name: &str, reading: &Reading, rows: bool) -> Value {
     let mut out = json!({
         "name": name,
         "strata": score::strata(&reading.scored).iter().map(stratum).collect::<Vec<_>>(),
-        "floor": score::floor(&reading.scored).as_ref().map(stratum),
+        "floor": score::floors(&reading.scored).iter().map(stratum).collect::<Vec<_>>(),
         "rankings": rankings,
         "refused": refused,
     });

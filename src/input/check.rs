@@ -125,6 +125,7 @@ impl Check<'_, '_> {
                 }
             }
             (Kind::Number(interval), DeValue::Integer(_) | DeValue::Float(_)) => self.number(key, value, kind, interval),
+            (Kind::Flag, DeValue::Boolean(_)) => {}
             (Kind::List { of, least, most, distinct, .. }, DeValue::Array(items)) => {
                 for item in items.iter() {
                     self.value(key, item, of);
@@ -245,6 +246,7 @@ fn takes(kind: &Kind, found: &DeValue) -> bool {
         Kind::Text { .. } | Kind::Word { .. } | Kind::Form { .. } => found.is_str(),
         Kind::Whole { .. } => found.is_integer(),
         Kind::Number(_) => found.is_integer() || found.is_float(),
+        Kind::Flag => found.is_bool(),
         Kind::List { of, bare, .. } => found.is_array() || (*bare && takes(of, found)),
         Kind::Table(_) | Kind::Tagged { .. } => found.is_table(),
         Kind::Either(kinds) => kinds.iter().any(|kind| takes(kind, found)),
@@ -292,11 +294,21 @@ fn homes_of(shape: &'static Shape, name: &str, word: &str) -> Vec<String> {
         if field.name == word {
             homes.push(if name.is_empty() { String::new() } else { format!("`[{name}]`") });
         }
-        if let Kind::Table(inner) = &field.kind {
+        for inner in shapes_in(&field.kind) {
             homes.extend(homes_of(inner, &join(name, field.name), word));
         }
     }
+    homes.dedup();
     homes
+}
+
+/// The shapes of tables without a tag that a kind may hold.
+fn shapes_in(kind: &'static Kind) -> Vec<&'static Shape> {
+    match kind {
+        Kind::Table(shape) => vec![shape],
+        Kind::List { of, .. } => shapes_in(of),
+        _ => Vec::new(),
+    }
 }
 
 fn join(table: &str, key: &str) -> String {

@@ -128,6 +128,10 @@ impl<'d> Table<'d> {
         number(self.get(key)?.get_ref())
     }
 
+    pub fn flag(&self, key: &str) -> Option<bool> {
+        self.get(key)?.get_ref().as_bool()
+    }
+
     /// A string that `read` understands.
     pub fn word<T>(&self, key: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
         read(self.text(key)?)
@@ -143,6 +147,11 @@ impl<'d> Table<'d> {
     pub fn counts(&self, key: &str) -> Option<Vec<usize>> {
         let items = self.items(key)?;
         Some(items.into_iter().filter_map(|item| usize::try_from(whole(item.get_ref())?).ok()).collect())
+    }
+
+    /// One or many numbers.
+    pub fn numbers(&self, key: &str) -> Option<Vec<f64>> {
+        Some(self.items(key)?.into_iter().filter_map(|item| number(item.get_ref())).collect())
     }
 
     fn items(&self, key: &str) -> Option<Vec<&'d Spanned<DeValue<'d>>>> {

@@ -73,6 +73,7 @@ fn kind(kind: &Kind) -> Map<String, Value> {
             }
             number
         }
+        Kind::Flag => json!({ "type": "boolean" }),
         Kind::Word { choices, .. } => {
             let mut words: Vec<Value> = Vec::new();
             for choice in choices() {

@@ -48,6 +48,8 @@ pub enum Kind {
     },
     /// A finite float or integer.
     Number(Interval),
+    /// `true` or `false`.
+    Flag,
     /// A word of a family; `what` names the family. `hint` may know better than the nearest name.
     Word {
         what: &'static str,
@@ -143,6 +145,7 @@ impl fmt::Display for Kind {
             Kind::Whole { low, high } if *high == i64::MAX as u64 => write!(f, "a whole number from {low}"),
             Kind::Whole { low, high } => write!(f, "a whole number from {low} to {high}"),
             Kind::Number(interval) => interval.fmt(f),
+            Kind::Flag => f.write_str("`true` or `false`"),
             Kind::Word { choices, .. } => f.write_str(&one_of(choices().iter().map(|choice| choice.name))),
             Kind::Form { forms, .. } => f.write_str(&one_of(forms.iter().map(|(form, _)| *form))),
             Kind::List { of, bare: true, .. } => write!(f, "{of}, or a list of such"),

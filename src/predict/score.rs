@@ -8,6 +8,7 @@ use super::{
     calibrate::{self, FOLDS},
     domain::Domain,
     parameters::Parameters,
+    serve,
     tables::{Books, Case, Csv, Regime, TableKind},
 };
 use crate::stats;
@@ -72,12 +73,20 @@ pub struct Family {
 }
 
 /// All families. A new one is a row here.
-pub const FAMILIES: &[Family] = &[Family {
-    name: "training",
-    reads: |csv| TableKind::of(csv).is_some(),
-    predict: predict_training,
-    held_out: held_out_training,
-}];
+pub const FAMILIES: &[Family] = &[
+    Family {
+        name: "training",
+        reads: |csv| TableKind::of(csv).is_some(),
+        predict: predict_training,
+        held_out: held_out_training,
+    },
+    Family {
+        name: "serving",
+        reads: serve::tables::is_serving,
+        predict: serve::score::predict,
+        held_out: serve::score::held_out,
+    },
+];
 
 /// The tables of training that come with the program (data/PROVENANCE.md).
 pub const SHIPPED: [(&str, &str); 13] = [
@@ -196,7 +205,8 @@ pub const MEMORY: &str = "memory of a GPU";
 
 /// The bar of a regime, percent, for the median; the 90th percentile may be 2.5 times that.
 pub fn bar_percent(regime: &str) -> Option<f64> {
-    Regime::ALL.into_iter().find(|one| one.name() == regime).map(Regime::bar_percent)
+    let of_training = Regime::ALL.into_iter().find(|one| one.name() == regime).map(Regime::bar_percent);
+    of_training.or_else(|| serve::score::bar_percent(regime))
 }
 
 /// Errors of one stratum, percent.
@@ -282,6 +292,24 @@ pub fn floor(scored: &[Scored]) -> Option<Stratum> {
         errors.extend(figures.iter().map(|figure| 100.0 * (figure / centre - 1.0)));
     }
     stratum("floor", "the same configuration measured again".to_string(), &errors)
+}
+
+/// The floor of each quantity by itself, where there are several.
+pub fn floors(scored: &[Scored]) -> Vec<Stratum> {
+    let mut quantities: Vec<&'static str> = Vec::new();
+    for row in scored.iter().filter(|row| row.quantity != "GiB") {
+        if !quantities.contains(&row.quantity) {
+            quantities.push(row.quantity);
+        }
+    }
+    if quantities.len() < 2 {
+        return floor(scored).into_iter().collect();
+    }
+    let of = |quantity: &&'static str| {
+        let rows: Vec<Scored> = scored.iter().filter(|row| row.quantity == *quantity).cloned().collect();
+        floor(&rows).map(|found| Stratum { value: format!("{}, {quantity}", found.value), ..found })
+    };
+    quantities.iter().filter_map(of).collect()
 }
 
 /// Rank correlation of predicted and published over the layouts of one model: name, layouts, Spearman's coefficient.

@@ -116,7 +116,7 @@ pub struct Sustained {
 const LAUNCH: f64 = 2e-6;
 
 /// Bytes of a GPU's memory that a training can use, over what the sheet says: ECC, page tables and fragments take the rest.
-const USABLE: f64 = 0.94;
+pub(super) const USABLE: f64 = 0.94;
 
 /// Tokens by which the tiles of an expert's product are not filled, in the mean: half of 128 rows.
 const UNFILLED: f64 = 64.0;
@@ -135,6 +135,25 @@ const ELEMENTWISE_BACKWARD: f64 = 1.7;
 const OPTIMIZER_BYTES: f64 = 38.0;
 
 impl Sustained {
+    /// Bytes of a GPU that may be used.
+    pub fn capacity(&self) -> f64 {
+        self.capacity
+    }
+
+    /// Bytes of activations that wait in the host's memory, where that is near: they go there and come back beside the computation.
+    pub(super) fn offloaded(&self, layout: &Layout, held: &Memory, recomputed: f64) -> f64 {
+        if self.coherent_host && layout.sharding == Sharding::Weights && recomputed == 0.0 {
+            (held.total() - self.capacity).clamp(0.0, held.activations)
+        } else {
+            0.0
+        }
+    }
+
+    /// What a layout holds on a GPU, and the share of blocks that are computed again.
+    pub fn memory(&self, model: &Transformer, layout: &Layout) -> (Memory, f64) {
+        memory(model, layout, self.capacity, self.coherent_host)
+    }
+
     pub fn new(machine: &Machine, stack: Stack, precision: TrainingPrecision, parameters: &Parameters) -> Sustained {
         let generation = machine.generation;
         let of = |figure| parameters.of(generation, figure);
@@ -478,50 +497,87 @@ pub fn training_step(model: &Transformer, machine: &Machine, layout: &Layout, pa
 
 /// A step of training on a machine whose sustained rates are known: no allocation, about a microsecond.
 pub fn training_step_on(model: &Transformer, layout: &Layout, on: &Sustained) -> StepEstimate {
-    let (held_memory, recomputed) = memory(model, layout, on.capacity, on.coherent_host);
-    let tokens = f64::from(layout.micro_batch) * f64::from(layout.sequence) / f64::from(layout.context);
-    let costs = Costs { model, layout, on, tokens, tensor: f64::from(layout.tensor), hidden: f64::from(model.hidden) };
+    step_of(model, layout, on, &Blocks::new(model, layout, on), on.memory(model, layout))
+}
 
-    // All blocks of the model, one micro-batch.
-    let (mut forward, mut backward) = (Work::default(), Work::default());
-    let mut host = 0.0;
-    let mut take = |layers: u32, (one, one_backward): (Work, Work), seconds: f64| {
-        forward.add(one, f64::from(layers));
-        backward.add(one_backward, f64::from(layers));
-        host += f64::from(layers) * seconds;
-    };
-    let sequence = f64::from(layout.sequence);
-    if model.attention_layers > 0 {
-        take(model.attention_layers, costs.attention_layer(sequence), on.dense_host / 2.0);
+/// What all blocks of a model take in one micro-batch: all of a step that tells apart neither the pipeline, nor data-parallel ranks and what they
+/// shard, nor what is computed again. Layouts that differ in these alone share it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Blocks {
+    forward: Work,
+    backward: Work,
+    head: Work,
+    head_backward: Work,
+    /// Seconds of the host, forward.
+    host: f64,
+}
+
+impl Blocks {
+    /// Seconds, without the host.
+    pub fn total(&self) -> f64 {
+        self.forward.total() + self.backward.total() + self.head.total() + self.head_backward.total()
     }
-    if model.window_layers > 0 {
-        take(model.window_layers, costs.attention_layer(f64::from(model.window)), on.dense_host / 2.0);
-    }
-    if let Some(recurrent) = model.recurrent {
-        take(recurrent.layers, costs.recurrent_layer(), on.dense_host / 2.0);
-    }
-    if model.dense.layers > 0 {
-        take(model.dense.layers, costs.dense_layer(), on.dense_host / 2.0);
-    }
-    if let Some(experts) = model.experts {
-        take(experts.layers, costs.experts_layer(), on.expert_host);
-    }
-    // The head, with the blocks that predict further tokens, lies on the last rank.
-    let (mut head, mut head_backward) = (Work::default(), Work::default());
-    let heads = f64::from(1 + model.prediction_layers);
-    let (one, one_backward) = costs.head();
-    head.add(one, heads);
-    head_backward.add(one_backward, heads);
-    if model.prediction_layers > 0 {
-        let extra = f64::from(model.prediction_layers);
-        for (one, one_backward) in
-            [costs.attention_layer(sequence), if model.experts.is_some() { costs.experts_layer() } else { costs.dense_layer() }]
-        {
-            head.add(one, extra);
-            head_backward.add(one_backward, extra);
+
+    pub fn new(model: &Transformer, layout: &Layout, on: &Sustained) -> Blocks {
+        let tokens = f64::from(layout.micro_batch) * f64::from(layout.sequence) / f64::from(layout.context);
+        let costs = Costs { model, layout, on, tokens, tensor: f64::from(layout.tensor), hidden: f64::from(model.hidden) };
+
+        // All blocks of the model, one micro-batch.
+        let (mut forward, mut backward) = (Work::default(), Work::default());
+        let mut host = 0.0;
+        let mut take = |layers: u32, (one, one_backward): (Work, Work), seconds: f64| {
+            forward.add(one, f64::from(layers));
+            backward.add(one_backward, f64::from(layers));
+            host += f64::from(layers) * seconds;
+        };
+        let sequence = f64::from(layout.sequence);
+        if model.attention_layers > 0 {
+            take(model.attention_layers, costs.attention_layer(sequence), on.dense_host / 2.0);
         }
+        if model.window_layers > 0 {
+            take(model.window_layers, costs.attention_layer(f64::from(model.window)), on.dense_host / 2.0);
+        }
+        if let Some(recurrent) = model.recurrent {
+            take(recurrent.layers, costs.recurrent_layer(), on.dense_host / 2.0);
+        }
+        if model.dense.layers > 0 {
+            take(model.dense.layers, costs.dense_layer(), on.dense_host / 2.0);
+        }
+        if let Some(experts) = model.experts {
+            take(experts.layers, costs.experts_layer(), on.expert_host);
+        }
+        // The head, with the blocks that predict further tokens, lies on the last rank.
+        let (mut head, mut head_backward) = (Work::default(), Work::default());
+        let heads = f64::from(1 + model.prediction_layers);
+        let (one, one_backward) = costs.head();
+        head.add(one, heads);
+        head_backward.add(one_backward, heads);
+        if model.prediction_layers > 0 {
+            let extra = f64::from(model.prediction_layers);
+            for (one, one_backward) in [
+                costs.attention_layer(sequence),
+                if model.experts.is_some() { costs.experts_layer() } else { costs.dense_layer() },
+            ] {
+                head.add(one, extra);
+                head_backward.add(one_backward, extra);
+            }
+        }
+        Blocks { forward, backward, head, head_backward, host }
     }
+}
+
+/// The step whose blocks and memory are known.
+pub(super) fn step_of(
+    model: &Transformer,
+    layout: &Layout,
+    on: &Sustained,
+    blocks_of: &Blocks,
+    (held_memory, recomputed): (Memory, f64),
+) -> StepEstimate {
+    let Blocks { mut forward, mut backward, head, head_backward, host } = *blocks_of;
     let recompute = if recomputed > 0.0 { forward } else { Work::default() };
+    let tokens = f64::from(layout.micro_batch) * f64::from(layout.sequence) / f64::from(layout.context);
+    let sequence = f64::from(layout.sequence);
 
     // One rank of the pipeline.
     let (pipeline, interleave) = (f64::from(layout.pipeline), f64::from(layout.interleave));
@@ -530,12 +586,7 @@ pub fn training_step_on(model: &Transformer, layout: &Layout, on: &Sustained) ->
     let fullest = (blocks / chunks).ceil() * interleave;
     let spare = fullest * pipeline - blocks;
     let share = 1.0 / pipeline;
-    // Activations that wait in the host's memory go there and come back beside the computation.
-    let offloaded = if on.coherent_host && layout.sharding == Sharding::Weights && recomputed == 0.0 {
-        (held_memory.total() - on.capacity).clamp(0.0, held_memory.activations)
-    } else {
-        0.0
-    };
+    let offloaded = on.offloaded(layout, &held_memory, recomputed);
     let offload = HIDDEN_COST * 2.0 * offloaded / on.host_link;
     forward.elementwise += offload / 2.0 * pipeline;
     backward.elementwise += offload / 2.0 * pipeline;
@@ -591,7 +642,7 @@ pub fn training_step_on(model: &Transformer, layout: &Layout, on: &Sustained) ->
     // Messages between neighbours of the pipeline.
     let mut between = 0.0;
     if layout.pipeline > 1 {
-        let bytes = 2.0 * tokens * costs.hidden / costs.tensor;
+        let bytes = 2.0 * tokens * f64::from(model.hidden) / f64::from(layout.tensor);
         let stride = f64::from(layout.gpus) / pipeline;
         let one = on.links.send(bytes, stride);
         between = 2.0 * (micro_batches * interleave * on.data_exposed + (pipeline - 1.0)) * one;

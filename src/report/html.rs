@@ -17,7 +17,7 @@ macro_rules! put {
     ($out:expr, $($arg:tt)*) => { let _ = writeln!($out, $($arg)*); };
 }
 
-fn page(title: &str, body: &str) -> String {
+pub(super) fn page(title: &str, body: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, \
          initial-scale=1\">\n<title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
@@ -96,7 +96,7 @@ fn figures(out: &mut String, row: &Row, inputs: &Inputs) {
     put!(out, "</div>");
 }
 
-fn list(out: &mut String, sentences: &[String]) {
+pub(super) fn list(out: &mut String, sentences: &[String]) {
     if sentences.is_empty() {
         return;
     }

@@ -5,6 +5,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `html`, `style.css` | `report.html` and `index.html`: one file each, nothing is loaded from elsewhere |
+//! | `plan` | the answer of a plan: its own page, tables and screenful |
 //! | `plots` | the figures, by plotters |
 //! | `csv` | `results.csv`, `samples.csv`, by polars |
 //! | `kernels` | sweeps over kernels: tables and the figure under the roof |
@@ -17,6 +18,7 @@ mod csv;
 mod html;
 mod json;
 mod kernels;
+mod plan;
 mod plots;
 mod terminal;
 #[cfg(test)]
@@ -28,6 +30,7 @@ pub use csv::{RESULT_COLUMNS, results_csv, samples_csv};
 pub use html::{html, index_html};
 pub use json::{RECOMMENDATION_SCHEMA_VERSION, recommendation_json};
 pub use kernels::{floor_s, kernels_csv, kernels_document, kernels_markdown, kernels_plot};
+pub use plan::{PLAN_COLUMNS, PLAN_SCHEMA_VERSION, PlanInputs, plan_csv, plan_html, plan_json, plan_terminal, write_plan};
 pub use plots::{Plot, plots};
 pub use terminal::terminal;
 pub use write::{put, write};

@@ -30,12 +30,12 @@ impl Plot {
 }
 
 /// Drawn in this colour, shown in the text's.
-const INK: RGBColor = RGBColor(1, 2, 3);
+pub(super) const INK: RGBColor = RGBColor(1, 2, 3);
 /// The same for grid lines.
-const FAINT: RGBColor = RGBColor(4, 5, 6);
+pub(super) const FAINT: RGBColor = RGBColor(4, 5, 6);
 
 /// Colours that stay apart for colour-blind readers (Okabe & Ito 2008).
-const COLOURS: [RGBColor; 7] = [
+pub(super) const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
@@ -81,7 +81,7 @@ fn adapt(svg: String, label: &str) -> String {
     )
 }
 
-fn draw(
+pub(super) fn draw(
     plot: &'static str,
     height: u32,
     label: &str,
@@ -98,7 +98,7 @@ fn draw(
 }
 
 /// The names of the drawn series, without a frame.
-fn draw_legend<'a, X: Ranged<ValueType = f64>, Y: Ranged<ValueType = f64>>(
+pub(super) fn draw_legend<'a, X: Ranged<ValueType = f64>, Y: Ranged<ValueType = f64>>(
     chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
     position: SeriesLabelPosition,
 ) -> Result<(), Box<dyn std::error::Error>> {
@@ -112,7 +112,7 @@ fn draw_legend<'a, X: Ranged<ValueType = f64>, Y: Ranged<ValueType = f64>>(
     Ok(())
 }
 
-fn font(size: i32) -> TextStyle<'static> {
+pub(super) fn font(size: i32) -> TextStyle<'static> {
     ("sans-serif", size).into_font().color(&INK)
 }
 
@@ -238,7 +238,7 @@ where
     draw_legend(&mut chart, SeriesLabelPosition::LowerRight)
 }
 
-fn above_right() -> plotters::style::text_anchor::Pos {
+pub(super) fn above_right() -> plotters::style::text_anchor::Pos {
     use plotters::style::text_anchor::{HPos, Pos, VPos};
     Pos::new(HPos::Right, VPos::Bottom)
 }
@@ -406,7 +406,7 @@ fn time_split(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, Repo
 }
 
 /// Names of the first of `COLOURS`, for captions.
-const COLOUR_NAMES: [&str; 7] = ["blue", "orange", "green", "pink", "light blue", "red", "grey"];
+pub(super) const COLOUR_NAMES: [&str; 7] = ["blue", "orange", "green", "pink", "light blue", "red", "grey"];
 
 /// Training loss of the first seed of a few candidates: the baseline, the pick, and those that were fastest to their target.
 fn learning(inputs: &Inputs, phase: &PhaseAdvice) -> Result<Option<Plot>, ReportError> {

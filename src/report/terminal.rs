@@ -9,16 +9,16 @@ use crate::{
 /// Rows shown of a phase; the rest is in the report.
 const MOST_ROWS: usize = 12;
 
-struct Style {
-    bold: &'static str,
-    dim: &'static str,
-    good: &'static str,
-    bad: &'static str,
-    off: &'static str,
+pub(super) struct Style {
+    pub bold: &'static str,
+    pub dim: &'static str,
+    pub good: &'static str,
+    pub bad: &'static str,
+    pub off: &'static str,
 }
 
-const COLOUR: Style = Style { bold: "\x1b[1m", dim: "\x1b[2m", good: "\x1b[32m", bad: "\x1b[31m", off: "\x1b[0m" };
-const PLAIN: Style = Style { bold: "", dim: "", good: "", bad: "", off: "" };
+pub(super) const COLOUR: Style = Style { bold: "\x1b[1m", dim: "\x1b[2m", good: "\x1b[32m", bad: "\x1b[31m", off: "\x1b[0m" };
+pub(super) const PLAIN: Style = Style { bold: "", dim: "", good: "", bad: "", off: "" };
 
 /// The summary of a run for `width` columns (at least 40 are used).
 pub fn terminal(inputs: &Inputs, width: usize, colour: bool) -> String {
@@ -87,7 +87,7 @@ fn answer(inputs: &Inputs, phase: &PhaseAdvice, style: &Style, width: usize) -> 
 }
 
 /// Breaks at spaces; further lines are indented by `indent`.
-fn wrap(text: &str, width: usize, indent: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, width: usize, indent: usize) -> Vec<String> {
     let mut lines = vec![" ".repeat(indent)];
     for word in text.split_whitespace() {
         let current = lines.last_mut().expect("starts with one");

@@ -1,0 +1,320 @@
+//! What a plan comes to, as data: every kind and number of machines with its best layout, those that no other beats in time and cost, the pick,
+//! and why, where nothing meets every limit.
+//!
+//! Pure, and the same for training and for serving: `training` and `serving` make the rows.
+
+use super::{
+    plan_file::{Limits, PlanObjective},
+    search,
+};
+use crate::units::{Joules, Seconds, Usd, UsdPerHour};
+
+/// The answer to a plan.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    /// The best layout of each kind and number of machines that has one, best objective first, those that break a limit last.
+    pub rows: Vec<Row>,
+    /// Place in `rows`; absent where nothing meets every limit.
+    pub pick: Option<usize>,
+    /// Other layouts of the pick's machines, fastest first.
+    pub alternatives: Vec<Row>,
+    /// Kinds and numbers of machines without a layout that fits.
+    pub refusals: Vec<Refusal>,
+    /// How the pick moves with what was assumed, the largest first.
+    pub swings: Vec<Swing>,
+    /// What an hour of a GPU costs on each kind of machine, in the order of the plan.
+    pub prices: Vec<(String, super::price::GpuPrice)>,
+    pub counts: search::Counts,
+    pub notes: Vec<String>,
+}
+
+/// A kind and number of machines with a layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Place in the plan's machines.
+    pub machine: usize,
+    /// Name of the GPU in the hardware book.
+    pub gpu: String,
+    pub gpus: u32,
+    pub market: Market,
+    pub layout: LayoutFigures,
+    /// Training: wall time of all tokens, with what failures add. Serving: from a request to the end of its answer.
+    pub time: Seconds,
+    /// Training: of all tokens. Serving: of a million output tokens. Absent where the price is unknown.
+    pub cost: Option<Usd>,
+    /// Of the same, at the power limit of the GPUs. Absent where a figure of the power is unknown.
+    pub energy: Option<Joules>,
+    pub usd_per_hour: Option<UsdPerHour>,
+    /// Tokens a second, of all GPUs: trained on, or answered with.
+    pub tokens_per_s: f64,
+    pub work: WorkFigures,
+    /// Bytes on the fullest GPU, part by part.
+    pub memory: Vec<(&'static str, f64)>,
+    /// Bytes of a GPU that may be used.
+    pub memory_limit: f64,
+    /// Seconds of a step, part by part: they add up to it.
+    pub time_parts: Vec<(&'static str, f64)>,
+    pub trust: Trust,
+    pub breaches: Vec<Breach>,
+    /// No other row within the limits is faster and cheaper.
+    pub on_front: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Market {
+    OnDemand,
+    Spot,
+}
+
+impl Market {
+    pub fn name(self) -> &'static str {
+        match self {
+            Market::OnDemand => "on demand",
+            Market::Spot => "spot",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum WorkFigures {
+    Train(TrainFigures),
+    Serve(ServeFigures),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TrainFigures {
+    pub step: Seconds,
+    pub steps: f64,
+    /// Model FLOPs over the peak of the precision's products; absent where the chip has no such peak in the book.
+    pub mfu: Option<f64>,
+    /// Work alone, without failures and checkpoints.
+    pub work: Seconds,
+    pub goodput: f64,
+    pub interruptions: f64,
+    pub checkpoint_interval: Option<Seconds>,
+    pub checkpoint: Seconds,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ServeFigures {
+    pub replicas: u32,
+    pub first_token: Seconds,
+    pub per_token: Seconds,
+    /// Requests that a replica works on at once.
+    pub concurrency: f64,
+    /// Load over what the replicas could answer at most.
+    pub utilisation: f64,
+}
+
+/// A layout as it is printed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayoutFigures {
+    pub tensor: u32,
+    pub pipeline: u32,
+    pub context: u32,
+    pub expert: u32,
+    pub data: u32,
+    /// Sequences of a step; this and what follows say nothing of serving.
+    pub batch: u32,
+    pub micro_batch: u32,
+    pub interleaving: u32,
+    pub recomputation: String,
+    pub zero: u8,
+    pub precision: String,
+    /// Copies of the model that share a served load; 0 in training.
+    pub replicas: u32,
+}
+
+impl LayoutFigures {
+    /// `bf16, tp=8, pp=4, dp=32, zero 1, micro-batch 1 of 1,024, interleaved 2, recompute selective`, without what is plain.
+    pub fn title(&self) -> String {
+        let mut parts = vec![match self.replicas {
+            0 => self.precision.clone(),
+            1 => format!("1 replica in {}", self.precision),
+            replicas => format!("{} replicas in {}", thousands(replicas), self.precision),
+        }];
+        let sizes = [("tp", self.tensor), ("pp", self.pipeline), ("cp", self.context), ("ep", self.expert), ("dp", self.data)];
+        parts.extend(sizes.iter().filter(|(_, size)| *size > 1).map(|(name, size)| format!("{name}={size}")));
+        if self.replicas == 0 {
+            if self.zero > 0 && self.data * self.context > 1 {
+                parts.push(format!("ZeRO-{}", self.zero));
+            }
+            parts.push(format!("micro-batch {}", self.micro_batch));
+            if self.interleaving > 1 {
+                parts.push(format!("interleaved {}", self.interleaving));
+            }
+            if self.recomputation != "none" {
+                parts.push(format!("recompute {}", self.recomputation));
+            }
+        }
+        parts.join(", ")
+    }
+}
+
+/// How far a modelled figure is to be trusted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trust {
+    /// What the error was found on: `hopper, dense, fp8`.
+    pub regime: String,
+    /// Median absolute error on published rows that were held out of the fit, as a share; absent where there were none.
+    pub error: Option<f64>,
+    /// The same at the 90th percentile.
+    pub error_p90: Option<f64>,
+    /// Published rows behind it.
+    pub rows: usize,
+    /// In what the layout lies outside of what was fitted.
+    pub extrapolated: Vec<String>,
+}
+
+/// A limit that a row does not meet.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Breach {
+    /// The key of the plan file.
+    pub limit: &'static str,
+    /// How far, as a factor above 1; infinite where the figure is unknown.
+    pub factor: f64,
+    pub text: String,
+}
+
+/// A kind and number of machines on which nothing fits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refusal {
+    pub gpu: String,
+    pub gpus: u32,
+    pub reason: String,
+    /// What would make it fit.
+    pub remedies: Vec<String>,
+}
+
+/// How the answer moves with one assumption.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Swing {
+    /// `efficiency of products`.
+    pub assumption: String,
+    /// What was put in its place at either end: `-10 %`, `+10 %`.
+    pub ends: [SwingEnd; 2],
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct SwingEnd {
+    pub change: String,
+    /// The objective of the best answer under this assumption; absent where nothing meets every limit then.
+    pub objective: Option<f64>,
+    /// What would be picked, where it is another.
+    pub other_pick: Option<String>,
+}
+
+impl Swing {
+    /// Largest change of the objective as a share of `of`, infinite where an end has no answer.
+    pub fn size(&self, of: f64) -> f64 {
+        let change = |end: &SwingEnd| end.objective.map_or(f64::INFINITY, |value| (value / of - 1.0).abs());
+        self.ends.iter().map(change).fold(0.0, f64::max)
+    }
+}
+
+impl Row {
+    /// The figure that `objective` is about; absent where it is unknown.
+    pub fn objective(&self, objective: PlanObjective) -> Option<f64> {
+        match objective {
+            PlanObjective::Cost => self.cost.map(|usd| usd.0),
+            PlanObjective::Time => Some(self.time.0),
+            PlanObjective::Energy => self.energy.map(|joules| joules.0),
+        }
+    }
+
+    /// `1,024 x h100-sxm-80gb (spot): bf16, tp=8, ...`.
+    pub fn title(&self) -> String {
+        format!("{}: {}", self.place(), self.layout.title())
+    }
+
+    /// `1,024 x h100-sxm-80gb (spot)`.
+    pub fn place(&self) -> String {
+        let market = if self.market == Market::Spot { " (spot)" } else { "" };
+        format!("{} x {}{market}", thousands(self.gpus), self.gpu)
+    }
+
+    pub fn memory_bytes(&self) -> f64 {
+        self.memory.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// `16,384`.
+pub fn thousands(value: u32) -> String {
+    let digits = value.to_string();
+    let mut out = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Notes which limits each row breaks.
+pub fn hold_against(rows: &mut [Row], limits: &Limits) {
+    for row in rows {
+        let mut check = |limit: &'static str, found: Option<f64>, most: Option<f64>, print: &dyn Fn(f64) -> String| {
+            let Some(most) = most else { return };
+            match found {
+                Some(found) if found <= most => {}
+                Some(found) => {
+                    let text = format!("{} where `{limit}` is {}", print(found), print(most));
+                    row.breaches.push(Breach { limit, factor: found / most, text });
+                }
+                None => {
+                    let text = format!("`{limit}` is {}, but what this comes to is unknown", print(most));
+                    row.breaches.push(Breach { limit, factor: f64::INFINITY, text });
+                }
+            }
+        };
+        let days = |seconds: f64| format!("{} days", crate::units::three_figures(seconds / 86_400.0));
+        if matches!(row.work, WorkFigures::Train(_)) {
+            check("max_days", Some(row.time.0), limits.time.map(|time| time.0), &days);
+            check("max_usd", row.cost.map(|usd| usd.0), limits.cost.map(|usd| usd.0), &|usd| Usd(usd).to_string());
+            let mwh = |joules: f64| format!("{} MWh", crate::units::three_figures(joules / 3.6e9));
+            check("max_mwh", row.energy.map(|joules| joules.0), limits.energy.map(|joules| joules.0), &mwh);
+        } else {
+            // A month of serving, at the price of an hour.
+            let month = row.usd_per_hour.map(|usd| usd.0 * HOURS_PER_MONTH);
+            check("max_usd", month, limits.cost.map(|usd| usd.0), &|usd| format!("{} a month", Usd(usd)));
+        }
+        check("max_gpus", Some(f64::from(row.gpus)), limits.gpus.map(f64::from), &|gpus| format!("{gpus} GPUs"));
+    }
+}
+
+/// 365.25 days over 12 months.
+pub const HOURS_PER_MONTH: f64 = 730.5;
+
+/// Best objective first, those that break a limit after the others, those with an unknown objective last of each. Marks the front of time
+/// against cost among rows within the limits, and returns the place of the pick.
+pub fn rank(rows: &mut [Row], objective: PlanObjective) -> Option<usize> {
+    let key = |row: &Row| (!row.breaches.is_empty(), row.objective(objective).unwrap_or(f64::INFINITY));
+    rows.sort_by(|a, b| {
+        let ((out_a, value_a), (out_b, value_b)) = (key(a), key(b));
+        out_a.cmp(&out_b).then(value_a.total_cmp(&value_b)).then(a.time.0.total_cmp(&b.time.0)).then(a.gpus.cmp(&b.gpus))
+    });
+    let mut order: Vec<usize> = (0..rows.len()).filter(|at| rows[*at].breaches.is_empty() && rows[*at].cost.is_some()).collect();
+    let cost = |row: &Row| row.cost.map_or(f64::INFINITY, |usd| usd.0);
+    // Fastest first; a row is on the front where it is cheaper than everything faster.
+    order.sort_by(|a, b| {
+        let (a, b) = (&rows[*a], &rows[*b]);
+        a.time.0.total_cmp(&b.time.0).then(cost(a).total_cmp(&cost(b)))
+    });
+    let mut cheapest = f64::INFINITY;
+    for at in order {
+        let cost = cost(&rows[at]);
+        rows[at].on_front = cost < cheapest;
+        cheapest = cheapest.min(cost);
+    }
+    let first = rows.first()?;
+    (first.breaches.is_empty() && first.objective(objective).is_some()).then_some(0)
+}
+
+/// The limit that stands in the way: of the row that comes nearest, the limit that it misses by most.
+pub fn binding(rows: &[Row]) -> Option<(&Row, &Breach)> {
+    let worst = |row: &Row| row.breaches.iter().map(|breach| breach.factor).fold(0.0, f64::max);
+    let nearest = rows.iter().filter(|row| !row.breaches.is_empty()).min_by(|a, b| worst(a).total_cmp(&worst(b)))?;
+    let breach = nearest.breaches.iter().max_by(|a, b| a.factor.total_cmp(&b.factor))?;
+    Some((nearest, breach))
+}

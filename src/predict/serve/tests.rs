@@ -1,0 +1,217 @@
+//! Serving against numbers worked out by hand, and properties that must hold whatever the parameters are.
+
+use super::{batching::Lengths, *};
+use crate::{
+    hardware::{HardwareBook, Machine},
+    predict::{ModelBook, Transformer},
+    units::{Seconds, UsdPerHour},
+};
+
+fn model(name: &str) -> Transformer {
+    ModelBook::shipped().find(name).unwrap().clone()
+}
+
+fn machine(name: &str) -> Machine {
+    HardwareBook::shipped().find(name).unwrap().machine
+}
+
+fn half(tensor: u32) -> ServingLayout {
+    ServingLayout::single(tensor, ServedFormat::Half, Engine::Vllm)
+}
+
+/// All shares 1, all costs and latencies (nearly) 0: nothing but the peaks.
+fn ideal() -> ServingParameters {
+    let mut all = ServingParameters::of(&priors().iter().map(|prior| prior.start).collect::<Vec<_>>());
+    all.memory = [1.0; 5];
+    all.products = [1.0; 5];
+    (all.products_8_bit, all.products_4_bit, all.cache_reading, all.prompt_attention) = (1.0, 1.0, 1.0, 1.0);
+    (all.latent_attention, all.experts, all.experts_compiled) = (1.0, 1.0, 1.0);
+    (all.product_rows, all.expert_rows, all.expert_layer, all.expert_exchange) = (0.0, 0.0, 0.0, 0.0);
+    all.latent_layer = 0.0;
+    (all.nvlink_latency, all.pcie_latency, all.element_passes, all.cache_transfer) = (0.0, 0.0, 0.0, 0.0);
+    for engine in &mut all.engines {
+        *engine = EngineCosts { block: 0.0, step: 0.0, sequence: 0.0, request: 0.0, burst: 0.0, prompt: 1.0, held_tokens: 0.0 };
+    }
+    all
+}
+
+#[test]
+fn a_sequence_of_llama_70b_holds_320_kib_a_token() {
+    let work = ServingWork::of(&model("llama-3.1-70b"));
+    let layout = half(1);
+    // 80 layers x 8 heads x 128 elements x (key, value) x 2 bytes.
+    assert_eq!(layout.cache_bytes_of(&work, 1.0), 327_680.0);
+    // Eight GPUs hold a head each; sixteen hold no less.
+    assert_eq!(half(8).cache_bytes_of(&work, 1.0), 40_960.0);
+    assert_eq!(half(16).cache_bytes_of(&work, 1.0), 40_960.0);
+    // A latent vector of DeepSeek-V3 is whole on every rank: 61 x 576 x 2 bytes.
+    assert_eq!(half(8).cache_bytes_of(&ServingWork::of(&model("deepseek-v3")), 1.0), 70_272.0);
+}
+
+#[test]
+fn a_decoding_step_reads_the_weights_and_the_caches_once() {
+    let (work, machine, parameters) = (ServingWork::of(&model("llama-3.1-8b")), machine("H100"), ideal());
+    let layout = half(1);
+    let replica = Replica { work: &work, machine: &machine, layout: &layout, parameters: &parameters };
+    let step = replica.step(&StepLoad { decoding: 1.0, context: 1000.0, ..StepLoad::default() });
+    // 8.03e9 weights less the embedding's 128,256 x 4,096, 2 bytes each, and 32 x 1,024 x 2 x 2 bytes x 1,000 tokens, at 3.35 TB/s.
+    let bytes = 2.0 * (8.03e9 - 128_256.0 * 4096.0) + 131_072.0 * 1000.0;
+    assert!((step.total() / (bytes / 3.35e12) - 1.0).abs() < 0.005, "{} against {}", step.total(), bytes / 3.35e12);
+}
+
+#[test]
+fn a_long_prompt_is_bound_by_its_operations() {
+    let (work, machine, parameters) = (ServingWork::of(&model("llama-3.1-70b")), machine("H100"), ideal());
+    let layout = half(4);
+    let replica = Replica { work: &work, machine: &machine, layout: &layout, parameters: &parameters };
+    let step = replica.step(&StepLoad {
+        prompt_tokens: 8192.0,
+        prompt_context: 4096.0,
+        prompt_undivided: 8192.0,
+        ..StepLoad::default()
+    });
+    let weights = 80.0 * (8192.0 * (8192.0 + 2048.0) + 8192.0 * 8192.0 + 3.0 * 8192.0 * 28_672.0);
+    let products = 2.0 * weights * 8192.0 / 4.0 / machine.peaks.bf16;
+    assert!(((step.projections + step.feed_forward) / products - 1.0).abs() < 0.01);
+    // 4 x tokens x seen x heads x head size, 80 layers.
+    let attention = 4.0 * 8192.0 * 4096.0 * 8192.0 * 80.0 / 4.0 / machine.peaks.bf16;
+    assert!((step.attention / attention - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn few_tokens_meet_few_experts() {
+    let (work, machine, parameters) = (ServingWork::of(&model("mixtral-8x7b")), machine("H100"), ideal());
+    let layout = half(1);
+    let replica = Replica { work: &work, machine: &machine, layout: &layout, parameters: &parameters };
+    let reading = |sequences: f64| replica.step(&StepLoad { decoding: sequences, context: 1.0, ..StepLoad::default() }).experts;
+    // One token meets 2 of 8 experts; many meet all.
+    let one = 32.0 * 2.0 * 3.0 * 4096.0 * 14_336.0 * 2.0 / 3.35e12;
+    assert!((reading(1.0) / one - 1.0).abs() < 0.01, "{} against {one}", reading(1.0));
+    assert!((reading(64.0) / one / 4.0 - 1.0).abs() < 0.05);
+}
+
+#[test]
+fn what_does_not_fit_says_by_how_much_and_what_would() {
+    let (model, machine) = (model("llama-3.1-70b"), machine("H100"));
+    let load =
+        Load { arrival: Arrival::Users(1.0), input_tokens: 1000.0, output_tokens: 1000.0, first_token: None, per_token: None };
+    let parameters = ServingParameters::shipped();
+    let refused = serving(&model, &machine, &half(1), &load, &parameters);
+    let Err(ServingError::Memory { short, remedy }) = refused.verdict else { panic!("{:?}", refused.verdict) };
+    // 141.1 GB of weights, 4 GB and 0.66 GB of cache against 80 GB.
+    assert!((short.0 as f64 / 1e9 - 65.8).abs() < 0.3, "{short:?}");
+    assert_eq!(remedy, Remedy::Tensor(2));
+    assert!(refused.verdict.unwrap_err().to_string().contains("GiB short"));
+    assert!(serving(&model, &machine, &half(4), &load, &parameters).verdict.is_ok());
+}
+
+#[test]
+fn limits_and_rates_are_refused_with_their_numbers() {
+    let (model, machine, parameters) = (model("llama-3.1-8b"), machine("H100"), ServingParameters::shipped());
+    let load = |rate: f64, per_token: f64| Load {
+        arrival: Arrival::PerSecond(rate),
+        input_tokens: 500.0,
+        output_tokens: 500.0,
+        first_token: None,
+        per_token: Some(Seconds(per_token)),
+    };
+    let estimate = |rate, limit| serving(&model, &machine, &half(1), &load(rate, limit), &parameters);
+    assert!(estimate(1.0, 0.1).verdict.is_ok());
+    assert!(matches!(estimate(1.0, 0.001).verdict, Err(ServingError::PerToken { .. })));
+    assert!(matches!(estimate(1e4, 1.0).verdict, Err(ServingError::Rate { .. })));
+    let one = estimate(1.0, 0.1);
+    // 500 tokens a second of a GPU at 3.6 $ an hour: 0.001 $ a second.
+    assert!((one.usd_per_million_output_tokens(UsdPerHour(3.6)).0 - 2.0).abs() < 1e-9);
+}
+
+#[test]
+fn little_s_law_joins_rate_and_live_sequences() {
+    let (work, machine, parameters) = (ServingWork::of(&model("llama-3.1-8b")), machine("H100"), ServingParameters::shipped());
+    let layout = half(1);
+    let replica = Replica { work: &work, machine: &machine, layout: &layout, parameters: &parameters };
+    let lengths = Lengths { input: 500.0, output: 500.0 };
+    let seen = replica.rate(5.0, lengths);
+    assert!((seen.live / (5.0 * 500.0 * seen.per_token) - 1.0).abs() < 0.01, "{seen:?}");
+}
+
+#[test]
+fn more_of_anything_a_machine_has_is_never_slower() {
+    let parameters = ServingParameters::shipped();
+    for (name, layout) in [
+        ("llama-3.1-70b", ServingLayout::single(4, ServedFormat::Fp8, Engine::Vllm)),
+        ("deepseek-v3", ServingLayout::attention_data(8, ServedFormat::Fp8, Engine::Sglang)),
+        ("qwen3-30b-a3b", ServingLayout::single(2, ServedFormat::Half, Engine::TensorRt)),
+    ] {
+        let work = ServingWork::of(&model(name));
+        let base = machine("H200");
+        let mut faster = [base; 4];
+        faster[0].memory_bytes_per_second *= 1.5;
+        faster[1].scale_up.bytes_per_second *= 1.5;
+        faster[2].peaks.bf16 *= 1.5;
+        faster[3].peaks.fp8 = faster[3].peaks.fp8.map(|rate| rate * 1.5);
+        for decoding in [1.0, 16.0, 512.0] {
+            for prompt_tokens in [0.0, 300.0, 8000.0] {
+                let load =
+                    StepLoad { decoding, context: 3000.0, prompt_tokens, prompt_context: 1000.0, prompt_undivided: 2000.0 };
+                let time = |machine: &Machine| {
+                    Replica { work: &work, machine, layout: &layout, parameters: &parameters }.step(&load).total()
+                };
+                for machine in &faster {
+                    assert!(time(machine) <= time(&base) * (1.0 + 1e-12), "{name} {load:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn more_live_sequences_never_lower_the_throughput_nor_the_time_of_a_token() {
+    let parameters = ServingParameters::shipped();
+    let machine = machine("H100");
+    for (name, tensor) in [("llama-3.1-8b", 1), ("llama-3.1-70b", 4), ("mixtral-8x7b", 2), ("gpt-oss-120b", 2)] {
+        let work = ServingWork::of(&model(name));
+        let layout = ServingLayout::single(tensor, ServedFormat::Fp8, Engine::Vllm);
+        let replica = Replica { work: &work, machine: &machine, layout: &layout, parameters: &parameters };
+        let mut last = (0.0, 0.0);
+        for power in 0..10 {
+            let sequences = f64::from(1 << power);
+            let time = replica.step(&StepLoad { decoding: sequences, context: 2000.0, ..StepLoad::default() }).total();
+            assert!(sequences / time > last.0 && time >= last.1, "{name} at {sequences}");
+            last = (sequences / time, time);
+        }
+    }
+}
+
+#[test]
+fn longer_prompts_and_more_users_wait_longer() {
+    let parameters = ServingParameters::shipped();
+    let (work, machine) = (ServingWork::of(&model("llama-3.1-70b")), machine("H200"));
+    let layout = ServingLayout::single(2, ServedFormat::Fp8, Engine::Vllm);
+    let replica = Replica { work: &work, machine: &machine, layout: &layout, parameters: &parameters };
+    let first = |users: f64, input: f64| replica.users(users, Lengths { input, output: 1000.0 }).first_token;
+    for users in [1.0, 8.0, 64.0] {
+        for pair in [500.0, 1000.0, 4000.0, 8000.0].windows(2) {
+            assert!(first(users, pair[0]) < first(users, pair[1]), "{users} users, {pair:?}");
+        }
+    }
+    for pair in [1.0, 2.0, 8.0, 64.0, 256.0, 2000.0].windows(2) {
+        assert!(first(pair[0], 1000.0) < first(pair[1], 1000.0), "{pair:?} users");
+    }
+}
+
+#[test]
+fn replicas_share_the_load() {
+    let (model, machine, parameters) = (model("llama-3.1-8b"), machine("H100"), ServingParameters::shipped());
+    let load = Load {
+        arrival: Arrival::PerSecond(20.0),
+        input_tokens: 1000.0,
+        output_tokens: 500.0,
+        first_token: None,
+        per_token: None,
+    };
+    let one = serving(&model, &machine, &half(1), &load, &parameters);
+    let four = serving(&model, &machine, &ServingLayout { replicas: 4, ..half(1) }, &load, &parameters);
+    assert!(four.per_token < one.per_token && four.first_token < one.first_token);
+    assert!((four.possible_per_second / one.possible_per_second - 4.0).abs() < 1e-9);
+    assert_eq!(four.gpus, 4);
+}

@@ -1,0 +1,289 @@
+//! The answer of a plan that serves: every kind and number of machines with its best layout of replicas under the load.
+
+use super::{
+    answer::{
+        Answer, Breach, LayoutFigures, Market, Refusal, Row, ServeFigures, Swing, SwingEnd, WorkFigures, hold_against, rank,
+    },
+    plan_file::{Plan, ServeWork},
+    price::GpuPrice,
+    search::{Counts, divisors},
+    serve::{Arrival, Engine, Load, ServedFormat, ServingError, ServingEstimate, ServingLayout, ServingParameters, serving},
+    training::{gpus_per_machine, machine_of},
+    transformer::Transformer,
+    trust::ServingTrust,
+};
+use crate::{
+    hardware::{Gpu, Machine},
+    units::{Joules, Seconds, UsdPerHour},
+};
+
+/// Pipeline stages that are searched.
+const PIPELINES: [u32; 4] = [1, 2, 4, 8];
+
+/// All that a plan that serves is answered from.
+#[derive(Clone, Copy)]
+pub struct ServingQuestion<'a> {
+    pub plan: &'a Plan,
+    pub work: &'a ServeWork,
+    pub model: &'a Transformer,
+    /// The GPU of each of the plan's machines.
+    pub gpus: &'a [Gpu],
+    /// The price of each.
+    pub prices: &'a [GpuPrice],
+    pub parameters: &'a ServingParameters,
+    pub trust: &'a ServingTrust,
+}
+
+/// Formats of caches as a plan names them, with bytes of an element; `None` is what the weights' format suggests.
+pub const KV_CACHES: [(&str, Option<f64>); 3] = [("auto", None), ("bf16", Some(2.0)), ("fp8", Some(1.0))];
+
+/// Engines as a plan names them, the first where it names none.
+pub const ENGINES: [Engine; 3] = [Engine::TensorRt, Engine::Vllm, Engine::Sglang];
+
+/// A layout with what it comes to.
+type Tried = (ServingLayout, ServingEstimate);
+
+impl ServingQuestion<'_> {
+    fn load(&self) -> Load {
+        let work = self.work;
+        Load {
+            arrival: Arrival::PerSecond(work.requests_per_s),
+            input_tokens: f64::from(work.input_tokens),
+            output_tokens: f64::from(work.output_tokens),
+            first_token: work.max_first_token,
+            per_token: work.max_per_token,
+        }
+    }
+
+    /// Every layout of exactly so many GPUs.
+    fn layouts(&self, machine: &Machine, gpus: u32) -> Vec<ServingLayout> {
+        let model = self.model;
+        let limits = &self.plan.layouts;
+        let allowed = |limit: &Option<Vec<u32>>, size: u32| limit.as_ref().is_none_or(|sizes| sizes.contains(&size));
+        let mut out = Vec::new();
+        for place in &self.work.weights {
+            let format = ServedFormat::ALL[*place];
+            let engine = ENGINES[self.work.engine];
+            let mut take = |layout: ServingLayout| {
+                let fits = gpus.is_multiple_of(layout.replica_gpus())
+                    && allowed(&limits.tensor, layout.tensor)
+                    && allowed(&limits.pipeline, layout.pipeline)
+                    && allowed(&limits.expert, layout.expert);
+                if fits {
+                    let cache_bytes = KV_CACHES[self.work.kv_cache].1.unwrap_or(layout.cache_bytes);
+                    out.push(ServingLayout { replicas: gpus / layout.replica_gpus(), cache_bytes, ..layout });
+                }
+            };
+            for tensor in divisors(model.attention.heads).into_iter().filter(|size| *size <= machine.scale_up.domain.max(8)) {
+                for pipeline in PIPELINES {
+                    let plain = ServingLayout { pipeline, ..ServingLayout::single(tensor, format, engine) };
+                    take(plain);
+                    if model.experts.is_some() && tensor > 1 {
+                        take(ServingLayout { expert: tensor, ..plain });
+                    }
+                }
+            }
+            if let Some(experts) = model.experts {
+                for ranks in divisors(experts.count).into_iter().filter(|ranks| *ranks > 1 && *ranks <= machine.scale_up.domain) {
+                    take(ServingLayout::attention_data(ranks, format, engine));
+                }
+            }
+        }
+        out
+    }
+
+    /// The best layout of so many GPUs: the fastest answer among those that carry the load within its limits, or what comes nearest.
+    fn best(&self, machine: &Machine, gpus: u32, counts: &mut Counts) -> Option<Tried> {
+        let load = self.load();
+        let mut best: Option<((bool, f64, f64), Tried)> = None;
+        for layout in self.layouts(machine, gpus) {
+            let estimate = serving(self.model, machine, &layout, &load, self.parameters);
+            counts.evaluated += 1;
+            let miss = match &estimate.verdict {
+                Ok(()) => 1.0,
+                Err(ServingError::Rate { wanted, possible }) => 1e6 * wanted / possible,
+                Err(ServingError::FirstToken { limit, predicted } | ServingError::PerToken { limit, predicted }) => {
+                    predicted / limit
+                }
+                Err(ServingError::Memory { short, .. }) => {
+                    counts.too_large += 1;
+                    1e12 * (1.0 + short.0 as f64)
+                }
+                Err(_) => continue,
+            };
+            let key = (estimate.verdict.is_err(), miss, self.answer_time(&estimate));
+            let is_better = best.as_ref().is_none_or(|(other, _)| {
+                key.0.cmp(&other.0).then(key.1.total_cmp(&other.1)).then(key.2.total_cmp(&other.2)).is_lt()
+            });
+            if is_better {
+                best = Some((key, (layout, estimate)));
+            }
+        }
+        best.map(|(_, tried)| tried)
+    }
+
+    /// From a request to the end of its answer.
+    fn answer_time(&self, estimate: &ServingEstimate) -> f64 {
+        estimate.first_token.0 + f64::from(self.work.output_tokens.saturating_sub(1)) * estimate.per_token.0
+    }
+
+    fn row(&self, at: usize, machine: &Machine, gpus: u32, (layout, estimate): &Tried) -> Row {
+        let price = &self.prices[at];
+        let usd_per_hour = price.on_demand.map(|usd| UsdPerHour(usd.0 * f64::from(gpus)));
+        let tokens_per_s = estimate.output_tokens_per_second;
+        let seconds_per_million = 1e6 / tokens_per_s;
+        let watts = machine.power_w * f64::from(gpus) * self.plan.operation.power_usage_effectiveness;
+        let memory = &estimate.memory;
+        let bytes = |bytes: crate::units::Bytes| bytes.0 as f64;
+        let step = &estimate.decoding_step;
+        Row {
+            machine: at,
+            gpu: self.gpus[at].name.clone(),
+            gpus,
+            market: Market::OnDemand,
+            layout: LayoutFigures {
+                tensor: layout.tensor,
+                pipeline: layout.pipeline,
+                context: 1,
+                expert: layout.expert,
+                data: layout.attention_data,
+                batch: 0,
+                micro_batch: 0,
+                interleaving: 1,
+                recomputation: String::new(),
+                zero: 0,
+                precision: layout.format.name().to_string(),
+                replicas: layout.replicas,
+            },
+            time: Seconds(self.answer_time(estimate)),
+            cost: usd_per_hour.map(|usd| usd.times(Seconds(seconds_per_million))),
+            energy: Some(Joules(watts * seconds_per_million)),
+            usd_per_hour,
+            tokens_per_s,
+            work: WorkFigures::Serve(ServeFigures {
+                replicas: layout.replicas,
+                first_token: estimate.first_token,
+                per_token: estimate.per_token,
+                concurrency: estimate.live,
+                utilisation: self.work.requests_per_s / estimate.possible_per_second,
+            }),
+            memory: vec![
+                ("weights", bytes(memory.weights)),
+                ("live caches", bytes(memory.cache)),
+                ("room for caches", (bytes(memory.cache_room) - bytes(memory.cache)).max(0.0)),
+                ("reserve", bytes(memory.reserve)),
+            ],
+            memory_limit: machine.memory.0 as f64,
+            time_parts: vec![
+                ("projections", step.projections),
+                ("attention", step.attention),
+                ("feed-forward", step.feed_forward),
+                ("experts", step.experts),
+                ("elementwise", step.elements),
+                ("exchange", step.exchange),
+                ("head", step.head),
+                ("launches", step.launches),
+            ],
+            trust: self.trust.of(self.model, &self.gpus[at], layout.engine, self.parameters),
+            breaches: self.breaches(estimate),
+            on_front: false,
+        }
+    }
+
+    fn breaches(&self, estimate: &ServingEstimate) -> Vec<Breach> {
+        let Err(error) = &estimate.verdict else { return Vec::new() };
+        let (limit, factor) = match error {
+            ServingError::Rate { wanted, possible } => ("requests_per_s", wanted / possible),
+            ServingError::FirstToken { limit, predicted } => ("max_first_token_ms", predicted / limit),
+            ServingError::PerToken { limit, predicted } => ("max_per_token_ms", predicted / limit),
+            _ => ("memory", f64::INFINITY),
+        };
+        vec![Breach { limit, factor, text: error.to_string() }]
+    }
+
+    fn machines(&self) -> Vec<(Machine, Vec<u32>)> {
+        let most = self.plan.limits.gpus.unwrap_or(u32::MAX);
+        let of = |(at, gpu): (usize, &Gpu)| {
+            let machine = machine_of(self.plan, at, gpu);
+            let counts = self.plan.machines[at].gpus.all(gpus_per_machine(&machine)).into_iter().filter(|count| *count <= most);
+            (machine, counts.collect())
+        };
+        self.gpus.iter().enumerate().map(of).collect()
+    }
+
+    fn rows(&self, answer: &mut Answer) {
+        for (at, (machine, counts)) in self.machines().iter().enumerate() {
+            for gpus in counts {
+                let Some(tried) = self.best(machine, *gpus, &mut answer.counts) else { continue };
+                match &tried.1.verdict {
+                    Err(error @ ServingError::Memory { .. }) => answer.refusals.push(Refusal {
+                        gpu: self.gpus[at].name.clone(),
+                        gpus: *gpus,
+                        reason: error.to_string(),
+                        remedies: Vec::new(),
+                    }),
+                    _ => answer.rows.push(self.row(at, machine, *gpus, &tried)),
+                }
+            }
+        }
+        hold_against(&mut answer.rows, &self.plan.limits);
+        answer.pick = rank(&mut answer.rows, self.plan.objective);
+    }
+}
+
+/// The answer with what moves it.
+pub fn serving_answer(question: &ServingQuestion) -> Answer {
+    let mut answer = Answer::default();
+    question.rows(&mut answer);
+    answer.prices = question.gpus.iter().map(|gpu| gpu.name.clone()).zip(question.prices.iter().cloned()).collect();
+    answer.swings = swings(question, &answer);
+    answer
+}
+
+/// How much is put in where no error is known.
+const PLAIN_ERROR: f64 = 0.15;
+
+fn swings(question: &ServingQuestion, plain: &Answer) -> Vec<Swing> {
+    let Some(pick) = plain.pick.map(|at| &plain.rows[at]) else { return Vec::new() };
+    let objective = question.plan.objective;
+    let Some(value) = pick.objective(objective) else { return Vec::new() };
+    let error = pick.trust.error.unwrap_or(PLAIN_ERROR);
+    type Change = fn(&mut ServeWork, &mut Vec<Gpu>, &mut Vec<GpuPrice>, f64);
+    let assumptions: [(&str, [f64; 2], Change); 4] = [
+        ("speed of machines (error of the model)", [1.0 - error, 1.0 + error], |_, gpus, _, factor| {
+            for gpu in gpus {
+                gpu.machine.memory_bytes_per_second *= factor;
+                let peaks = &mut gpu.machine.peaks;
+                peaks.bf16 *= factor;
+                [&mut peaks.fp8, &mut peaks.fp4, &mut peaks.int8].into_iter().flatten().for_each(|peak| *peak *= factor);
+            }
+        }),
+        ("requests a second", [0.75, 1.25], |work, _, _, factor| work.requests_per_s *= factor),
+        ("tokens of an answer", [0.75, 1.25], |work, _, _, factor| {
+            work.output_tokens = (f64::from(work.output_tokens) * factor).round().max(1.0) as u32;
+        }),
+        ("price of an hour", [0.8, 1.25], |_, _, prices, factor| {
+            prices.iter_mut().flat_map(|price| &mut price.on_demand).for_each(|usd| usd.0 *= factor);
+        }),
+    ];
+    let mut out: Vec<Swing> = Vec::new();
+    for (name, factors, change) in assumptions {
+        let ends = factors.map(|factor| {
+            let (mut work, mut gpus, mut prices) = (question.work.clone(), question.gpus.to_vec(), question.prices.to_vec());
+            change(&mut work, &mut gpus, &mut prices, factor);
+            let changed = ServingQuestion { work: &work, gpus: &gpus, prices: &prices, ..*question };
+            let mut answer = Answer::default();
+            changed.rows(&mut answer);
+            let other = answer.pick.map(|at| &answer.rows[at]);
+            let is_other = |row: &&Row| row.place() != pick.place() || row.layout != pick.layout;
+            SwingEnd {
+                change: format!("{:+.0} %", 100.0 * (factor - 1.0)),
+                objective: other.and_then(|row| row.objective(objective)),
+                other_pick: other.filter(is_other).map(Row::title),
+            }
+        });
+        out.push(Swing { assumption: name.to_string(), ends });
+    }
+    out.sort_by(|a, b| b.size(value).total_cmp(&a.size(value)));
+    out
+}

@@ -1,0 +1,218 @@
+//! Reports of a made-up answer, word by word.
+
+use super::*;
+use crate::{
+    predict::{
+        Answer, GpuPrice, Known, LayoutFigures, Market, Refusal, Row, ServeFigures, Swing, SwingEnd, TrainFigures, Trust,
+        WorkFigures, hold_against, rank,
+    },
+    units::{Joules, Seconds, Usd, UsdPerHour},
+};
+
+const PLAN: &str = r#"name = "small"
+[model]
+shape = "llama-3.1-70b"
+[train]
+tokens = 1e12
+sequence_length = 8192
+batch_sequences = 1024
+[[machines]]
+gpu = "h100"
+gpus = { from = 256, to = 1024 }
+[[machines]]
+gpu = "b200"
+gpus = 512
+[limits]
+max_days = 60
+"#;
+
+fn plan(text: &str) -> Plan {
+    let known = Known {
+        models: &["llama-3.1-70b"],
+        gpus: &[&["h100-sxm-80gb", "h100"], &["b200"]],
+        precisions: &["bf16", "fp8"],
+        weights: &["bf16"],
+        kv_caches: &["bf16"],
+        engines: &["tensorrt-llm"],
+        instances: &[],
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("small.toml");
+    std::fs::write(&path, text).unwrap();
+    Plan::load(&path, &known).unwrap_or_else(|found| panic!("{found:?}"))
+}
+
+fn row(machine: usize, gpu: &str, gpus: u32, days: f64, usd: Option<f64>) -> Row {
+    let step = days * 86_400.0 / 119_209.0 * 0.99;
+    Row {
+        machine,
+        gpu: gpu.into(),
+        gpus,
+        market: Market::OnDemand,
+        layout: LayoutFigures {
+            tensor: 4,
+            pipeline: 4,
+            context: 1,
+            expert: 1,
+            data: gpus / 16,
+            batch: 1024,
+            micro_batch: 1,
+            interleaving: 5,
+            recomputation: "selective".into(),
+            zero: 1,
+            precision: "bf16".into(),
+            replicas: 0,
+        },
+        time: Seconds(days * 86_400.0),
+        cost: usd.map(Usd),
+        energy: Some(Joules(700.0 * f64::from(gpus) * days * 86_400.0)),
+        usd_per_hour: usd.map(|usd| UsdPerHour(usd / days / 24.0)),
+        tokens_per_s: 1024.0 * 8192.0 / step,
+        work: WorkFigures::Train(TrainFigures {
+            step: Seconds(step),
+            steps: 119_209.0,
+            mfu: Some(0.41),
+            work: Seconds(days * 86_400.0 * 0.99),
+            goodput: 0.99,
+            interruptions: 21.0,
+            checkpoint_interval: Some(Seconds(1800.0)),
+            checkpoint: Seconds(8.0),
+        }),
+        memory: vec![("weights", 9e9), ("optimizer state", 4e9), ("activations", 31e9)],
+        memory_limit: 74e9,
+        time_parts: vec![("compute", 0.7 * step), ("pipeline bubble", 0.1 * step), ("data-parallel exchange", 0.2 * step)],
+        trust: Trust {
+            regime: "hopper dense bf16".into(),
+            error: Some(0.061),
+            error_p90: Some(0.143),
+            rows: 43,
+            extrapolated: vec![],
+        },
+        breaches: vec![],
+        on_front: false,
+    }
+}
+
+fn trained() -> Answer {
+    let mut rows = vec![
+        row(0, "h100-sxm-80gb", 256, 97.0, Some(1.76e6)),
+        row(0, "h100-sxm-80gb", 512, 49.0, Some(1.78e6)),
+        row(0, "h100-sxm-80gb", 1024, 25.4, Some(1.84e6)),
+        row(1, "b200", 512, 22.1, None),
+    ];
+    rows[3].trust = Trust {
+        regime: "blackwell dense bf16".into(),
+        extrapolated: vec!["more GPUs than any fitted row".into()],
+        ..Trust::default()
+    };
+    let plan = plan(PLAN);
+    hold_against(&mut rows, &plan.limits);
+    let pick = rank(&mut rows, plan.objective);
+    let mut second = row(0, "h100-sxm-80gb", 512, 50.5, Some(1.83e6));
+    second.layout.recomputation = "none".into();
+    Answer {
+        rows,
+        pick,
+        alternatives: vec![second],
+        refusals: vec![Refusal {
+            gpu: "h100-sxm-80gb".into(),
+            gpus: 8,
+            reason: "every layout lacks memory; the nearest lacks 61.0 GiB".into(),
+            remedies: vec!["at least 32 GPUs".into()],
+        }],
+        swings: vec![Swing {
+            assumption: "price of an hour".into(),
+            ends: [
+                SwingEnd { change: "-20 %".into(), objective: Some(1.42e6), other_pick: None },
+                SwingEnd { change: "+20 %".into(), objective: None, other_pick: None },
+            ],
+        }],
+        prices: vec![
+            (
+                "h100-sxm-80gb".into(),
+                GpuPrice { on_demand: Some(UsdPerHour(2.95)), spot: None, explanation: "2.95 as stated".into() },
+            ),
+            ("b200".into(), GpuPrice { explanation: "the price book has no machine with b200".into(), ..GpuPrice::default() }),
+        ],
+        counts: crate::predict::Counts { arrangements: 812, pruned: 700, evaluated: 1234, too_large: 210 },
+        notes: vec!["a note".into()],
+    }
+}
+
+#[test]
+fn the_terminal_says_the_pick_and_how_far_to_trust_it() {
+    let (plan, answer) = (plan(PLAN), trained());
+    let inputs = PlanInputs { plan: &plan, answer: &answer, command: "advisor plan plans/small.toml" };
+    insta::assert_snapshot!(plan_terminal(&inputs, 100, false));
+}
+
+#[test]
+fn where_nothing_meets_every_limit_the_binding_one_is_named() {
+    let plan = plan(&PLAN.replace("max_days = 60", "max_days = 10"));
+    let mut answer = trained();
+    answer.rows.iter_mut().for_each(|row| row.breaches.clear());
+    hold_against(&mut answer.rows, &plan.limits);
+    answer.pick = rank(&mut answer.rows, plan.objective);
+    assert_eq!(answer.pick, None);
+    let inputs = PlanInputs { plan: &plan, answer: &answer, command: "advisor plan plans/small.toml" };
+    insta::assert_snapshot!(plan_terminal(&inputs, 100, false));
+    let page = plan_html(&inputs).unwrap();
+    assert!(page.contains("Nothing meets every limit: max_days binds"));
+}
+
+#[test]
+fn a_served_model_is_told_in_its_own_words() {
+    let text = "name = \"chat\"\nmodel = { shape = \"llama-3.1-70b\" }\nserve = { requests_per_s = 20, input_tokens = 1000, output_tokens = 200 }\n\
+                machines = { gpu = \"h100\", gpus = 8 }\n";
+    let plan = plan(text);
+    let mut answer = trained();
+    answer.rows.truncate(1);
+    let row = &mut answer.rows[0];
+    row.breaches.clear();
+    row.work = WorkFigures::Serve(ServeFigures {
+        replicas: 3,
+        first_token: Seconds(0.31),
+        per_token: Seconds(0.021),
+        concurrency: 31.5,
+        utilisation: 0.72,
+    });
+    (row.time, row.cost, row.layout.replicas) = (Seconds(4.5), Some(Usd(0.83)), 3);
+    (answer.pick, answer.alternatives, answer.swings) = (Some(0), vec![], vec![]);
+    let inputs = PlanInputs { plan: &plan, answer: &answer, command: "advisor plan chat.toml" };
+    insta::assert_snapshot!(plan_terminal(&inputs, 100, false));
+    assert!(plan_html(&inputs).unwrap().contains("a million output tokens"));
+}
+
+#[test]
+fn the_page_loads_nothing_and_knows_no_numbers_that_are_none() {
+    let (plan, answer) = (plan(PLAN), trained());
+    let inputs = PlanInputs { plan: &plan, answer: &answer, command: "advisor plan plans/small.toml" };
+    let page = plan_html(&inputs).unwrap();
+    assert!(page.matches("http://").count() == page.matches("http://www.w3.org/").count() && !page.contains("<script"));
+    for part in ["NaN", "inf ", "-0 "] {
+        assert!(!page.contains(part), "{part}");
+    }
+    for part in ["What would change the answer", "What does not fit", "on the front", "error unknown", "unknown</td>"] {
+        assert!(page.contains(part), "{part}");
+    }
+    assert_eq!(page.matches("<svg ").count(), 4);
+    assert_eq!(page, plan_html(&inputs).unwrap());
+}
+
+#[test]
+fn an_unknown_cost_is_an_empty_cell_and_never_zero() {
+    let (plan, answer) = (plan(PLAN), trained());
+    let inputs = PlanInputs { plan: &plan, answer: &answer, command: "" };
+    let csv = String::from_utf8(plan_csv(&inputs).unwrap()).unwrap();
+    let mut lines = csv.lines();
+    assert_eq!(lines.next().unwrap().split(',').collect::<Vec<_>>(), PLAN_COLUMNS);
+    let at = |name: &str| PLAN_COLUMNS.iter().position(|column| *column == name).unwrap();
+    let cells: Vec<Vec<&str>> = lines.map(|line| line.split(',').collect()).collect();
+    assert_eq!(cells.len(), 4);
+    let b200 = cells.iter().find(|row| row[at("gpu")] == "b200").unwrap();
+    assert_eq!((b200[at("cost_usd")], b200[at("error_median")], b200[at("source")]), ("", "", "modelled"));
+    assert_eq!(cells.iter().filter(|row| row[at("recommended")] == "true").count(), 1);
+    let json = plan_json(&inputs);
+    assert_eq!(json["pick"]["gpus"], 512);
+    assert!(json["front"].as_array().unwrap().len() >= 2 && json["pick"]["training"]["mfu"] == 0.41);
+}

@@ -1,0 +1,257 @@
+//! `advisor plan` as a user runs it: answers, exit codes, messages of wrong files; and the search held against trying every layout.
+//!
+//! After a change of a message or of the schema, `ADVISOR_UPDATE=1 cargo test --test plan` writes the files anew; read the difference.
+
+use advisor::{
+    input::{Source, render},
+    predict::{Books, Found, Landscape, Plan, Site, TrainingPrecision, Work, enumerate, plan_schema, search, transformer_of},
+};
+use proptest::prelude::*;
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()
+}
+
+fn advisor(arguments: &[&str], folder: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+    command.args(arguments).current_dir(folder).env("NO_COLOR", "1").env("COLUMNS", "100").output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A folder with a plan of this text.
+fn folder_with(plan: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("small.toml"), plan).unwrap();
+    dir
+}
+
+const SMALL: &str = r#"
+name = "small"
+[model]
+shape = "llama-3.1-8b"
+[train]
+tokens = 1e11
+sequence_length = 8192
+batch_sequences = 128
+[[machines]]
+gpu = "h100-sxm-80gb"
+gpus = { from = 1, to = 32 }
+[[machines]]
+gpu = "gb200-nvl72"
+gpus = 32
+"#;
+
+#[test]
+fn a_plan_leaves_every_file_it_promises_and_the_same_bytes_again() {
+    let dir = folder_with(SMALL);
+    let run = advisor(&["plan", "small.toml", "--out", "out"], dir.path());
+    assert!(run.status.success(), "{}\n{}", text(&run.stdout), text(&run.stderr));
+    let printed = text(&run.stdout);
+    assert!(printed.contains("for the lowest cost") && printed.contains("modelled, not measured"), "{printed}");
+    for file in ["plan.html", "plan.csv", "plan.json", "plots/front.svg", "plots/memory.svg"] {
+        assert!(dir.path().join("out/small").join(file).metadata().unwrap().len() > 100, "{file}");
+    }
+    let answer: Value = serde_json::from_str(&fs::read_to_string(dir.path().join("out/small/plan.json")).unwrap()).unwrap();
+    assert_eq!((&answer["source"], &answer["plan"]), (&Value::from("modelled"), &Value::from("small")));
+    let pick = &answer["pick"];
+    let parts: f64 = pick["step_time_parts_s"].as_object().unwrap().values().map(|part| part.as_f64().unwrap()).sum();
+    assert!((parts / pick["training"]["step_time_s"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{pick}");
+    let bytes: f64 = pick["memory_bytes"].as_object().unwrap().values().map(|part| part.as_f64().unwrap()).sum();
+    assert!(bytes <= pick["memory_limit_bytes"].as_f64().unwrap());
+    // Money is the price of an hour times the wall time.
+    let [usd, hour, time] = ["cost_usd", "price_usd_per_hour", "time_s"].map(|key| pick[key].as_f64().unwrap());
+    assert!((hour * time / 3600.0 / usd - 1.0).abs() < 1e-9);
+    // The machine without a price is a row with an empty cost.
+    let table = fs::read_to_string(dir.path().join("out/small/plan.csv")).unwrap();
+    assert!(table.lines().any(|line| line.contains("gb200-nvl72")), "{table}");
+    let again = advisor(&["plan", "small.toml", "--out", "again", "--json"], dir.path());
+    let json: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(json[0]["pick"], *pick);
+    for file in ["plan.csv", "plots/front.svg"] {
+        let path = |folder: &str| dir.path().join(folder).join("small").join(file);
+        assert_eq!(fs::read(path("out")).unwrap(), fs::read(path("again")).unwrap(), "{file}");
+    }
+}
+
+#[test]
+fn nothing_feasible_is_exit_code_1_with_the_limit_that_binds_or_what_would_fit() {
+    let dir = folder_with(&format!("{SMALL}[limits]\nmax_days = 0.01\n"));
+    let run = advisor(&["plan", "small.toml", "--out", "out"], dir.path());
+    assert_eq!(run.status.code(), Some(1));
+    assert!(text(&run.stdout).contains("Nothing meets every limit: `max_days` binds"), "{}", text(&run.stdout));
+    let dir = folder_with(
+        &SMALL.replace("llama-3.1-8b", "llama-3.1-405b").replace("to = 32", "to = 8").replace("gpus = 32", "gpus = 1"),
+    );
+    let run = advisor(&["plan", "small.toml", "--out", "out"], dir.path());
+    let printed = text(&run.stdout);
+    assert_eq!(run.status.code(), Some(1), "{printed}");
+    assert!(printed.contains("No layout fits on any of these machines"), "{printed}");
+    assert!(
+        printed.contains("lacks") && printed.contains("GiB") && printed.contains("it would fit with a GPU with"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn wrong_input_is_exit_code_2_with_every_mistake_and_nothing_written() {
+    let wrong = SMALL
+        .replace("llama-3.1-8b", "llama-3.1-8")
+        .replace("sequence_length", "sequence_lenght")
+        .replace("\"gb200-nvl72\"", "\"gb20\"");
+    let dir = folder_with(&wrong);
+    fs::write(dir.path().join("twin.toml"), SMALL).unwrap();
+    let run = advisor(&["plan", "small.toml", "--out", "out"], dir.path());
+    assert_eq!(run.status.code(), Some(2));
+    let message = text(&run.stderr);
+    for part in ["did you mean `llama-3.1-8b`?", "did you mean `sequence_length`?", "unknown GPU `gb20`"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    assert!(run.stdout.is_empty() && !dir.path().join("out").exists());
+    fs::write(dir.path().join("small.toml"), SMALL).unwrap();
+    let run = advisor(&["plan", "small.toml", "twin.toml", "--out", "out"], dir.path());
+    assert_eq!(run.status.code(), Some(2));
+    assert!(text(&run.stderr).contains("two plans are called `small`"), "{}", text(&run.stderr));
+    let run = advisor(&["plan", "nowhere.toml"], dir.path());
+    assert_eq!((run.status.code(), text(&run.stderr).contains("no such file")), (Some(2), true));
+}
+
+fn is_update() -> bool {
+    std::env::var_os("ADVISOR_UPDATE").is_some_and(|value| value == "1")
+}
+
+/// Compares, or writes in update mode; an answer is what differs.
+fn held(path: &Path, found: &str) -> Option<String> {
+    if is_update() {
+        fs::write(path, found).unwrap();
+        return None;
+    }
+    let expected = fs::read_to_string(path).unwrap_or_default();
+    (expected != found).then(|| format!("{}\n--- expected\n{expected}--- found\n{found}", path.display()))
+}
+
+#[test]
+fn every_bad_plan_gives_exactly_its_message() {
+    let books = Books::shipped();
+    let mut wrong = Vec::new();
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(root().join("tests/bad_plans")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
+    files.sort();
+    assert!(files.len() >= 6);
+    for path in &files {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let source = Source::new(format!("bad_plans/{name}"), &fs::read_to_string(path).unwrap());
+        match books.known(|known| Plan::read(source.clone(), known)) {
+            Ok(_) => wrong.push(format!("{name} was taken for a good plan")),
+            Err(found) => wrong.extend(held(&path.with_extension("txt"), &(render(&found) + "\n"))),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_committed_schema_is_the_one_of_the_program() {
+    let schema = Books::shipped().known(plan_schema);
+    let found = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+    let wrong = held(&root().join("docs/plan.schema.json"), &found);
+    assert!(wrong.is_none(), "{}", wrong.unwrap_or_default());
+}
+
+#[test]
+fn every_shipped_plan_reads_and_is_called_as_its_file() {
+    let books = Books::shipped();
+    let files: Vec<PathBuf> = fs::read_dir(root().join("plans")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() >= 4);
+    for path in files {
+        let plan = books.known(|known| Plan::load(&path, known)).unwrap_or_else(|found| panic!("{}", render(&found)));
+        assert_eq!(Some(plan.name.as_str()), path.file_stem().and_then(|stem| stem.to_str()));
+        assert!(plan.text.starts_with("#:schema ../docs/plan.schema.json\n"));
+        transformer_of(&plan.model, &books.models).unwrap();
+    }
+}
+
+/// Hands `run` the landscape of a plan's first machine.
+fn on_site<T>(plan: &str, run: impl FnOnce(&Site) -> T) -> T {
+    let books = Books::shipped();
+    let plan =
+        books.known(|known| Plan::read(Source::new("x.toml", plan), known)).unwrap_or_else(|found| panic!("{}", render(&found)));
+    let model = transformer_of(&plan.model, &books.models).unwrap();
+    let Work::Train(work) = &plan.work else { panic!("a plan that trains") };
+    let machine = books.hardware.gpus[plan.machines[0].gpu].machine;
+    let precisions: Vec<TrainingPrecision> = work.precisions.iter().map(|place| TrainingPrecision::ALL[*place]).collect();
+    run(&Site::new(&model, &machine, &books.parameters, &precisions, &plan, work).unwrap())
+}
+
+fn plan_of(model: &str, sequence: u32, batches: &str, precisions: &str, gpu: &str, layouts: &str) -> String {
+    format!(
+        "name = \"x\"\n[model]\n{model}\n[train]\ntokens = 1e9\nsequence_length = {sequence}\nbatch_sequences = {batches}\n\
+         precision = {precisions}\n[[machines]]\ngpu = \"{gpu}\"\ngpus = 8\n[layouts]\n{layouts}\n"
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// The real landscape of random models on random machines: the search finds what trying every layout finds, and no layout lies below
+    /// the floor of its arrangement.
+    #[test]
+    fn the_search_is_exact_on_random_models_and_machines(
+        layers in 2u32..49,
+        heads in prop::sample::select(vec![4u32, 8, 12, 16, 24, 32, 64]),
+        experts in prop::sample::select(vec![0u32, 0, 8, 16, 60]),
+        sequence in prop::sample::select(vec![1024u32, 2048, 4096, 16384]),
+        batches in prop::sample::select(vec!["[16]", "[96]", "[64, 192]", "[256]"]),
+        gpu in prop::sample::select(vec!["a100-sxm-80gb", "a100-sxm-40gb", "h100-sxm-80gb", "h200-sxm-141gb", "b200", "gb200-nvl72", "l40s"]),
+        gpus in prop::sample::select(vec![1u32, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128]),
+        precisions in prop::sample::select(vec!["\"bf16\"", "[\"bf16\", \"fp8\"]"]),
+        recomputation in prop::sample::select(vec!["\"as-needed\"", "[\"none\", \"selective\", \"full\", \"as-needed\"]"]),
+        keep in 1usize..5,
+    ) {
+        let experts = match experts {
+            0 => String::new(),
+            count => format!("experts = {{ count = {count}, active = 4, feed_forward = 1024, shared = 1 }}\n"),
+        };
+        let model = format!(
+            "layers = {layers}\nhidden = {}\nheads = {heads}\nkv_heads = 4\nfeed_forward = {}\nvocabulary = 32000\n{experts}",
+            128 * heads, 384 * heads
+        );
+        let text = plan_of(&model, sequence, batches, precisions, gpu, &format!("recomputation = {recomputation}"));
+        on_site(&text, |site| {
+            let space = site.space(gpus);
+            let mut all = enumerate(&space, site);
+            for found in &all {
+                let floor = site.floor(&found.arrangement);
+                prop_assert!(found.step.0 >= floor.0, "{found:?} below its floor {floor:?}");
+            }
+            all.sort_by(|a, b| a.per_sequence().total_cmp(&b.per_sequence()));
+            all.truncate(keep);
+            let best: Vec<Found> = search(&space, site, keep, f64::INFINITY).best;
+            prop_assert_eq!(best, all);
+            Ok(())
+        })?;
+    }
+}
+
+/// 16,384 GPUs, every knob open: the search looks at less than half of the layouts, and finds what trying all of them finds.
+#[test]
+fn the_whole_space_of_16384_gpus_is_pruned_and_searched_exactly() {
+    let text = plan_of("shape = \"llama-3.1-405b\"", 8192, "2048", "[\"bf16\", \"fp8\"]", "h100-sxm-80gb", "");
+    on_site(&text, |site| {
+        let space = site.space(16_384);
+        let outcome = search(&space, site, 1, f64::INFINITY);
+        let all = enumerate(&space, site);
+        let best = all.iter().min_by(|a, b| a.per_sequence().total_cmp(&b.per_sequence())).unwrap();
+        assert_eq!(outcome.best, [*best]);
+        let every: usize = space.arrangements().iter().map(|on| space.schedules(on).count()).sum();
+        assert!(outcome.counts.evaluated < every as u64 / 2, "{:?} of {every}", outcome.counts);
+    });
+}
