@@ -19,24 +19,25 @@ struct SetArguments { float* to; float value; u32 unused; };
 
 template <int W, class T> struct alignas(W * sizeof(T)) Neighbours { T at[W]; };
 
+// ROWS loads under way at once, into four sums that wait for none of the others.
+template <int ROWS, int W, class T> DEVICE void add_rows(float (&sum)[W][4], const T* x, u32 first, u32 inner) {
+    Neighbours<W, T> row[ROWS];
+    UNROLL for (u32 k = 0; k < ROWS; ++k) row[k] = *(const Neighbours<W, T>*)(x + (u64)(first + k) * inner);
+    UNROLL for (u32 k = 0; k < ROWS; ++k)
+        UNROLL for (int w = 0; w < W; ++w) sum[w][k % 4] += to_f32(row[k].at[w]);
+}
+
 // W neighbouring results a thread.
 template <int W, class T, class Y> DEVICE void sum_middle(const SumArguments<T, Y>& p) {
     const u32 length = ceil_div(p.extent, p.parts), first = block_z() * length, last = smaller(first + length, p.extent);
     for (u32 o = block_y(); o < p.outer; o += blocks_y()) {
         for (u32 i = (block() * 256 + thread()) * W; i < p.inner; i += blocks() * 256 * W) {
             const T* x = p.x + (u64)o * p.extent * p.inner + i;
-            // Four sums, so that four loads are under way at once.
             float sum[W][4] = {};
             u32 e = first;
-            for (; e + 4 <= last; e += 4) {
-                Neighbours<W, T> row[4];
-                UNROLL for (u32 k = 0; k < 4; ++k) row[k] = *(const Neighbours<W, T>*)(x + (u64)(e + k) * p.inner);
-                UNROLL for (u32 k = 0; k < 4; ++k)
-                    UNROLL for (int w = 0; w < W; ++w) sum[w][k] += to_f32(row[k].at[w]);
-            }
-            for (; e < last; ++e) {
-                UNROLL for (int w = 0; w < W; ++w) sum[w][0] += to_f32(x[(u64)e * p.inner + w]);
-            }
+            for (; e + 16 <= last; e += 16) add_rows<16>(sum, x, e, p.inner);
+            for (; e + 4 <= last; e += 4) add_rows<4>(sum, x, e, p.inner);
+            for (; e < last; ++e) add_rows<1>(sum, x, e, p.inner);
             const u64 at = (u64)o * p.inner + i;
             Neighbours<W, float> all;
             UNROLL for (int w = 0; w < W; ++w) all.at[w] = (sum[w][0] + sum[w][1]) + (sum[w][2] + sum[w][3]);
