@@ -49,6 +49,21 @@ pub fn kernel_cases(device: Device) -> Vec<KernelCase> {
             out.push(KernelCase { family, op: op.clone(), shapes, dtype: *dtype });
         }
     };
+    // First what a model spends most of its time on, should the rest be cut off.
+    let squares: &[usize] = if on_gpu { &[256, 512, 1024, 2048, 4096, 8192] } else { &[128, 256, 512, 1024] };
+    for n in squares {
+        add("matrix product", MATMUL, &[&[*n, *n], &[*n, *n]], types);
+    }
+    // Skinny, ragged, and those of the models that are shipped.
+    let wide = if on_gpu { 4096 } else { 1024 };
+    for m in [1, 16, 64] {
+        add("matrix product", MATMUL, &[&[m, wide], &[wide, wide]], types);
+    }
+    for [m, k, n] in [[1000, 1000, 1000], [64, 3136, 128], [256, 3136, 128], [256, 784, 512], [256, 128, 10]] {
+        add("matrix product", MATMUL, &[&[m, k], &[k, n]], types);
+    }
+    add("matrix product", Op::MatMul { transpose_a: false, transpose_b: true }, &[&[wide, wide], &[wide, wide]], types);
+    add("matrix product", Op::MatMul { transpose_a: true, transpose_b: false }, &[&[wide, wide], &[wide, wide]], types);
     let many = if on_gpu { 1 << 26 } else { 1 << 22 };
     add("elementwise", Op::Unary(Unary::Relu), &[&[many]], types);
     add("elementwise", Op::Unary(Unary::Gelu), &[&[many]], types);
@@ -80,20 +95,6 @@ pub fn kernel_cases(device: Device) -> Vec<KernelCase> {
         add("convolution", Op::Conv2dGradInput { window, input: x }, &[&y, &w], types);
         add("convolution", Op::Conv2dGradWeight { window }, &[&x, &y], types);
     }
-    let squares: &[usize] = if on_gpu { &[256, 512, 1024, 2048, 4096, 8192] } else { &[128, 256, 512, 1024] };
-    for n in squares {
-        add("matrix product", MATMUL, &[&[*n, *n], &[*n, *n]], types);
-    }
-    // Skinny, ragged, and those of the models that are shipped.
-    let wide = if on_gpu { 4096 } else { 1024 };
-    for m in [1, 16, 64] {
-        add("matrix product", MATMUL, &[&[m, wide], &[wide, wide]], types);
-    }
-    for [m, k, n] in [[1000, 1000, 1000], [64, 3136, 128], [256, 3136, 128], [256, 784, 512], [256, 128, 10]] {
-        add("matrix product", MATMUL, &[&[m, k], &[k, n]], types);
-    }
-    add("matrix product", Op::MatMul { transpose_a: false, transpose_b: true }, &[&[wide, wide], &[wide, wide]], types);
-    add("matrix product", Op::MatMul { transpose_a: true, transpose_b: false }, &[&[wide, wide], &[wide, wide]], types);
     out
 }
 
