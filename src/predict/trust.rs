@@ -112,8 +112,10 @@ impl TrainingTrust {
         let alike =
             |stack: Stack| stack == layout.stack || MEGATRON_CORE.contains(&stack) && MEGATRON_CORE.contains(&layout.stack);
         if !self.stacks.iter().any(|(of, stack)| *of == generation && alike(*stack)) {
-            let software = layout.stack.name();
-            trust.extrapolated.push(format!("no run of this software ({software}) on {} was there to fit", generation.name()));
+            // Other software's error would say nothing of this one's.
+            let why = format!("no run of this software ({}) on {} was there to fit", layout.stack.name(), generation.name());
+            trust.extrapolated.push(why);
+            return Trust { extrapolated: trust.extrapolated, ..Trust::default() };
         }
         trust
     }
@@ -161,6 +163,9 @@ mod tests {
         assert!(!long.extrapolated.is_empty());
         let volta = trust.of(model, hardware.find("v100-sxm2-32gb").unwrap(), &layout);
         assert!(volta.error.is_none() && volta.extrapolated.len() == 1, "{volta:?}");
+        let (a100, stack) = (hardware.find("a100-sxm-80gb").unwrap(), Stack::MegatronGraphed);
+        let unseen = trust.of(model, a100, &Layout { stack, ..layout });
+        assert!(unseen.error.is_none() && unseen.extrapolated.iter().any(|why| why.contains("megatron-graphed")), "{unseen:?}");
         let served = ServingTrust::shipped().of(model, h100, Engine::TensorRt, &ServingParameters::shipped());
         assert!(served.error.is_some_and(|error| error > 0.0 && error < 1.0), "{served:?}");
     }
