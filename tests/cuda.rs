@@ -342,8 +342,14 @@ fn threads_of_the_host_share_nothing_without_an_order() {
     let (lock, none) = (format!("{call}    OUTSIDE_CAPTURES;"), format!("{call}    if (usable()) return INVALID_CONTEXT;"));
     let (lock, none) = (lock.as_str(), none.as_str());
     emulator::planted(emulator::Flavour::Threads, "driver", lock, none, folder.path()).unwrap();
-    let (succeeded, said) = in_threads(built, folder.path());
-    assert!(!succeeded && said.contains("WARNING: ThreadSanitizer: data race"), "{said}");
+    // Only where threads overlap: locks of other calls order those that come one behind the other.
+    let mut said = String::new();
+    let found = (0..10).any(|_| {
+        let (succeeded, now) = in_threads(built, folder.path());
+        said = now;
+        !succeeded && said.contains("WARNING: ThreadSanitizer: data race")
+    });
+    assert!(found, "{said}");
 }
 
 /// Set where the test below runs in a process with two devices: what is said of the way of exchanges.
