@@ -37,6 +37,11 @@ impl Suite {
         self.dir.path().join("out")
     }
 
+    /// The call of a part that is timed: its rows are kept as they come.
+    fn timing(&self, part: &str, folder: &str) -> String {
+        format!("kernels --device cuda --json --part {part} --rounds 3 --out {}", self.out().join(folder).display())
+    }
+
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new("bash");
         command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/gpu-suite.sh")).args(arguments).arg(self.out());
@@ -70,9 +75,8 @@ fn every_part_runs_once_and_is_done() {
     assert_eq!(calls[0], "doctor --json");
     assert_eq!(calls[4], "kernels --device cuda --json --tune");
     assert_eq!(calls[2], "kernels --device cuda --json --part conformance");
-    assert!(
-        calls[5].starts_with("kernels --device cuda --json --part bench --peer ") && calls[5].ends_with("scripts/gpu_pytorch.py")
-    );
+    let bench = suite.timing("bench", "kernels");
+    assert!(calls[5].starts_with(&format!("{bench} --peer ")) && calls[5].ends_with("scripts/gpu_pytorch.py"), "{}", calls[5]);
     assert!(
         calls[7].contains("--quick --device cuda --out ") && calls[7].contains("scenarios/small-digits.toml"),
         "{}",
@@ -159,10 +163,7 @@ fn without_pytorch_ours_is_measured_alone_and_the_reason_is_recorded() {
     ] {
         let suite = Suite::new("", python);
         assert_eq!(suite.run(&[]).status.code(), Some(0));
-        assert_eq!(
-            suite.calls()[5..7],
-            ["kernels --device cuda --json --part bench", "kernels --device cuda --json --part steps"]
-        );
+        assert_eq!(suite.calls()[5..7], [suite.timing("bench", "kernels"), suite.timing("steps", "steps")]);
         assert_eq!(suite.part("kernels")["peer"], reason);
         assert_eq!(suite.part("steps")["peer"], reason);
     }
