@@ -135,20 +135,6 @@ template <u32 TILE_N, u32 UNITS, bool MIRRORED> DEVICE void produce(const ConvWg
     }
 }
 
-DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
-
-// Lane t of a quad gives word i of its four and gets word t of the lanes' in their order.
-DEVICE void transpose_quad(u32 (&w)[4]) {
-    const bool odd = lane() & 1, high = lane() & 2;
-    const u32 x = shuffle_xor(odd ? w[0] : w[1], 1), y = shuffle_xor(odd ? w[2] : w[3], 1);
-    const u32 a0 = odd ? x : w[0], a1 = odd ? w[1] : x, a2 = odd ? y : w[2], a3 = odd ? w[3] : y;
-    const u32 z0 = shuffle_xor(high ? a0 : a2, 2), z1 = shuffle_xor(high ? a1 : a3, 2);
-    w[0] = high ? z0 : a0;
-    w[1] = high ? z1 : a1;
-    w[2] = high ? a2 : z0;
-    w[3] = high ? a3 : z1;
-}
-
 // Unit `unit` of task `index`: 64 pixels. A lane stores 16 bytes at a time, a quad 64 consecutive ones.
 template <class T, u32 TILE_N, int COUNT> DEVICE void store(const ConvWgmmaArguments& p, float (&d)[COUNT], u32 index, u32 unit) {
     const u32 across = ceil_div(p.filters, TILE_N), group = index / across, first = index % across * TILE_N, t = lane() & 3;

@@ -135,3 +135,18 @@ DEVICE u64 wgmma_descriptor(const void* tile) {
 }
 // What to add to a descriptor for the next 16 of K: 32 bytes along a row, or 16 rows.
 constexpr u64 WGMMA_STEP_K_MAJOR = 32 >> 4, WGMMA_STEP_MN_MAJOR = 16 * 128 >> 4;
+
+// For results on their way out of the accumulators.
+DEVICE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+
+// Lane t of a quad gives word i of its four and gets word t of the lanes' in their order.
+DEVICE void transpose_quad(u32 (&w)[4]) {
+    const bool odd = lane() & 1, high = lane() & 2;
+    const u32 x = shuffle_xor(odd ? w[0] : w[1], 1), y = shuffle_xor(odd ? w[2] : w[3], 1);
+    const u32 a0 = odd ? x : w[0], a1 = odd ? w[1] : x, a2 = odd ? y : w[2], a3 = odd ? w[3] : y;
+    const u32 z0 = shuffle_xor(high ? a0 : a2, 2), z1 = shuffle_xor(high ? a1 : a3, 2);
+    w[0] = high ? z0 : a0;
+    w[1] = high ? z1 : a1;
+    w[2] = high ? a2 : z0;
+    w[3] = high ? a3 : z1;
+}
