@@ -243,35 +243,41 @@ pub(super) fn above_right() -> plotters::style::text_anchor::Pos {
     Pos::new(HPos::Right, VPos::Bottom)
 }
 
-/// Rows as horizontal lines: number and title at the left, a drawing at the right.
-fn by_row<X: AsRangedCoord<Value = f64>>(
+/// A chart whose rows are horizontal lines.
+pub(super) type Lines<'a, X> =
+    ChartContext<'a, SVGBackend<'a>, Cartesian2d<<X as AsRangedCoord>::CoordDescType, plotters::coord::types::RangedCoordf64>>;
+
+/// What stands beside and below the rows of a figure.
+pub(super) struct Frame<'a> {
+    /// Of the rows, the first on top; row k of n lies at n - 1 - k.
+    pub titles: &'a [String],
+    /// Pixels.
+    pub title_width: u32,
+    pub x_title: &'a str,
+    pub x_label: &'a dyn Fn(&f64) -> String,
+}
+
+/// Rows as horizontal lines: titles at the left, a drawing at the right.
+pub(super) fn by_line<X: AsRangedCoord<Value = f64>>(
     plot: &'static str,
+    height: u32,
     label: &str,
-    rows: &[(usize, &Row, &RunRecord)],
     x: X,
-    x_title: &str,
-    paint: impl Fn(
-        &mut ChartContext<SVGBackend, Cartesian2d<X::CoordDescType, plotters::coord::types::RangedCoordf64>>,
-    ) -> Result<(), Box<dyn std::error::Error>>,
+    frame: &Frame,
+    paint: impl Fn(&mut Lines<X>) -> Result<(), Box<dyn std::error::Error>>,
 ) -> Result<String, ReportError>
 where
     X::CoordDescType: ValueFormatter<f64>,
 {
-    let count = rows.len();
-    draw(plot, 24 * count as u32 + 76, label, |area| {
+    use plotters::style::text_anchor::{HPos, Pos, VPos};
+    let count = frame.titles.len();
+    draw(plot, height, label, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .margin_right(24)
             .x_label_area_size(44)
-            .y_label_area_size(250)
+            .y_label_area_size(frame.title_width)
             .build_cartesian_2d(x, -0.6..count as f64 - 0.4)?;
-        // Row k stands at count - 1 - k, the first on top.
-        let title = |v: &f64| {
-            let at = v.round();
-            let row = (count as f64 - 1.0 - at) as usize;
-            let near = (v - at).abs() < 1e-6 && at >= 0.0 && row < count;
-            if near { format!("{}  {}", rows[row].1.title, rows[row].0) } else { String::new() }
-        };
         chart
             .configure_mesh()
             .disable_y_mesh()
@@ -280,24 +286,37 @@ where
             .light_line_style(FAINT.mix(0.0))
             .label_style(font(13))
             .axis_desc_style(font(14))
-            .x_desc(x_title)
-            .x_label_formatter(&|v| three_figures(*v))
+            .x_desc(frame.x_title)
+            .x_label_formatter(frame.x_label)
             .y_labels(0)
             .draw()?;
         // Labels are set by hand: the mesh would choose places between the rows.
         let (area_x, area_y) = chart.plotting_area().get_pixel_range();
-        for k in 0..count {
-            let at = (count - 1 - k) as f64;
-            let share = (at + 0.6) / (count as f64 + 0.2);
+        for (k, title) in frame.titles.iter().enumerate() {
+            let share = ((count - 1 - k) as f64 + 0.6) / (count as f64 + 0.2);
             let y = f64::from(area_y.end) - share * f64::from(area_y.end - area_y.start);
-            let style = font(13).pos(plotters::style::text_anchor::Pos::new(
-                plotters::style::text_anchor::HPos::Right,
-                plotters::style::text_anchor::VPos::Center,
-            ));
-            area.draw(&Text::new(title(&at), (area_x.start - 8, y as i32), style))?;
+            let style = font(13).pos(Pos::new(HPos::Right, VPos::Center));
+            area.draw(&Text::new(title.clone(), (area_x.start - 8, y as i32), style))?;
         }
         paint(&mut chart)
     })
+}
+
+/// Rows of a run as horizontal lines, by number and title.
+fn by_row<X: AsRangedCoord<Value = f64>>(
+    plot: &'static str,
+    label: &str,
+    rows: &[(usize, &Row, &RunRecord)],
+    x: X,
+    x_title: &str,
+    paint: impl Fn(&mut Lines<X>) -> Result<(), Box<dyn std::error::Error>>,
+) -> Result<String, ReportError>
+where
+    X::CoordDescType: ValueFormatter<f64>,
+{
+    let titles: Vec<String> = rows.iter().map(|(number, row, _)| format!("{}  {number}", row.title)).collect();
+    let frame = Frame { titles: &titles, title_width: 250, x_title, x_label: &|v| three_figures(*v) };
+    by_line(plot, 24 * rows.len() as u32 + 76, label, x, &frame, paint)
 }
 
 /// The rows of a figure with one line each: the recommended one and those with the best odds first, at most `MOST_ROWS`.

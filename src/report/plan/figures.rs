@@ -3,19 +3,15 @@
 use super::{
     super::{
         Plot, ReportError,
-        plots::{COLOUR_NAMES, COLOURS, FAINT, INK, above_right, draw, draw_legend, font},
+        plots::{COLOUR_NAMES, COLOURS, FAINT, Frame, INK, above_right, by_line, draw, draw_legend, font},
     },
     PlanInputs, terminal, words,
 };
 use crate::{
-    predict::{Market, Row, thousands},
+    predict::{Market, Row, Swing, thousands},
     units::{Usd, three_figures},
 };
-use plotters::{
-    coord::ranged1d::ValueFormatter,
-    prelude::*,
-    style::text_anchor::{HPos, Pos, VPos},
-};
+use plotters::{coord::ranged1d::ValueFormatter, prelude::*};
 
 /// Most rows in a figure with one bar a row.
 const MOST_BARS: usize = 16;
@@ -162,31 +158,11 @@ fn bars(
     let high = rows.iter().map(|(_, row)| whole(row).max(limit(row))).fold(0.0, f64::max);
     let count = rows.len();
     let caption = format!("Where it goes: {title}");
-    let svg = draw("figure of parts", 24 * count as u32 + 76, &caption, |area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(8)
-            .margin_right(24)
-            .x_label_area_size(44)
-            .y_label_area_size(230)
-            .build_cartesian_2d(0.0..high * 1.04, -0.6..count as f64 - 0.4)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .axis_style(INK)
-            .bold_line_style(FAINT.mix(0.25))
-            .light_line_style(FAINT.mix(0.0))
-            .label_style(font(13))
-            .axis_desc_style(font(14))
-            .x_desc(title)
-            .x_label_formatter(&|v| three_figures(*v))
-            .y_labels(0)
-            .draw()?;
-        let (area_x, _) = chart.plotting_area().get_pixel_range();
-        for (k, (at, row)) in rows.iter().enumerate() {
+    let titles: Vec<String> = rows.iter().map(|(at, row)| format!("#{} {}", number(*at), row.place())).collect();
+    let frame = Frame { titles: &titles, title_width: 230, x_title: title, x_label: &|v| three_figures(*v) };
+    let svg = by_line("figure of parts", 24 * count as u32 + 76, &caption, 0.0..high * 1.04, &frame, |chart| {
+        for (k, (_, row)) in rows.iter().enumerate() {
             let y = (count - 1 - k) as f64;
-            let pixel = chart.plotting_area().map_coordinate(&(0.0, y)).1;
-            let text = format!("#{} {}", number(*at), row.place());
-            area.draw(&Text::new(text, (area_x.start - 8, pixel), font(13).pos(Pos::new(HPos::Right, VPos::Center))))?;
             let mut from = 0.0;
             for (name, value) in parts_of(row) {
                 let Some(place) = names.iter().position(|other| other == name) else { continue };
@@ -228,32 +204,14 @@ fn swings(inputs: &PlanInputs) -> Result<Option<Plot>, ReportError> {
     let room = ((high - low) * 0.06).max(0.5);
     let count = answer.swings.len();
     let caption = format!("What the answer hangs on: change of the {} in percent", words::objective(inputs.plan));
-    let svg = draw("figure of assumptions", 26 * count as u32 + 76, &caption, |area| {
-        let mut chart = ChartBuilder::on(area)
-            .margin(8)
-            .margin_right(24)
-            .x_label_area_size(44)
-            .y_label_area_size(320)
-            .build_cartesian_2d(low - room..high + room, -0.6..count as f64 - 0.4)?;
-        chart
-            .configure_mesh()
-            .disable_y_mesh()
-            .axis_style(INK)
-            .bold_line_style(FAINT.mix(0.25))
-            .light_line_style(FAINT.mix(0.0))
-            .label_style(font(13))
-            .axis_desc_style(font(14))
-            .x_desc("change of the answer, percent")
-            .x_label_formatter(&|v| format!("{v:+.0}"))
-            .y_labels(0)
-            .draw()?;
-        let (area_x, _) = chart.plotting_area().get_pixel_range();
+    let title = |swing: &Swing| format!("{} ({}, {})", swing.assumption, swing.ends[0].change, swing.ends[1].change);
+    let titles: Vec<String> = answer.swings.iter().map(title).collect();
+    let frame =
+        Frame { titles: &titles, title_width: 320, x_title: "change of the answer, percent", x_label: &|v| format!("{v:+.0}") };
+    let svg = by_line("figure of assumptions", 26 * count as u32 + 76, &caption, low - room..high + room, &frame, |chart| {
         chart.draw_series([PathElement::new(vec![(0.0, -0.6), (0.0, count as f64 - 0.4)], INK.stroke_width(1))])?;
         for (k, swing) in answer.swings.iter().enumerate() {
             let y = (count - 1 - k) as f64;
-            let pixel = chart.plotting_area().map_coordinate(&(0.0, y)).1;
-            let text = format!("{} ({}, {})", swing.assumption, swing.ends[0].change, swing.ends[1].change);
-            area.draw(&Text::new(text, (area_x.start - 8, pixel), font(13).pos(Pos::new(HPos::Right, VPos::Center))))?;
             for (end, colour) in swing.ends.iter().zip([COLOURS[0], COLOURS[1]]) {
                 let Some(to) = change(end.objective) else { continue };
                 let strength = if end.other_pick.is_some() { 0.5 } else { 1.0 };
