@@ -41,7 +41,7 @@ const FLOORS: &[(&str, &[&str])] = &[
         ],
     ),
     // The right wing: it decides.
-    ("advise", &["units", "vocab", "record", "stats", "cost"]),
+    ("advise", &["units", "vocab", "record", "stats", "cost", "predict"]),
     ("report", &["units", "vocab", "record", "stats", "cost", "advise", "predict"]),
     // The only one that prints.
     (

@@ -9,8 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The program, without the half minute that timing single ops takes; one test has that.
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+    command.env("ADVISOR_RATES", "none");
+    command
+}
+
 fn advisor(arguments: &[&str], folder: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_advisor")).args(arguments).current_dir(folder).env("NO_COLOR", "1").output().unwrap()
+    program().args(arguments).current_dir(folder).env("NO_COLOR", "1").output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -53,6 +60,40 @@ fn records(log: &Path) -> BTreeMap<String, Value> {
         }
     }
     out
+}
+
+#[test]
+fn single_ops_are_timed_once_and_what_follows_from_them_stands_beside_what_was_measured() {
+    let (dir, _) = folder_with(SMALL);
+    let kept = dir.path().join("rates.json");
+    let with_rates =
+        |arguments: &[&str]| program().args(arguments).env("ADVISOR_RATES", &kept).current_dir(dir.path()).output().unwrap();
+    let run = with_rates(&["run", "small.toml", "--quick", "--out", "out"]);
+    let (said, told) = (text(&run.stdout), text(&run.stderr));
+    assert!(run.status.success() && told.contains("run single ops, once for this machine") && kept.exists(), "{told}");
+    assert!(said.contains("Predicted from this machine's rates of single ops: "), "{said}");
+    let table = fs::read_to_string(dir.path().join("out/small/results.csv")).unwrap();
+    let column = |name: &str| table.lines().next().unwrap().split(',').position(|heading| heading == name).unwrap();
+    let (measured, predicted, error) =
+        (column("throughput_per_s"), column("predicted_throughput_per_s"), column("prediction_error"));
+    let rows: Vec<Vec<&str>> =
+        table.lines().skip(1).filter(|line| !line.contains(",skipped,")).map(|line| line.split(',').collect()).collect();
+    for row in &rows {
+        let number = |at: usize| row[at].parse::<f64>().unwrap_or_else(|_| panic!("{row:?}"));
+        assert!((number(predicted) / number(measured) - 1.0 - number(error)).abs() < 1e-9, "{row:?}");
+    }
+    // The same rates again, and the same candidates.
+    let plan = with_rates(&["plan", "small.toml", "--json"]);
+    assert!(plan.status.success() && !text(&plan.stderr).contains("single ops"), "{}", text(&plan.stderr));
+    let answer: Value = serde_json::from_slice(&plan.stdout).unwrap();
+    assert_eq!(answer[0]["source"], "modelled");
+    let planned = answer[0]["candidates"].as_array().unwrap();
+    for row in rows.iter().filter(|row| row[column("phase")] == "infer") {
+        let same = planned.iter().find(|one| one["candidate"] == row[column("candidate")]).unwrap_or_else(|| panic!("{row:?}"));
+        let (there, here) = (row[predicted].parse::<f64>().unwrap(), same["predicted_throughput_per_s"].as_f64().unwrap());
+        // The copy rate that rows are fetched at is measured anew.
+        assert!((here / there - 1.0).abs() < 0.5, "{row:?} {same}");
+    }
 }
 
 #[test]
@@ -184,7 +225,7 @@ fn a_run_killed_at_any_moment_resumes_without_losing_a_finished_candidate() {
         // One run, killed and resumed until it is through or five kills are spent on it.
         for attempt in 0..6 {
             let before = records(&log);
-            let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+            let mut command = program();
             command.args(["run", "small.toml", "--quick", "--out", "out", "--resume"]).current_dir(dir.path());
             let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             if attempt < 5 && kills < 20 {
@@ -255,7 +296,7 @@ fn kill(process: u32, signal: &str) {
 fn a_baseline_that_dies_is_started_again_and_no_row_loses_its_comparison() {
     // Full pace, so that there is time to kill it while it is timed.
     let (dir, _) = folder_with(&SMALL.replace("[\"train\", \"infer\"]", "\"infer\""));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+    let mut command = program();
     command.args(["run", "small.toml", "--out", "out"]).current_dir(dir.path());
     let run = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let parent = run.id();
@@ -279,7 +320,7 @@ fn a_baseline_that_dies_is_started_again_and_no_row_loses_its_comparison() {
 #[test]
 fn a_killed_parent_leaves_no_worker_behind() {
     let (dir, _) = folder_with(&SMALL.replace("epochs = 2", "epochs = 1000"));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+    let mut command = program();
     command.args(["run", "small.toml", "--out", "out"]).current_dir(dir.path());
     let mut run = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_for("a worker", || !children(run.id()).is_empty());
@@ -307,7 +348,7 @@ fn trainings_that_were_over_before_a_kill_are_not_done_again() {
         of_seeds.map(|line| format!("{}/{}", line["candidate"]["precision"], line["run"]["seed"])).collect::<Vec<_>>()
     };
     let start = |resume: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+        let mut command = program();
         command.args(["run", "small.toml", "--out", "out"]).args(resume).current_dir(dir.path());
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
@@ -409,7 +450,7 @@ fn a_budget_ends_early_and_a_resumed_run_measures_the_rest() {
 #[test]
 fn ctrl_c_stops_cleanly_and_says_how_to_go_on() {
     let (dir, _) = folder_with(&SMALL.replace("epochs = 2", "epochs = 1000"));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
+    let mut command = program();
     command.args(["run", "small.toml", "--out", "out"]).current_dir(dir.path());
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let log = dir.path().join("out/small/run.jsonl");

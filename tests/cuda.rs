@@ -24,6 +24,7 @@ use std::{
 fn doctor(variables: &[(&str, &str)]) -> Option<Value> {
     let driver = &emulator::emulator()?.driver;
     let output = Command::new(env!("CARGO_BIN_EXE_advisor"))
+        .env("ADVISOR_RATES", "none")
         .args(["doctor", "--json"])
         .env("LD_LIBRARY_PATH", driver)
         .envs(variables.iter().copied())
@@ -61,6 +62,7 @@ fn doctor_counts_devices_and_says_when_a_driver_shows_none() {
 /// Runs `s.toml` of a folder on the stand-in.
 fn run(folder: &Path, driver: &Path, devices: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_advisor"))
+        .env("ADVISOR_RATES", "none")
         .args(["run", "s.toml", "--quick", "--out", "out"])
         .current_dir(folder)
         .env("LD_LIBRARY_PATH", driver)

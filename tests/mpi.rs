@@ -187,7 +187,7 @@ fn a_scenario_runs_over_processes_and_says_so() {
         let dir = tempfile::tempdir().unwrap();
         let file = scenario(dir.path(), "\"single\", \"dp=2\", \"zero=2\", \"tp=2\", \"pp=2\", \"dp=4\"", 2);
         let out = dir.path().join("out");
-        let arguments = ["run", file.to_str().unwrap(), "--quick", "--out", out.to_str().unwrap()];
+        let arguments = ["run", file.to_str().unwrap(), "--no-predictions", "--quick", "--out", out.to_str().unwrap()];
         let said = launcher.run(2, program, &arguments, &[], Duration::from_secs(200));
         assert!(said.code().is_some_and(|code| code <= 1), "{said}");
         let rows = rows(&out);
@@ -227,7 +227,7 @@ fn run_with_a_signal(launcher: &Launcher, signal: &str) -> (launchers::Said, Vec
     let dir = tempfile::tempdir().unwrap();
     let file = scenario(dir.path(), "\"single\", \"dp=2\"", 200);
     let out = dir.path().join("out");
-    let arguments = ["run", file.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let arguments = ["run", file.to_str().unwrap(), "--no-predictions", "--out", out.to_str().unwrap()];
     let program = Path::new(env!("CARGO_BIN_EXE_advisor"));
     let launch = launcher.start(2, program, &arguments, &[("ADVISOR_RANK_PATIENCE_S", "3")]);
     let deadline = Instant::now() + Duration::from_secs(100);

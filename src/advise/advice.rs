@@ -237,6 +237,8 @@ pub struct Row {
     /// Achieved throughput over the smaller of the compute and the memory roof. Above 1 where data stayed in the cache, or where
     /// arithmetic is narrower than the fp32 by which the roof is drawn.
     pub roofline_fraction: Option<f64>,
+    /// Units a second that were predicted from the machine's measured rates of single ops; absent where these were not measured.
+    pub predicted: Option<PredictedRate>,
     pub violations: Vec<Violation>,
     /// On the front of objective against quality: no other ok row is at least as good in both and better in one.
     pub on_front: bool,
@@ -244,6 +246,24 @@ pub struct Row {
     pub recommended: bool,
     /// Plain remarks: the record's own, and what the numbers say ("unstructured pruning buys no time here: 1.00x, 0.98 to 1.02").
     pub notes: Vec<String>,
+}
+
+/// A prediction beside the row's measurement.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PredictedRate {
+    pub rate: PerSecond,
+    /// Over the measured rate, less 1.
+    pub error: Option<f64>,
+    /// Share of the predicted step in ops that were taken for others.
+    pub assumed_share: f64,
+}
+
+impl PhaseAdvice {
+    /// Median size of the relative errors of predictions, and of how many; `None` where nothing was predicted.
+    pub fn prediction_error(&self) -> Option<(f64, usize)> {
+        let errors: Vec<f64> = self.rows.iter().filter_map(|row| Some(row.predicted?.error?.abs())).collect();
+        Some((crate::stats::median(&errors)?, errors.len()))
+    }
 }
 
 impl Row {

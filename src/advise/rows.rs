@@ -1,8 +1,9 @@
 //! One record's figures, each with its interval: what a table shows of a candidate before it is judged.
 
-use super::{CONFIDENCE, Drop, Estimate, Judged, RESAMPLES, Row, RowStatus, quality, speed};
+use super::{CONFIDENCE, Drop, Estimate, Judged, PredictedRate, RESAMPLES, Row, RowStatus, quality, speed};
 use crate::{
     cost::{self, Price},
+    predict::predict_record,
     record::{Environment, RunRecord, SeedRun, Status, StoredRun},
     stats::{Interval, bootstrap_interval, fewest_pairs, mean, median, time_of_trainings, wilson},
     units::{PerSecond, Seconds},
@@ -108,6 +109,11 @@ fn figures(run: &StoredRun, place: usize, timing: &Timing, throughput: Option<Es
         flops_per_unit: record.flops_per_unit,
         bytes_per_unit: record.bytes_per_unit,
         roofline_fraction: throughput.and_then(|rate| Some(rate.value / roof(record, &header.environment)?)),
+        predicted: predict_record(record, &header.environment).map(|prediction| {
+            let rate = record.candidate.batch_size as f64 / prediction.step.0;
+            let error = throughput.map(|measured| rate / measured.value - 1.0);
+            PredictedRate { rate: PerSecond(rate), error, assumed_share: prediction.assumed_share }
+        }),
         violations: Vec::new(),
         on_front: false,
         probability_best: None,

@@ -10,7 +10,7 @@ use crate::{
     vocab::Layout,
 };
 use anyhow::Context;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Numbers of ranks that are threads: two, and one on every core.
 fn thread_ranks(cores: usize) -> Vec<usize> {
@@ -95,14 +95,8 @@ fn between_threads(largest: u64) -> Result<Vec<CommunicationRun>, CollectiveErro
     Ok(runs)
 }
 
-/// What `ADVISOR_COMMUNICATION` names, else `advisor/communication.json` in the user's folder for caches.
 fn path() -> Option<PathBuf> {
-    if let Some(named) = std::env::var_os("ADVISOR_COMMUNICATION") {
-        return Some(PathBuf::from(named));
-    }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    let folder = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")))?;
-    Some(folder.join("advisor/communication.json"))
+    super::cache_file("ADVISOR_COMMUNICATION", "communication.json")
 }
 
 /// Adds runs to the file; each replaces the one of the same hosts and transport. A file of another version is begun anew.
@@ -115,20 +109,11 @@ fn keep(runs: &[CommunicationRun]) -> anyhow::Result<PathBuf> {
     let is_new = |old: &CommunicationRun| runs.iter().any(|new| (&new.transport, &new.hosts) == (&old.transport, &old.hosts));
     file.runs.retain(|old| !is_new(old));
     file.runs.extend_from_slice(runs);
-    write(&path, &serde_json::to_vec_pretty(&file)?).with_context(|| path.display().to_string())?;
+    super::write_cache(&path, &serde_json::to_vec_pretty(&file)?).with_context(|| path.display().to_string())?;
     Ok(path)
 }
 
 /// To a temporary name first, so that a file of this name is always whole.
-fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let partial = path.with_extension(format!("partial-{}", std::process::id()));
-    std::fs::write(&partial, bytes)?;
-    std::fs::rename(&partial, path)
-}
-
 fn table(run: &CommunicationRun) -> anyhow::Result<()> {
     let unknown = || "not known".to_string();
     let copy = run.copy_bytes_per_s.map_or_else(unknown, |rate| format!("{}/s", Bytes(rate as u64)));

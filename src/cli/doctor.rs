@@ -9,7 +9,7 @@ use crate::{
     },
     data::find_data_dir,
     measure::{CpuTimes, EnergyCounter, SparseProduct, environment, gpus, measure_gpu, measure_sparse},
-    record::Gpu,
+    record::{Environment, Gpu},
     stats::{median, quantile, relative_deviation},
     units::{Bytes, three_figures},
 };
@@ -18,7 +18,7 @@ use serde_json::json;
 /// Show what this machine has, its measured peaks and its noise
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  advisor doctor\n  advisor doctor --json\n  advisor doctor --comm\n  mpirun -n 2 advisor doctor --comm"
+    after_help = "Example:\n  advisor doctor\n  advisor doctor --json\n  advisor doctor --comm\n  advisor doctor --rates\n  mpirun -n 2 advisor doctor --comm"
 )]
 pub struct Args {
     /// Print JSON
@@ -27,6 +27,9 @@ pub struct Args {
     /// Measure exchanges between ranks (threads, or the processes of `mpirun`) and keep the figures
     #[arg(long)]
     comm: bool,
+    /// Time single ops on one thread, on all, and on two ranks, and keep the times for predictions
+    #[arg(long, conflicts_with = "comm")]
+    rates: bool,
     /// With --comm: the largest message
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20, requires = "comm")]
     largest: u64,
@@ -106,6 +109,9 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         return super::communication::run(args.json, args.largest);
     }
     let environment = environment();
+    if args.rates {
+        return super::rates::run(args.json, Environment { gpus: gpus(), ..environment });
+    }
     let noise = noise();
     let energy = EnergyCounter::open();
     let data = find_data_dir(&super::places(None));

@@ -10,9 +10,11 @@ mod doctor;
 mod init;
 mod kernels;
 mod plan;
+mod plan_here;
 mod plan_score;
 mod prices;
 mod progress;
+mod rates;
 mod report;
 mod run;
 mod schema;
@@ -25,7 +27,11 @@ use crate::{
     vocab::{Device, UnknownWord},
 };
 use clap::{CommandFactory, Parser, Subcommand};
-use std::{process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -162,9 +168,9 @@ fn unix_seconds() -> u64 {
 }
 
 /// Places beside or above which shipped data may lie: a scenario's folder, the current one, the program's, the sources'.
-fn places(scenario_folder: Option<&std::path::Path>) -> Vec<std::path::PathBuf> {
+fn places(scenario_folder: Option<&std::path::Path>) -> Vec<PathBuf> {
     let absolute = |folder: &std::path::Path| std::path::absolute(folder).ok();
-    let sources = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let sources = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let program = std::env::current_exe().ok().and_then(|exe| exe.parent().map(std::path::Path::to_path_buf));
     let current = std::env::current_dir().ok();
     scenario_folder.and_then(absolute).into_iter().chain(current).chain(program).chain([sources]).collect()
@@ -187,4 +193,23 @@ fn print(text: &str) -> anyhow::Result<()> {
     writeln!(out, "{text}")?;
     out.flush()?;
     Ok(())
+}
+/// The file that `variable` names, else `advisor/<name>` in the user's folder for caches.
+fn cache_file(variable: &str, name: &str) -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os(variable) {
+        return Some(PathBuf::from(named));
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let folder = cache.or_else(|| std::env::home_dir().map(|home| home.join(".cache")))?;
+    Some(folder.join("advisor").join(name))
+}
+
+/// Whole or not there.
+fn write_cache(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let partial = path.with_extension(format!("partial-{}", std::process::id()));
+    std::fs::write(&partial, bytes)?;
+    std::fs::rename(&partial, path)
 }

@@ -1,6 +1,6 @@
 //! `advisor plan`: layouts and costs on machines that are not here.
 
-use super::{Exit, plan_score};
+use super::{Exit, plan_here, plan_score};
 use crate::{
     input::render,
     predict::{Books, Plan, answer_plan},
@@ -9,19 +9,19 @@ use crate::{
 use clap::Subcommand;
 use std::path::{Path, PathBuf};
 
-/// Predict layouts, time and cost on machines that are not here
+/// Predict layouts, time and cost on machines that are not here, and the candidates of scenarios on this one
 #[derive(clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Examples:\n  advisor plan plans/llama-3-70b-pretraining.toml\n  advisor plan plans/*.toml --out /tmp/plans --json\n  advisor plan score\n\n\
+    after_help = "Examples:\n  advisor plan plans/llama-3-70b-pretraining.toml\n  advisor plan plans/*.toml --out /tmp/plans --json\n  advisor plan scenarios/image-classification.toml\n  advisor plan score\n\n\
                   Every figure is modelled; its error on published runs stands beside it. Exit codes: 0 done; 1 nothing meets every limit;\n\
                   2 wrong input; 4 the machine failed."
 )]
 pub struct Args {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Plan files
+    /// Plan files, or scenarios, which are predicted for this machine from its rates of single ops
     #[arg(required = true, value_name = "PLAN.toml")]
     plans: Vec<PathBuf>,
     /// Folder for the reports
@@ -58,9 +58,18 @@ fn answer(args: &Args) -> anyhow::Result<Exit> {
         }
     };
     let books = Books { prices, ..Books::shipped() };
-    let Some(plans) = load(&args.plans, &books) else { return Ok(Exit::WrongInput) };
+    let (here, elsewhere): (Vec<PathBuf>, Vec<PathBuf>) =
+        args.plans.iter().cloned().partition(|path| plan_here::is_scenario(path));
+    let Some(plans) = load(&elsewhere, &books) else { return Ok(Exit::WrongInput) };
     let mut exit = Exit::Done;
     let mut as_json = Vec::new();
+    for path in &here {
+        let (ended, answer) = plan_here::run(path, &books.prices, args.json)?;
+        if ended != Exit::Done {
+            return Ok(ended);
+        }
+        as_json.extend(answer);
+    }
     for plan in &plans {
         let answer = match answer_plan(plan, &books) {
             Ok(answer) => answer,

@@ -1,6 +1,6 @@
 //! `advisor run`: measure scenarios and recommend.
 
-use super::{Exit, progress::Progress};
+use super::{Exit, progress::Progress, rates};
 use crate::{
     backend::cuda,
     comm::Launch,
@@ -9,7 +9,10 @@ use crate::{
     harness::{self, Control, HarnessError, Job, Pace, Ranks},
     input::render,
     measure::{environment, gpus, measure_gpu},
-    record::{Candidate, Environment, Gpu, Processes, RunHeader, SCHEMA_VERSION, StoredRun, TrainConfig, store::StoreError},
+    record::{
+        Candidate, Environment, Gpu, Processes, RateTable, RunHeader, SCHEMA_VERSION, StoredRun, TrainConfig, Workers,
+        store::StoreError,
+    },
     scenario::{Known, Machine, Scenario},
     vocab::Device,
     workload::{self, Leader},
@@ -52,6 +55,9 @@ pub struct Args {
     /// Run on this device (`auto`, `cpu`, `cuda`, `cuda:1`) in place of those that the scenarios name
     #[arg(long, value_name = "DEVICE", value_parser = super::device)]
     device: Option<Device>,
+    /// Predict nothing beside what is measured, and do not time single ops for it, which takes half a minute or more, once for each number of threads
+    #[arg(long)]
+    no_predictions: bool,
     /// Print the recommendations as JSON instead of tables
     #[arg(long)]
     json: bool,
@@ -128,6 +134,17 @@ fn measure_all(args: &Args, leader: Option<&Leader>) -> anyhow::Result<Exit> {
             return Ok(Exit::MachineFailed);
         }
     }
+    let environment = Environment { gpus: gpus.clone(), ..environment };
+    let rates = if args.no_predictions || rates::are_unwanted() {
+        Vec::new()
+    } else {
+        let candidates = scenarios.iter().flat_map(|scenario| scenario.expand(&machine).candidates);
+        let mut workers: Vec<Workers> = candidates.filter_map(|candidate| workers_of(&candidate, leader.is_some())).collect();
+        workers.sort_unstable();
+        workers.dedup();
+        rates::complete(rates::kept(&environment), &workers, &environment)?
+    };
+    let environment = Environment { rates, ..environment };
     let mut planned = Vec::new();
     for scenario in scenarios {
         match plan(scenario, args, &environment, &machine, &gpus, &book) {
@@ -236,6 +253,9 @@ fn command(args: &Args) -> String {
     if args.quick {
         parts.push("--quick".into());
     }
+    if args.no_predictions {
+        parts.push("--no-predictions".into());
+    }
     if let Some(device) = args.device {
         parts.push(format!("--device {device}"));
     }
@@ -262,6 +282,12 @@ fn last_gpu(candidate: &Candidate) -> Option<usize> {
     }
 }
 
+/// Who works on a candidate, where their rates can be measured: ranks of a launch are not all here.
+fn workers_of(candidate: &Candidate, is_launch: bool) -> Option<Workers> {
+    let workers = Workers::of(candidate.device, candidate.layout, candidate.threads);
+    (candidate.emulation().is_none() && !(is_launch && workers.ranks > 1)).then_some(workers)
+}
+
 fn plan(
     scenario: Scenario,
     args: &Args,
@@ -271,9 +297,13 @@ fn plan(
     book: &PriceBook,
 ) -> anyhow::Result<Planned> {
     // A scenario that uses no GPU is priced and described as if the machine had none.
-    let used = scenario.expand(machine).candidates.iter().filter_map(last_gpu).max();
+    let candidates = scenario.expand(machine).candidates;
+    let used = candidates.iter().filter_map(last_gpu).max();
     let gpus = used.map_or_else(Vec::new, |last| gpus[..=last].to_vec());
-    let environment = &Environment { gpus, ..environment.clone() };
+    let is_launch = environment.processes.is_some();
+    let works = |table: &&RateTable| candidates.iter().any(|one| workers_of(one, is_launch) == Some(table.workers));
+    let rates = environment.rates.iter().filter(works).cloned().collect();
+    let environment = &Environment { gpus, rates, ..environment.clone() };
     crate::cost::price(&scenario.cost, environment, book).with_context(|| format!("{}", scenario.path.display()))?;
     let set = DataSet::load(&scenario.data, &search_from(&scenario)).with_context(|| format!("{}", scenario.path.display()))?;
     let train = if args.quick {

@@ -5,7 +5,7 @@
 //! and values whose lives do not overlap share a slot. A run allocates nothing.
 
 use super::{Graph, Node, Op, Role, Value, ValueId, Work};
-use crate::units::Bytes;
+use crate::{units::Bytes, vocab::DType};
 
 /// A piece of memory that one or several values use in turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,18 @@ impl Program {
         operands.collect::<Vec<_>>().join(" x ")
     }
 
+    /// The narrowest type of floats among the operands and results of a step, of which one is as good as another where there is no float.
+    pub fn step_dtype(&self, step: &Step) -> DType {
+        let types = step.inputs.iter().chain(&step.outputs).map(|id| self.value(*id).dtype);
+        types.filter(|dtype| dtype.is_float()).min_by_key(|dtype| dtype.size()).unwrap_or(DType::F32)
+    }
+
+    /// Bytes of what a run reads from outside.
+    pub fn input_bytes(&self) -> u64 {
+        let is_read = |(k, value): &(usize, &Value)| value.role == Role::Input && self.slot_of[*k].is_some();
+        self.values.iter().enumerate().filter(is_read).map(|(_, value)| value.bytes() as u64).sum()
+    }
+
     /// Memory of all slots.
     pub fn memory(&self) -> Bytes {
         Bytes(self.slots.iter().map(|s| s.bytes as u64).sum())
@@ -99,7 +111,7 @@ fn write_f32_directly(graph: &mut Graph) {
     let mut at = 0;
     while at < graph.nodes.len() {
         let node = &graph.nodes[at];
-        if node.op == (Op::Cast { to: crate::vocab::DType::F32 }) {
+        if node.op == (Op::Cast { to: DType::F32 }) {
             let (from, to) = (node.inputs[0], node.outputs[0]);
             let producer = graph.producer(from).filter(|_| graph.consumers(from) == [at] && !graph.is_output(from));
             let writes = producer.filter(|p| {

@@ -100,6 +100,8 @@ pub struct Described {
     pub flops_per_unit: Option<Flops>,
     pub bytes_per_unit: Option<Bytes>,
     pub profile: Vec<OpProfile>,
+    pub further_stages: Vec<Vec<OpProfile>>,
+    pub input_bytes: Bytes,
     pub time_split: Option<TimeSplit>,
     pub notes: Vec<String>,
     pub checkpoint: Option<String>,

@@ -836,6 +836,8 @@ impl Conductor<'_, '_> {
             flops_per_unit: described.flops_per_unit,
             bytes_per_unit: described.bytes_per_unit,
             profile: described.profile,
+            further_stages: described.further_stages,
+            input_bytes: Some(described.input_bytes),
             time_split: described.time_split,
             notes: described.notes,
             checkpoint: described.checkpoint,

@@ -35,6 +35,7 @@ pub fn environment() -> Environment {
         peak_flops_per_core: Some(multiply_add_rate(Isa::best(), 0.1)),
         copy_bytes_per_s: Some(copy_rate(logical_cores)),
         gpus: Vec::new(),
+        rates: Vec::new(),
         processes: None,
         advisor_version: env!("CARGO_PKG_VERSION").to_string(),
         rustc: env!("ADVISOR_RUSTC").to_string(),

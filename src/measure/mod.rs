@@ -7,6 +7,7 @@ mod gpu;
 mod kernels;
 mod memory;
 mod noise;
+mod rates;
 mod sparsity;
 
 pub use communication::measure_exchanges;
@@ -16,4 +17,5 @@ pub use gpu::{GpuSensor, gpus, measure_gpu};
 pub use kernels::{KernelBench, KernelCase, kernel_cases};
 pub use memory::{forget_peak_resident, peak_resident};
 pub use noise::{CpuTimes, load_average};
+pub use rates::{RateCase, RateError, measure_rates, rate_cases};
 pub use sparsity::{SparseProduct, measure_sparse};

@@ -1,6 +1,9 @@
 //! Time, work and energy of a candidate, as raw as they were taken.
 
-use crate::units::{Bytes, Flops, Joules, Seconds};
+use crate::{
+    units::{Bytes, Flops, Joules, Seconds},
+    vocab::DType,
+};
 use serde::{Deserialize, Serialize};
 
 /// Why sampling stopped.
@@ -62,6 +65,14 @@ pub struct LatencyTail {
     pub steps: u64,
 }
 
+/// Which stage of a pipeline a message goes to or comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Neighbour {
+    Before,
+    Behind,
+}
+
 /// One op of the program: its work by counting, its time by a profiled run outside the timed blocks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpProfile {
@@ -69,6 +80,12 @@ pub struct OpProfile {
     pub op: String,
     /// Shape in the house's letters: `[64, 6272] x [6272, 128]`.
     pub shape: String,
+    /// The narrowest type of numbers among the operands; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<DType>,
+    /// Of what goes between the stages of a pipeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub neighbour: Option<Neighbour>,
     /// Per step (one batch).
     pub flops: Flops,
     pub bytes: Bytes,

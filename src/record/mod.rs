@@ -10,6 +10,7 @@ mod gpu;
 mod kernels;
 mod measurement;
 mod quality;
+mod rates;
 mod setup;
 pub mod store;
 
@@ -18,8 +19,9 @@ pub use communication::{COMMUNICATION_VERSION, CommunicationFile, CommunicationR
 pub use goal::{Constraints, CostBasis, Goal, Owned, Target};
 pub use gpu::Gpu;
 pub use kernels::{CheckRow, KernelRow, KernelRun, StepRow};
-pub use measurement::{Block, Energy, LatencyTail, Measurement, OpProfile, StopCondition, TimeSplit};
+pub use measurement::{Block, Energy, LatencyTail, Measurement, Neighbour, OpProfile, StopCondition, TimeSplit};
 pub use quality::{ClassQuality, Epoch, Quality, RocCurve, SeedRun, TrainingOutcome};
+pub use rates::{ExchangeRate, OpRate, RATES_VERSION, RateTable, RatesFile, Workers};
 pub use setup::{OptimizerConfig, TrainConfig};
 
 use crate::{
@@ -93,6 +95,12 @@ pub struct RunRecord {
     /// Per-op work and time of the program, in program order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub profile: Vec<OpProfile>,
+    /// Pipelines only: the ops of the stages behind the first, in their order, without times.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub further_stages: Vec<Vec<OpProfile>>,
+    /// Of a step, what is fetched for it over all ranks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_bytes: Option<Bytes>,
     /// Where a step's time goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_split: Option<TimeSplit>,
@@ -132,6 +140,8 @@ impl RunRecord {
             flops_per_unit: None,
             bytes_per_unit: None,
             profile: Vec::new(),
+            further_stages: Vec::new(),
+            input_bytes: None,
             time_split: None,
             notes: Vec::new(),
             checkpoint: None,
@@ -168,6 +178,9 @@ pub struct Environment {
     pub processes: Option<Processes>,
     /// Measured large-copy bandwidth of all cores, bytes/s (read + written).
     pub copy_bytes_per_s: Option<f64>,
+    /// How fast single ops run here, of all who work on candidates; empty where that was not measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rates: Vec<RateTable>,
     pub advisor_version: String,
     pub rustc: String,
     /// Git commit of the program, where known at build time.

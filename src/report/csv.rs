@@ -54,6 +54,8 @@ pub const RESULT_COLUMNS: &[&str] = &[
     "flops_per_unit",
     "bytes_per_unit",
     "roofline_fraction",
+    "predicted_throughput_per_s",
+    "prediction_error",
     "step_compute_ms",
     "step_memory_ms",
     "step_communication_ms",
@@ -160,6 +162,8 @@ fn column(name: &str, lines: &[Line]) -> Column {
         "flops_per_unit" => whole(&|l| l.row.flops_per_unit.map(|f| f.0)),
         "bytes_per_unit" => whole(&|l| l.row.bytes_per_unit.map(|b| b.0)),
         "roofline_fraction" => real(&|l| l.row.roofline_fraction),
+        "predicted_throughput_per_s" => real(&|l| l.row.predicted.map(|predicted| predicted.rate.0)),
+        "prediction_error" => real(&|l| l.row.predicted?.error),
         "step_split_excess" => real(&|l| l.record.time_split.as_ref()?.excess()),
         part if part.starts_with("step_") => real(&|l| {
             let parts = l.record.time_split.as_ref()?.parts();

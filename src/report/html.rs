@@ -75,6 +75,9 @@ pub fn html(inputs: &Inputs) -> Result<String, ReportError> {
     for phase in &advice.phases {
         put!(out, "<h2>{}: all candidates</h2>", words::phase_title(phase.phase));
         table(&mut out, inputs, phase);
+        if let Some(text) = words::predictions(phase) {
+            put!(out, "<p>{}</p>", escape(&text));
+        }
         let of_phase = |plot: &&Plot| plot.stem.starts_with(phase.phase.name());
         for plot in figures.iter().filter(of_phase) {
             put!(out, "<figure>\n{}\n<figcaption>{}</figcaption>\n</figure>", plot.svg, escape(&plot.caption));
@@ -199,6 +202,10 @@ fn table(out: &mut String, inputs: &Inputs, phase: &PhaseAdvice) {
         "<div class=\"scroll\"><table>\n<caption>Intervals are 95 %. Speedups are ratios of interleaved blocks; rates follow from them and the baseline's own, so that the machine's drift cancels. Cheapest first.</caption>\n<thead><tr>"
     );
     put!(out, "<th>#</th><th class=\"text\">candidate</th><th>{units} a second</th><th>speedup</th>");
+    let is_predicted = phase.rows.iter().any(|row| row.predicted.is_some());
+    if is_predicted {
+        put!(out, "<th>predicted</th>");
+    }
     if train {
         put!(out, "<th>time to target</th><th>cost to target</th>");
     }
@@ -220,6 +227,9 @@ fn table(out: &mut String, inputs: &Inputs, phase: &PhaseAdvice) {
         put!(out, "<tr{class} id=\"{}\"><td>{}</td><td class=\"text\">{}</td>", escape(&row.id), at + 1, escape(&row.title));
         out.push_str(&cell(row.throughput, three_figures));
         out.push_str(&cell(row.speedup, words::ratio));
+        if is_predicted {
+            out.push_str(&plain(row.predicted.map(|predicted| words::prediction(&predicted))));
+        }
         if train {
             let missed = || "not reached".to_string();
             let has_target = header.train.target.is_some() && inputs.run.records[row.record].candidate.emulation().is_none();

@@ -36,6 +36,7 @@ fn row(inputs: &Inputs, phase: &PhaseAdvice, at: usize) -> Value {
         "status": row.status.name(),
         "throughput_per_s": estimate(&row.throughput),
         "speedup": estimate(&row.speedup),
+        "predicted_throughput_per_s": row.predicted.map(|predicted| predicted.rate.0),
         "latency_p50_ms": row.latency_p50.map(|s| s.as_ms()),
         "latency_p99_ms": row.latency_p99.map(|s| s.as_ms()),
         "cost_usd_per_million": estimate(&row.usd_per_million),
@@ -56,6 +57,7 @@ fn phase(inputs: &Inputs, phase: &PhaseAdvice) -> Value {
         "phase": phase.phase.name(),
         "baseline": phase.baseline.map(|at| phase.rows[at].id.clone()),
         "candidates": phase.rows.len(),
+        "prediction_error_median": phase.prediction_error().map(|(error, _)| error),
     });
     match &phase.outcome {
         Outcome::Pick(pick) => {

@@ -120,6 +120,7 @@ const COLUMNS: &[TableColumn] = &[
     ("p50 ms", |r| dash(r.latency_p50.map(|s| three_figures(s.as_ms())))),
     ("p99 ms", |r| dash(r.latency_p99.map(|s| three_figures(s.as_ms())))),
     ("to target s", |r| dash(r.time_to_target.map(|s| three_figures(s.0)))),
+    ("predicted", |r| dash(r.predicted.map(|p| three_figures(p.rate.0)))),
     ("best with", |r| dash(r.probability_best.map(words::probability))),
 ];
 
@@ -190,6 +191,9 @@ fn table(phase: &PhaseAdvice, style: &Style, width: usize) -> Vec<String> {
     }
     if rows.iter().any(|r| r.status == RowStatus::Infeasible) {
         out.push(format!("{}  x breaks a limit; ? was not measured{}", style.dim, style.off));
+    }
+    if let Some(text) = words::predictions(phase) {
+        out.extend(wrap(&text, width, 2));
     }
     for row in phase.rows.iter().filter(|r| r.status == RowStatus::Failed) {
         let reason = row.reason.as_deref().unwrap_or("no reason was given");

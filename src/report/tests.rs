@@ -18,6 +18,8 @@ fn full() -> StoredRun {
     fast.profile = vec![OpProfile {
         op: "linear_int8".into(),
         shape: "[64, 784] x [784, 256]".into(),
+        dtype: None,
+        neighbour: None,
         flops: Flops(25_000_000),
         bytes: Bytes(400_000),
         message_bytes: Bytes(0),

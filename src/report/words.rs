@@ -1,7 +1,7 @@
 //! Numbers and verdicts as people read them. Unknown is always the words "not measured", never a number.
 
 use crate::{
-    advise::{Drop, DropVerdict, Estimate, LimitVerdict, Row},
+    advise::{Drop, DropVerdict, Estimate, LimitVerdict, PhaseAdvice, PredictedRate, Row},
     record::{Gpu, RunHeader},
     units::{Seconds, Usd, three_figures},
     vocab::{Objective, Phase},
@@ -170,6 +170,22 @@ pub fn hosts(all: &[String]) -> String {
     let is_first = |at: usize| !all[..at].contains(&all[at]);
     let of = |at: usize| format!("`{}` ({})", all[at], all.iter().filter(|host| **host == all[at]).count());
     (0..all.len()).filter(|at| is_first(*at)).map(of).collect::<Vec<_>>().join(", ")
+}
+
+/// `1,230 (+4 %)`: predicted, and how far from what was measured.
+pub fn prediction(predicted: &PredictedRate) -> String {
+    let error = predicted.error.map_or(String::new(), |error| format!(" ({:+.0} %)", 100.0 * error));
+    format!("{}{error}", three_figures(predicted.rate.0))
+}
+
+/// How far the predictions of a phase were from what was measured.
+pub fn predictions(phase: &PhaseAdvice) -> Option<String> {
+    let (error, rows) = phase.prediction_error()?;
+    Some(format!(
+        "Predicted from this machine's rates of single ops: {:.0} % off the measured rates in the median of {rows} row{}.",
+        100.0 * error,
+        if rows == 1 { "" } else { "s" }
+    ))
 }
 
 #[cfg(test)]

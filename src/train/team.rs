@@ -131,6 +131,12 @@ impl Team {
         &self.programs[self.layout.place(rank).1]
     }
 
+    /// The program of each stage of a pipeline, of its first rank; one where there are no stages.
+    pub fn stages(&self) -> impl Iterator<Item = &Program> {
+        let layout = self.layout;
+        self.programs.iter().enumerate().filter(move |(part, _)| layout.part_place(*part).1 == 0).map(|(_, program)| program)
+    }
+
     /// Ranks in this process.
     pub fn len(&self) -> usize {
         self.ranks.len()

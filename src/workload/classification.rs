@@ -1,6 +1,9 @@
 //! One class a row, image or text: trains or answers, one candidate a process.
 
-use super::time_split::{Pace, over_ranks, rank_split, remark};
+use super::{
+    programs::{input_bytes, untimed},
+    time_split::{Pace, over_ranks, rank_split, remark},
+};
 use crate::{
     backend::OpTime,
     comm::Place,
@@ -330,6 +333,8 @@ impl Ready {
         let of_ranks = steps.iter().enumerate().map(|(rank, steps)| rank_split(team.program(rank), steps, pace, balance));
         let time_split = over_ranks(&of_ranks.collect::<Vec<_>>());
         self.notes.extend(remark(&time_split));
+        let input_bytes = input_bytes(team, self.setup.candidate.layout);
+        let further_stages = team.stages().skip(1).map(|program| untimed(program).collect()).collect();
         let of_op = |k: usize, of: fn(&OpTime) -> Seconds| {
             Seconds(median(&steps[0].iter().map(|step| of(&step.ops[k]).0).collect::<Vec<_>>()).unwrap_or(0.0))
         };
@@ -341,23 +346,16 @@ impl Ready {
             flops_per_unit: Some(Flops(work.flops.0 / units)),
             bytes_per_unit: Some(Bytes(work.bytes.0 / units)),
             time_split: Some(time_split),
-            profile: program
-                .steps
-                .iter()
+            profile: untimed(&program)
                 .enumerate()
-                .map(|(k, step)| {
-                    let work = program.step_work(step);
-                    OpProfile {
-                        op: step.op.name().to_string(),
-                        shape: program.step_shape(step),
-                        flops: work.flops,
-                        bytes: work.bytes,
-                        message_bytes: work.message_bytes,
-                        time: Some(of_op(k, |time| time.total)),
-                        waited: has_others.then(|| of_op(k, |time| time.waited)),
-                    }
+                .map(|(k, op)| OpProfile {
+                    time: Some(of_op(k, |time| time.total)),
+                    waited: has_others.then(|| of_op(k, |time| time.waited)),
+                    ..op
                 })
                 .collect(),
+            further_stages,
+            input_bytes,
             notes: self.notes.clone(),
             checkpoint: self.checkpoint.clone(),
             energy,

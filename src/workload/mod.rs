@@ -2,9 +2,11 @@
 //! that are ranks of a launch.
 
 mod classification;
+mod programs;
 mod ranks;
 mod time_split;
 
+pub use programs::counted;
 pub use ranks::{Leader, serve_ranks};
 
 use crate::{

@@ -1,0 +1,387 @@
+//! What a step takes on a machine whose rates were measured op by op: this one.
+//!
+//! An op that a program has is seldom one that was timed. Its time is that of a roof over its work, max(FLOPs / F, bytes / B) with the
+//! highest rates of the table (Williams et al., CACM 52(4), 2009), times how far below that roof the same op stayed at the timed sizes
+//! nearest to it. Between these goes a locally weighted regression of logarithms (Cleveland and Devlin, JASA 83(403), 1988) over bytes,
+//! FLOPs and the last extents of the first two operands, damped so that few sizes do not make a steep slope. Steps of a pipeline follow from
+//! a timeline of its stages.
+
+use crate::{
+    record::{Environment, ExchangeRate, Neighbour, OpProfile, OpRate, RateTable, RunRecord, Workers},
+    stats::median,
+    units::Seconds,
+};
+use std::collections::VecDeque;
+
+/// Timed sizes that a time is taken from.
+const NEIGHBOURS: usize = 8;
+
+/// Keeps a size that was timed from being everything: half of a factor e, squared.
+const CLOSE: f64 = 0.25;
+
+/// What damps slopes, against a variance of logarithms.
+const DAMPING: f64 = 0.1;
+
+/// How far beyond the nearest sizes' own values a slope may lead: a factor of 1.5.
+const BEYOND: f64 = 0.405;
+
+/// What is predicted of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepPrediction {
+    pub step: Seconds,
+    /// Share of it in ops that were not timed on this machine, and that were taken for others of about as much arithmetic for a byte.
+    pub assumed_share: f64,
+}
+
+/// How fast some workers run ops.
+pub struct LocalRates<'a> {
+    table: &'a RateTable,
+    rows: Vec<Timed<'a>>,
+    /// Highest rates of the table, FLOP/s and bytes/s.
+    roof: (f64, f64),
+}
+
+/// A row of the table, ready for use.
+struct Timed<'a> {
+    row: &'a OpRate,
+    place: Place,
+    /// Logarithm of its time over that under the roof.
+    beyond: f64,
+}
+
+/// Where an op lies among sizes: logarithms of its bytes, its FLOPs and the last extents of its first two operands.
+type Place = [f64; 4];
+
+fn place(shape: &str, flops: u64, bytes: u64) -> Place {
+    let last = |operand: Option<&str>| {
+        let extent = operand.and_then(|text| text.trim_matches(['[', ']', ' ']).rsplit(", ").next()?.parse::<f64>().ok());
+        extent.unwrap_or(1.0).max(1.0).ln()
+    };
+    let mut operands = shape.split(" x ");
+    [(bytes as f64).max(1.0).ln(), (flops as f64).max(1.0).ln(), last(operands.next()), last(operands.next())]
+}
+
+fn distance(a: &Place, b: &Place) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum()
+}
+
+impl<'a> LocalRates<'a> {
+    /// `None` where the table is empty.
+    pub fn new(table: &'a RateTable) -> Option<LocalRates<'a>> {
+        let highest = |of: fn(&OpRate) -> f64| table.rows.iter().map(of).filter(|rate| rate.is_finite()).fold(0.0, f64::max);
+        let roof = (highest(|row| row.flops.0 as f64 / row.time.0), highest(|row| row.bytes.0 as f64 / row.time.0));
+        if !(roof.0 > 0.0 && roof.1 > 0.0) {
+            return None;
+        }
+        let rows = table.rows.iter().filter(|row| row.time.0 > 0.0);
+        let rows = rows.map(|row| Timed {
+            row,
+            place: place(&row.shape, row.flops.0, row.bytes.0),
+            beyond: (row.time.0 / under(roof, row.flops.0, row.bytes.0)).ln(),
+        });
+        Some(LocalRates { table, rows: rows.collect(), roof })
+    }
+
+    /// That of these workers, where there is one.
+    pub fn find(tables: &'a [RateTable], workers: Workers) -> Option<LocalRates<'a>> {
+        LocalRates::new(tables.iter().find(|table| table.workers == workers)?)
+    }
+
+    /// Seconds of an op, and whether it had to be taken for another.
+    fn op(&self, op: &OpProfile) -> (f64, bool) {
+        if let Some(seconds) = self.exchange(op) {
+            return (seconds, false);
+        }
+        let same = |timed: &&Timed| timed.row.op == op.op && op.dtype.is_none_or(|dtype| dtype == timed.row.dtype);
+        let named = |timed: &&Timed| timed.row.op == op.op;
+        let at = place(&op.shape, op.flops.0, op.bytes.0);
+        let under = under(self.roof, op.flops.0, op.bytes.0);
+        let time = |rows: Vec<&Timed>| under * nearest(&rows, &at).exp();
+        let all = |is_one: &dyn Fn(&&Timed) -> bool| self.rows.iter().filter(|row| is_one(row)).collect::<Vec<_>>();
+        for (rows, is_assumed) in [(all(&same), false), (all(&named), true)] {
+            if !rows.is_empty() {
+                return (time(rows), is_assumed);
+            }
+        }
+        // Whatever does about as much for a byte.
+        let intensity = |flops: u64, bytes: u64| (flops as f64 + 1.0).ln() - (bytes as f64).max(1.0).ln();
+        let alike = |timed: &&Timed| {
+            (intensity(timed.row.flops.0, timed.row.bytes.0) - intensity(op.flops.0, op.bytes.0)).abs() < std::f64::consts::LN_2
+        };
+        let rows = all(&alike);
+        (if rows.is_empty() { under } else { time(rows) }, true)
+    }
+
+    /// Seconds of what other ranks take part in, waiting left out; `None` for any other op.
+    fn exchange(&self, op: &OpProfile) -> Option<f64> {
+        let numbers = 4 * op.flops.0;
+        Some(match op.op.as_str() {
+            // Laying out what a rank gives, and taking out a part, are copies.
+            "reduce_start" | "take_part" => op.bytes.0.max(2 * op.message_bytes.0) as f64 / self.roof.1,
+            "all_reduce" | "sum_ranks" | "every_rank" | "largest_of_ranks" => self.message("all_reduce", numbers),
+            "reduce_scatter" => self.message("reduce_scatter", numbers),
+            "all_gather" => self.message("all_gather", op.message_bytes.0),
+            "send" => self.message("send_receive", op.message_bytes.0),
+            // Its sender's time; waiting is told by the timeline.
+            "receive" => 0.0,
+            _ => return None,
+        })
+    }
+
+    /// Seconds of an exchange of so many bytes, between the measured sizes.
+    fn message(&self, operation: &str, bytes: u64) -> f64 {
+        let rows: Vec<&ExchangeRate> = self.table.exchanges.iter().filter(|row| row.operation == operation).collect();
+        let Some((first, last)) = rows.first().zip(rows.last()) else { return 2.0 * bytes as f64 / self.roof.1 };
+        let size = (bytes as f64).max(1.0);
+        if size >= last.bytes.0 as f64 {
+            return last.time.0 * size / last.bytes.0 as f64;
+        }
+        let between = rows.windows(2).find(|pair| size <= pair[1].bytes.0 as f64 && size >= pair[0].bytes.0 as f64);
+        let Some([below, above]) = between else { return first.time.0 };
+        let share = (size - below.bytes.0 as f64) / (above.bytes.0 as f64 - below.bytes.0 as f64);
+        below.time.0 + share * (above.time.0 - below.time.0)
+    }
+
+    /// A step of a program, or of the programs of a pipeline's stages.
+    pub fn step(&self, stages: &[&[OpProfile]]) -> Option<StepPrediction> {
+        let timed: Vec<Vec<(f64, bool)>> = stages.iter().map(|ops| ops.iter().map(|op| self.op(op)).collect()).collect();
+        let all = || timed.iter().flatten();
+        let whole: f64 = all().map(|(seconds, _)| seconds).sum();
+        let assumed: f64 = all().filter(|(_, is_assumed)| *is_assumed).fold(0.0, |sum, (seconds, _)| sum + seconds);
+        let seconds: Vec<Vec<f64>> = timed.iter().map(|stage| stage.iter().map(|(seconds, _)| *seconds).collect()).collect();
+        let step = if stages.len() == 1 { whole } else { timeline(stages, &seconds)? };
+        (whole > 0.0).then(|| StepPrediction { step: Seconds(step), assumed_share: assumed / whole })
+    }
+
+    /// Median relative error of the table's own rows, each predicted from the others of its op.
+    pub fn median_error(&self) -> Option<f64> {
+        let error = |(k, timed): (usize, &Timed)| {
+            let others = self
+                .rows
+                .iter()
+                .enumerate()
+                .filter(|(j, other)| *j != k && other.row.op == timed.row.op && other.row.dtype == timed.row.dtype);
+            let others: Vec<&Timed> = others.map(|(_, other)| other).collect();
+            (!others.is_empty()).then(|| ((nearest(&others, &timed.place) - timed.beyond).exp() - 1.0).abs())
+        };
+        median(&self.rows.iter().enumerate().filter_map(error).collect::<Vec<_>>())
+    }
+}
+
+/// Seconds under the roof.
+fn under((flops_per_s, bytes_per_s): (f64, f64), flops: u64, bytes: u64) -> f64 {
+    (flops as f64 / flops_per_s).max(bytes.max(1) as f64 / bytes_per_s)
+}
+
+/// How far below the roof an op at `at` stays, by a regression over the nearest rows.
+fn nearest(rows: &[&Timed], at: &Place) -> f64 {
+    let mut close: Vec<(f64, &Timed)> = rows.iter().map(|timed| (distance(&timed.place, at), *timed)).collect();
+    close.sort_by(|a, b| a.0.total_cmp(&b.0));
+    close.truncate(NEIGHBOURS);
+    let whole: f64 = close.iter().map(|(distance, _)| 1.0 / (distance + CLOSE)).sum();
+    let weights: Vec<f64> = close.iter().map(|(distance, _)| 1.0 / (distance + CLOSE) / whole).collect();
+    let mean =
+        |of: &dyn Fn(&Timed) -> f64| close.iter().zip(&weights).map(|((_, timed), weight)| weight * of(timed)).sum::<f64>();
+    let middle: Place = std::array::from_fn(|axis| mean(&|timed| timed.place[axis]));
+    let level = mean(&|timed| timed.beyond);
+    let apart = |timed: &Timed, axis: usize| timed.place[axis] - middle[axis];
+    let matrix: [Place; 4] = std::array::from_fn(|a| {
+        std::array::from_fn(|b| mean(&|timed| apart(timed, a) * apart(timed, b)) + if a == b { DAMPING } else { 0.0 })
+    });
+    let right: Place = std::array::from_fn(|axis| mean(&|timed| apart(timed, axis) * (timed.beyond - level)));
+    let slopes = solve(matrix, right);
+    let value = level + slopes.iter().enumerate().map(|(axis, slope)| slope * (at[axis] - middle[axis])).sum::<f64>();
+    let values = || close.iter().map(|(_, timed)| timed.beyond);
+    value.clamp(values().fold(f64::INFINITY, f64::min) - BEYOND, values().fold(f64::NEG_INFINITY, f64::max) + BEYOND)
+}
+
+/// x of A x = b, for A symmetric and positive definite: elimination needs no pivots then.
+fn solve<const N: usize>(mut a: [[f64; N]; N], mut b: [f64; N]) -> [f64; N] {
+    for column in 0..N {
+        for row in column + 1..N {
+            let factor = a[row][column] / a[column][column];
+            let above = a[column];
+            a[row].iter_mut().zip(above).for_each(|(value, above)| *value -= factor * above);
+            b[row] -= factor * b[column];
+        }
+    }
+    for row in (0..N).rev() {
+        let known: f64 = (row + 1..N).map(|k| a[row][k] * b[k]).sum();
+        b[row] = (b[row] - known) / a[row][row];
+    }
+    b
+}
+
+/// When the last stage is done: each works through its ops in order, and waits for what neighbours have not sent yet. `None` where one waits
+/// for what nobody sends.
+fn timeline(stages: &[&[OpProfile]], seconds: &[Vec<f64>]) -> Option<f64> {
+    let mut clock = vec![0.0f64; stages.len()];
+    let mut next = vec![0usize; stages.len()];
+    // When what is under way has been sent: from a stage to the one behind it, and back.
+    let mut forward: Vec<VecDeque<f64>> = vec![VecDeque::new(); stages.len()];
+    let mut back = forward.clone();
+    loop {
+        let mut has_moved = false;
+        for stage in 0..stages.len() {
+            while let Some(op) = stages[stage].get(next[stage]) {
+                if op.op == "receive" {
+                    let queue = match op.neighbour? {
+                        Neighbour::Before => &mut forward[stage.checked_sub(1)?],
+                        Neighbour::Behind => &mut back[(stage + 1 < stages.len()).then_some(stage + 1)?],
+                    };
+                    let Some(sent) = queue.pop_front() else { break };
+                    clock[stage] = clock[stage].max(sent);
+                }
+                clock[stage] += seconds[stage][next[stage]];
+                if op.op == "send" {
+                    let queue = if op.neighbour? == Neighbour::Behind { &mut forward[stage] } else { &mut back[stage] };
+                    queue.push_back(clock[stage]);
+                }
+                next[stage] += 1;
+                has_moved = true;
+            }
+        }
+        if next.iter().zip(stages).all(|(next, ops)| *next == ops.len()) {
+            return Some(clock.into_iter().fold(0.0, f64::max));
+        }
+        if !has_moved {
+            return None;
+        }
+    }
+}
+
+/// What is predicted of a step of `record` from rates of `machine`, on which it ran. `None` where nothing was timed of its workers, or
+/// where it has no program.
+pub fn predict_record(record: &RunRecord, machine: &Environment) -> Option<StepPrediction> {
+    let candidate = &record.candidate;
+    let workers = Workers::of(candidate.device, candidate.layout, candidate.threads);
+    let rates = LocalRates::find(&machine.rates, workers).filter(|_| !record.profile.is_empty())?;
+    let stages: Vec<&[OpProfile]> = std::iter::once(&record.profile).chain(&record.further_stages).map(Vec::as_slice).collect();
+    let mut prediction = rates.step(&stages)?;
+    // Rows are copied into the program's memory before its first op; a device's come while it works.
+    if !candidate.device.is_cuda() {
+        let copied = record.input_bytes.zip(machine.copy_bytes_per_s).map_or(0.0, |(bytes, rate)| 2.0 * bytes.0 as f64 / rate);
+        prediction.step.0 += copied;
+    }
+    Some(prediction)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        record::{Candidate, Environment, Status},
+        units::{Bytes, Flops},
+        vocab::{Compression, DType, Device, Layout, Phase, Precision},
+    };
+
+    const WORKERS: Workers = Workers { device: Device::Cpu, ranks: 1, threads: 1 };
+
+    fn rate(op: &str, [m, k, n]: [u64; 3], time: f64) -> OpRate {
+        let (flops, bytes) = (Flops(2 * m * k * n), Bytes(4 * (m * k + k * n + m * n)));
+        OpRate { op: op.into(), dtype: DType::F32, shape: format!("[{m}, {k}] x [{k}, {n}]"), flops, bytes, time: Seconds(time) }
+    }
+
+    fn op(rate: &OpRate) -> OpProfile {
+        OpProfile {
+            op: rate.op.clone(),
+            shape: rate.shape.clone(),
+            dtype: Some(rate.dtype),
+            neighbour: None,
+            flops: rate.flops,
+            bytes: rate.bytes,
+            message_bytes: Bytes(0),
+            time: None,
+            waited: None,
+        }
+    }
+
+    /// A machine of 1 TFLOP/s that needs 1 us to begin.
+    fn law([m, k, n]: [u64; 3]) -> f64 {
+        1e-6 + (2 * m * k * n) as f64 / 1e12
+    }
+
+    fn table() -> RateTable {
+        let size = |k: u64| 16 << (2 * (k % 4));
+        let all = (0..64).map(|k| [size(k), size(k / 4), size(k / 16)]);
+        let rows = all.map(|shape| rate("linear", shape, law(shape))).collect();
+        RateTable { workers: WORKERS, unix_s: 0, rows, exchanges: Vec::new() }
+    }
+
+    #[test]
+    fn sizes_between_those_that_were_timed_follow_the_machine_s_law() {
+        let table = table();
+        let rates = LocalRates::new(&table).unwrap();
+        for shape in [[100, 100, 100], [32, 512, 128], [700, 300, 40], [256, 256, 256]] {
+            let predicted = rates.step(&[&[op(&rate("linear", shape, 0.0))]]).unwrap();
+            let error = predicted.step.0 / law(shape) - 1.0;
+            assert!(error.abs() < 0.15 && predicted.assumed_share == 0.0, "{shape:?}: {error:+.3}");
+        }
+        assert!(rates.median_error().unwrap() < 0.1, "{:?}", rates.median_error());
+    }
+
+    #[test]
+    fn an_op_that_was_not_timed_is_taken_for_another_and_said_to_be() {
+        let table = table();
+        let rates = LocalRates::new(&table).unwrap();
+        let [known, unknown] = ["linear", "convolution"].map(|name| op(&rate(name, [256, 256, 256], 0.0)));
+        let both = rates.step(&[&[known.clone(), unknown]]).unwrap();
+        assert!((both.assumed_share - 0.5).abs() < 0.1, "{both:?}");
+        let other_type = OpProfile { dtype: Some(DType::Bf16), ..known };
+        assert_eq!(rates.step(&[&[other_type]]).unwrap().assumed_share, 1.0);
+    }
+
+    #[test]
+    fn stages_wait_for_each_other_and_a_message_that_nobody_sends_is_no_answer() {
+        let table = table();
+        let rates = LocalRates::new(&table).unwrap();
+        let work = op(&rate("linear", [1024, 1024, 1024], 0.0));
+        let of = |name: &str, neighbour| OpProfile {
+            op: name.into(),
+            neighbour: Some(neighbour),
+            flops: Flops(0),
+            bytes: Bytes(0),
+            ..work.clone()
+        };
+        let first = [work.clone(), of("send", Neighbour::Behind), of("receive", Neighbour::Behind), work.clone()];
+        let second = [of("receive", Neighbour::Before), work.clone(), of("send", Neighbour::Before)];
+        let one = rates.step(&[&[work.clone()]]).unwrap().step.0;
+        let both = rates.step(&[&first, &second]).unwrap().step.0;
+        assert!((both / (3.0 * one) - 1.0).abs() < 0.01, "{both} is not three times {one}");
+        assert!(rates.step(&[&first, &second[..2]]).is_none());
+    }
+
+    #[test]
+    fn exchanges_lie_between_their_measured_sizes() {
+        let exchange =
+            |bytes: u64, time: f64| ExchangeRate { operation: "all_reduce".into(), bytes: Bytes(bytes), time: Seconds(time) };
+        let table = RateTable { exchanges: vec![exchange(4, 1e-6), exchange(1 << 20, 1e-3)], ..table() };
+        let rates = LocalRates::new(&table).unwrap();
+        assert!((rates.message("all_reduce", 1 << 19) / 0.5e-3 - 1.0).abs() < 0.01);
+        assert_eq!((rates.message("all_reduce", 1), rates.message("all_reduce", 1 << 22)), (1e-6, 4e-3));
+    }
+
+    #[test]
+    fn a_record_is_predicted_from_the_rates_of_its_own_workers() {
+        let mut candidate = Candidate {
+            phase: Phase::Infer,
+            device: Device::Cpu,
+            precision: Precision::Fp32,
+            compression: Compression::NONE,
+            layout: Layout::SINGLE,
+            batch_size: 64,
+            threads: 1,
+        };
+        let record = |candidate: &Candidate| {
+            let profile = vec![op(&rate("linear", [64, 64, 64], 0.0))];
+            RunRecord { profile, ..RunRecord::without_result(candidate.clone(), Status::Ok, String::new()) }
+        };
+        let machine = Environment { rates: vec![table()], copy_bytes_per_s: Some(1e9), ..Environment::default() };
+        let alone = predict_record(&record(&candidate), &machine).unwrap().step.0;
+        let fed = RunRecord { input_bytes: Some(Bytes(1000)), ..record(&candidate) };
+        assert!((predict_record(&fed, &machine).unwrap().step.0 - alone - 2e-6).abs() < 1e-12);
+        candidate.threads = 2;
+        assert!(predict_record(&record(&candidate), &machine).is_none());
+        assert!(predict_record(&record(&candidate), &Environment::default()).is_none());
+    }
+}

@@ -1,0 +1,75 @@
+//! How fast a machine runs single ops, as `advisor doctor --rates` measured it: what predictions for this machine rest on.
+
+use crate::{
+    units::{Bytes, Flops, Seconds},
+    vocab::{DType, Device, Layout},
+};
+use serde::{Deserialize, Serialize};
+
+/// Version of the file of kept rates; another one is not read.
+pub const RATES_VERSION: u32 = 1;
+
+/// The file of kept rates: of one machine and one program, for what another processor or another build runs is another matter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RatesFile {
+    pub schema_version: u32,
+    /// Processor, program and devices, in words that differ where rates may.
+    pub machine: String,
+    pub tables: Vec<RateTable>,
+}
+
+/// Who works: threads of the processor, or a device. Ranks that share the processor slow each other down, so they were measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Workers {
+    pub device: Device,
+    /// At the same time.
+    pub ranks: usize,
+    /// Of each rank.
+    pub threads: usize,
+}
+
+impl Workers {
+    /// Who works where `layout` spreads `threads` over its ranks; devices have nothing to share, and are as one.
+    pub fn of(device: Device, layout: Layout, threads: usize) -> Workers {
+        match device {
+            Device::Cuda(_) => Workers { device: Device::Cuda(0), ranks: 1, threads: 1 },
+            Device::Auto | Device::Cpu => {
+                let ranks = layout.ranks();
+                Workers { device: Device::Cpu, ranks, threads: (threads / ranks).max(1) }
+            }
+        }
+    }
+}
+
+/// What some workers reach.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RateTable {
+    pub workers: Workers,
+    /// Seconds since 1970-01-01 UTC.
+    pub unix_s: u64,
+    pub rows: Vec<OpRate>,
+    /// Exchanges between the ranks, by their operation and the bytes of the whole message.
+    pub exchanges: Vec<ExchangeRate>,
+}
+
+/// One op at one size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OpRate {
+    /// As `OpProfile` has them.
+    pub op: String,
+    pub dtype: DType,
+    pub shape: String,
+    pub flops: Flops,
+    pub bytes: Bytes,
+    /// Median of several samples, each the mean of calls in a row.
+    pub time: Seconds,
+}
+
+/// One exchange at one size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExchangeRate {
+    /// `all_reduce`, `reduce_scatter`, `all_gather`, `send_receive`.
+    pub operation: String,
+    pub bytes: Bytes,
+    pub time: Seconds,
+}
