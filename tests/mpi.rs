@@ -90,7 +90,7 @@ fn losses_and_gradients_over_mpich_are_those_of_one_rank() {
 #[test]
 #[ignore = "run by `mpirun`, see the other tests"]
 fn rank_that_may_give_up() {
-    use advisor::backend::CollectiveError;
+    use advisor::backend::{CollectiveError, Kept};
     let world = world();
     meet(&world);
     let seat = world.seat(1, Layout::data(world.size())).unwrap().expect("all take part");
@@ -100,10 +100,30 @@ fn rank_that_may_give_up() {
     let mut data = vec![1.0; 300_000];
     members[0].all.all_reduce_sum(&mut data).unwrap();
     assert!(data.iter().all(|sum| *sum == world.size() as f32));
+    // Sums under way at once, one longer than a piece, one of which each rank keeps its parts; finished in another order.
+    let sums = members[0].data.overlapped().expect("processes sum while they compute");
+    let (mut long, mut short) = (vec![1.0; 300_000], vec![2.0; 3]);
+    sums.start(0, &[&long, &short], Kept::Whole).unwrap();
+    sums.start(1, &[&[1.0; 7], &[2.0; 2]], Kept::Parts).unwrap();
+    let lengths = [7, 2];
+    let mut parts = lengths.map(|length: usize| vec![f32::NAN; length.div_ceil(world.size())]);
+    let [first, second] = &mut parts;
+    sums.finish_parts(1, &lengths, &mut [first, second]).unwrap();
+    for (k, (part, length)) in parts.iter().zip(lengths).enumerate() {
+        for (at, sum) in part.iter().enumerate() {
+            let is_there = world.rank() * part.len() + at < length;
+            assert_eq!(*sum, if is_there { ((k + 1) * world.size()) as f32 } else { 0.0 });
+        }
+    }
+    sums.finish(0, &mut [&mut long, &mut short]).unwrap();
+    assert!(long.iter().all(|sum| *sum == world.size() as f32) && short.iter().all(|sum| *sum == 2.0 * world.size() as f32));
     if world.rank() == last {
         seat.leave();
     } else {
         let left = Err(CollectiveError::Left { rank: last, ranks: world.size() });
+        // One that is under way without the last rank; where its leaving is heard first, none begins.
+        let abandoned = sums.start(0, &[&long], Kept::Whole).and_then(|()| sums.finish(0, &mut [&mut long]));
+        assert_eq!(abandoned, left);
         assert_eq!(members[0].data.all_reduce_sum(&mut data), left);
         assert_eq!(members[0].data.receive(last, &mut data), left);
         assert_eq!(seat.left_by(), Some(last));
