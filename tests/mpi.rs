@@ -7,17 +7,17 @@
 mod launchers;
 #[path = "support/layouts.rs"]
 mod layouts;
+#[path = "support/scenario_of_ranks.rs"]
+mod scenario_of_ranks;
 
 use advisor::{
     comm::{Launch, Place, World},
     vocab::Layout,
 };
-use launchers::{Launcher, wait};
+use launchers::Launcher;
 use layouts::{LAYOUTS, OneRank};
-use std::{
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use scenario_of_ranks::{rows, run_with_a_signal, scenario};
+use std::{path::Path, time::Duration};
 
 fn world() -> World {
     let launch = Launch::of_this_process().expect("started by a launcher");
@@ -90,7 +90,7 @@ fn losses_and_gradients_over_mpich_are_those_of_one_rank() {
 #[test]
 #[ignore = "run by `mpirun`, see the other tests"]
 fn rank_that_may_give_up() {
-    use advisor::backend::CollectiveError;
+    use advisor::backend::{CollectiveError, Kept};
     let world = world();
     meet(&world);
     let seat = world.seat(1, Layout::data(world.size())).unwrap().expect("all take part");
@@ -100,10 +100,30 @@ fn rank_that_may_give_up() {
     let mut data = vec![1.0; 300_000];
     members[0].all.all_reduce_sum(&mut data).unwrap();
     assert!(data.iter().all(|sum| *sum == world.size() as f32));
+    // Sums under way at once, one longer than a piece, one of which each rank keeps its parts; finished in another order.
+    let sums = members[0].data.overlapped().expect("processes sum while they compute");
+    let (mut long, mut short) = (vec![1.0; 300_000], vec![2.0; 3]);
+    sums.start(0, &[&long, &short], Kept::Whole).unwrap();
+    sums.start(1, &[&[1.0; 7], &[2.0; 2]], Kept::Parts).unwrap();
+    let lengths = [7, 2];
+    let mut parts = lengths.map(|length: usize| vec![f32::NAN; length.div_ceil(world.size())]);
+    let [first, second] = &mut parts;
+    sums.finish_parts(1, &lengths, &mut [first, second]).unwrap();
+    for (k, (part, length)) in parts.iter().zip(lengths).enumerate() {
+        for (at, sum) in part.iter().enumerate() {
+            let is_there = world.rank() * part.len() + at < length;
+            assert_eq!(*sum, if is_there { ((k + 1) * world.size()) as f32 } else { 0.0 });
+        }
+    }
+    sums.finish(0, &mut [&mut long, &mut short]).unwrap();
+    assert!(long.iter().all(|sum| *sum == world.size() as f32) && short.iter().all(|sum| *sum == 2.0 * world.size() as f32));
     if world.rank() == last {
         seat.leave();
     } else {
         let left = Err(CollectiveError::Left { rank: last, ranks: world.size() });
+        // One that is under way without the last rank; where its leaving is heard first, none begins.
+        let abandoned = sums.start(0, &[&long], Kept::Whole).and_then(|()| sums.finish(0, &mut [&mut long]));
+        assert_eq!(abandoned, left);
         assert_eq!(members[0].data.all_reduce_sum(&mut data), left);
         assert_eq!(members[0].data.receive(last, &mut data), left);
         assert_eq!(seat.left_by(), Some(last));
@@ -148,38 +168,6 @@ fn a_rank_that_leaves_frees_the_others_and_what_follows_works() {
     }
 }
 
-/// A scenario file in `folder`.
-fn scenario(folder: &Path, layouts: &str, epochs: usize) -> PathBuf {
-    let path = folder.join("ranks.toml");
-    let text = format!(
-        "name = \"ranks\"\n[workload]\nmodel = \"mlp\"\ndata = \"digits-8x8\"\nphase = [\"train\", \"infer\"]\n\
-         [train]\nepochs = {epochs}\nseeds = 1\nbatch_size = 32\n[grid]\ndevice = [\"cpu\"]\nbatch_size = [32]\nthreads = [2]\nlayout = [{layouts}]\n"
-    );
-    std::fs::write(&path, text).unwrap();
-    path
-}
-
-/// Layout, phase, status, reason and notes of a row.
-type Row = (String, String, String, String, String);
-
-/// Rows of the last record of each candidate.
-fn rows(out: &Path) -> Vec<Row> {
-    let text = std::fs::read_to_string(out.join("ranks/run.jsonl")).unwrap_or_default();
-    let mut rows: Vec<Row> = Vec::new();
-    for line in text.lines() {
-        let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { continue };
-        if line["kind"] != "candidate" {
-            continue;
-        }
-        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_string();
-        let candidate = &line["candidate"];
-        let (layout, phase) = (text(&candidate["layout"]), text(&candidate["phase"]));
-        rows.retain(|(l, p, ..)| (l, p) != (&layout, &phase));
-        rows.push((layout, phase, text(&line["status"]), text(&line["reason"]), line["notes"].to_string()));
-    }
-    rows
-}
-
 #[test]
 fn a_scenario_runs_over_processes_and_says_so() {
     let program = Path::new(env!("CARGO_BIN_EXE_advisor"));
@@ -204,44 +192,6 @@ fn a_scenario_runs_over_processes_and_says_so() {
         let page = std::fs::read_to_string(out.join("ranks/report.html")).unwrap();
         assert!(page.contains(&format!("2 over {}", launcher.library())), "the page names the processes");
     }
-}
-
-/// The process that is rank `rank` of a launch of this program that writes to `out`.
-fn process_of(rank: usize, out: &Path) -> Option<u32> {
-    let is_it = |pid: &u32| {
-        let read = |what: &str| std::fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap_or_default();
-        let numbers = [format!("OMPI_COMM_WORLD_RANK={rank}"), format!("PMI_RANK={rank}")];
-        let line = read("cmdline");
-        let mut words = line.split('\0');
-        words.next().is_some_and(|name| name.ends_with("advisor"))
-            && words.next() == Some("run")
-            && line.contains(out.to_str().unwrap())
-            && read("environ").split('\0').any(|variable| numbers.iter().any(|number| number == variable))
-    };
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(is_it)
-}
-
-/// Sends `signal` to rank 1 as soon as a candidate of two ranks is at work; how the launch ended, its rows, and how long that took.
-fn run_with_a_signal(launcher: &Launcher, signal: &str) -> (launchers::Said, Vec<Row>, Duration) {
-    let dir = tempfile::tempdir().unwrap();
-    let file = scenario(dir.path(), "\"single\", \"dp=2\"", 200);
-    let out = dir.path().join("out");
-    let arguments = ["run", file.to_str().unwrap(), "--no-predictions", "--out", out.to_str().unwrap()];
-    let program = Path::new(env!("CARGO_BIN_EXE_advisor"));
-    let launch = launcher.start(2, program, &arguments, &[("ADVISOR_RANK_PATIENCE_S", "3")]);
-    let deadline = Instant::now() + Duration::from_secs(100);
-    while !rows(&out).iter().any(|(layout, ..)| layout == "dp=2") {
-        assert!(Instant::now() < deadline, "no candidate of two ranks began: {}", wait(launch, Duration::ZERO));
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    // Past the making of groups, where MPI itself waits; that ends the launch, as a death does.
-    std::thread::sleep(Duration::from_millis(500));
-    let pid = process_of(1, &out).expect("rank 1 runs");
-    let at = Instant::now();
-    assert!(std::process::Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
-    let said = wait(launch, Duration::from_secs(100));
-    (said, rows(&out), at.elapsed())
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Ops that other ranks take part in, on buffers of the host: what every backend does where it has nothing better.
 
-use super::{BackendError, CollectiveError, Links, Session};
-use crate::graph::{Exchange, Op, ValueId};
+use super::{BackendError, CollectiveError, Kept, Links, Session};
+use crate::graph::{Exchange, Op, Program, ValueId};
 
 /// Runs step `index` of a session's program, an exchange, on copies of its operands as f32.
 pub(super) fn exchange(session: &mut dyn Session, links: Option<&Links>, index: usize) -> Result<(), BackendError> {
@@ -21,6 +21,10 @@ pub(super) fn exchange(session: &mut dyn Session, links: Option<&Links>, index: 
         step.inputs.iter().zip(&mut operands).try_for_each(|(id, data)| session.download_f32(*id, data))?;
     }
     let mut made: Vec<Vec<f32>> = step.outputs.iter().map(|id| vec![0.0; length_of(session, id)]).collect();
+    if let (Exchange::StartReduce { bucket }, Some(sums)) = (kind, overlapped) {
+        let slices: Vec<&[f32]> = operands.iter().map(Vec::as_slice).collect();
+        return Ok(sums.start(*bucket, &slices, kept_of(session.program(), *bucket))?);
+    }
     among_ranks(kind, links, &mut operands, &mut made)?;
     for k in kind.written_inputs(step.inputs.len()) {
         session.upload_f32(step.inputs[k], &operands[k])?;
@@ -32,10 +36,8 @@ pub(super) fn exchange(session: &mut dyn Session, links: Option<&Links>, index: 
 fn among_ranks(exchange: &Exchange, links: &Links, operands: &mut [Vec<f32>], made: &mut [Vec<f32>]) -> Result<(), BackendError> {
     let overlapped = links.data.overlapped();
     match exchange {
-        Exchange::StartReduce { bucket } => {
-            let slices: Vec<&[f32]> = operands.iter().map(Vec::as_slice).collect();
-            overlapped.map_or(Ok(()), |sums| sums.start(*bucket, &slices))?;
-        }
+        // Where sums do not go on meanwhile there is nothing to start.
+        Exchange::StartReduce { .. } => {}
         Exchange::AllReduce { bucket } => match overlapped {
             Some(sums) => {
                 let mut slices: Vec<&mut [f32]> = operands.iter_mut().map(Vec::as_mut_slice).collect();
@@ -95,6 +97,13 @@ fn among_ranks(exchange: &Exchange, links: &Links, operands: &mut [Vec<f32>], ma
         }
     }
     Ok(())
+}
+
+/// What a rank keeps of the sum of a bucket.
+pub(super) fn kept_of(program: &Program, bucket: usize) -> Kept {
+    let cuts = |kind: &Exchange| matches!(kind, Exchange::ReduceScatter { bucket: cut, .. } if *cut == bucket);
+    let is_cut = program.steps.iter().any(|step| matches!(&step.op, Op::Exchange(kind) if cuts(kind)));
+    if is_cut { Kept::Parts } else { Kept::Whole }
 }
 
 /// Whether every rank of every kind says yes.

@@ -68,11 +68,18 @@ pub trait Collective: Send + Sync {
     }
 }
 
+/// What a rank keeps of a sum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kept {
+    Whole,
+    Parts,
+}
+
 /// Sums over the ranks of a group that are started in one place and finished in another. Each has a number; all ranks start them in the
 /// same order, and none again before it has finished it.
 pub trait OverlappedSums {
-    /// Hands over what this rank contributes.
-    fn start(&self, number: usize, data: &[&[f32]]) -> Result<(), CollectiveError>;
+    /// Hands over what this rank contributes; `kept` says how it will be finished.
+    fn start(&self, number: usize, data: &[&[f32]], kept: Kept) -> Result<(), CollectiveError>;
     /// The whole sums, the same bits on each rank. What `data` holds before does not matter.
     fn finish(&self, number: usize, data: &mut [&mut [f32]]) -> Result<(), CollectiveError>;
     /// This rank's parts of the sums, cut as `reduce_scatter_sum` cuts; `lengths`: of what was started.

@@ -4,6 +4,7 @@
 //! feasible); 2 wrong input; 3 too noisy or ambiguous to say; 4 the machine or a dependency failed; 5 finished, but some
 //! candidates failed.
 
+mod bench_buckets;
 mod bench_step;
 mod communication;
 mod doctor;
@@ -88,6 +89,9 @@ enum Command {
     /// Time single steps on command of a comparing script
     #[command(hide = true)]
     BenchStep,
+    /// Time training steps over ranks by how many bytes of gradients are summed together
+    #[command(hide = true)]
+    BenchBuckets(bench_buckets::Arguments),
 }
 
 /// Runs the command line of this process.
@@ -111,6 +115,7 @@ pub fn main() -> ExitCode {
         }
         Command::Worker => worker::run(),
         Command::BenchStep => bench_step::run(),
+        Command::BenchBuckets(arguments) => bench_buckets::run(&arguments),
     };
     match outcome {
         Ok(exit) => exit.into(),

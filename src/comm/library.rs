@@ -23,7 +23,8 @@ pub enum MpiError {
     #[error("this MPI library lets only one thread in (level {level}): one is needed that was built for threads")]
     Threads { level: i32 },
     #[error(
-        "the launcher started {started} processes, but MPI knows of {known}: the launcher and `{library}` do not belong together"
+        "the launcher started {started} processes, but MPI knows of {known}: the launcher and `{library}` do not belong together; \
+         srun must be told which interface it offers (`srun --mpi=pmix` for Open MPI, `srun --mpi=pmi2` for MPICH)"
     )]
     Launcher { started: usize, known: usize, library: String },
     #[error("rank {rank} on `{host}` gave no sign of life for {seconds:.0} s")]

@@ -7,10 +7,13 @@
 //! | `library` | the door to MPI, and all `unsafe` of it |
 //! | `world` | the processes of a launch: signs of life, orders and answers |
 //! | `process` | one rank of a layout whose ranks are processes |
+//! | `sums` | sums over threads that are started in one place and finished in another |
+//! | `background` | the same over processes |
 //!
 //! `thread_group` makes one `ThreadMember` a rank. A sum is added in the order of ranks, so every rank ends with the same bits. A member
 //! that is dropped frees the others with an error instead of leaving them waiting.
 
+mod background;
 mod launch;
 // A foreign library is called by address.
 #[allow(unsafe_code)]

@@ -5,11 +5,12 @@
 
 use super::{
     Communicator, Membership,
+    background::Background,
     library::{Comm, Element, MpiError, Pending},
     world::{Shared, finish},
 };
 use crate::{
-    backend::{Collective, CollectiveError},
+    backend::{Collective, CollectiveError, OverlappedSums},
     vocab::Layout,
 };
 use std::sync::{
@@ -18,7 +19,7 @@ use std::sync::{
 };
 
 /// Elements of a piece of a large sum: 1 MiB.
-const PIECE: usize = 1 << 18;
+pub(super) const PIECE: usize = 1 << 18;
 
 /// Tag of messages between ranks.
 const DATA: i32 = 3;
@@ -76,7 +77,9 @@ impl Seat {
         let pipeline = comm.split(color(share * layout.tensor_ranks() + piece))?;
         let (Some(all), Some(data), Some(tensor), Some(pipeline)) = (all, data, tensor, pipeline) else { return Ok(None) };
         let link = Arc::new(Link { world: world.clone(), slot, number: comm.rank, ranks, left });
-        let member = |comm: Comm| Arc::new(ProcessMember { comm, link: link.clone(), sent: Mutex::default() });
+        let member = |comm: Comm| {
+            Arc::new(ProcessMember { comm, link: link.clone(), sent: Mutex::default(), background: Background::default() })
+        };
         let members: Vec<Arc<ProcessMember>> = [all, data, tensor, pipeline].map(member).into();
         let of = |k: usize| -> Arc<dyn Communicator> { members[k].clone() };
         let membership = Membership { number: comm.rank, all: of(0), data: of(1), tensor: of(2), pipeline: of(3) };
@@ -114,7 +117,7 @@ impl Seat {
     /// What each rank has given, on every rank.
     pub fn share(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
         let all = &self.members[0];
-        let lengths = all.finish(all.comm.all_gather((bytes.len() as u64).to_le_bytes().to_vec())?)?;
+        let lengths = all.finish_one(all.comm.all_gather((bytes.len() as u64).to_le_bytes().to_vec())?)?;
         let lengths: Vec<usize> = lengths
             .chunks_exact(8)
             .map(|length| u64::from_le_bytes(length.try_into().expect("chunks of eight")) as usize)
@@ -122,7 +125,7 @@ impl Seat {
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let mut padded = bytes.to_vec();
         padded.resize(longest, 0);
-        let whole = all.finish(all.comm.all_gather(padded)?)?;
+        let whole = all.finish_one(all.comm.all_gather(padded)?)?;
         Ok(lengths.iter().enumerate().map(|(rank, length)| whole[rank * longest..][..*length].to_vec()).collect())
     }
 
@@ -131,9 +134,11 @@ impl Seat {
         let Seat { members, membership, .. } = self;
         drop(membership);
         for member in members {
-            let Ok(ProcessMember { comm, link, sent }) = Arc::try_unwrap(member) else { continue };
+            let Ok(ProcessMember { comm, link, sent, background }) = Arc::try_unwrap(member) else { continue };
             let sent = sent.into_inner().unwrap_or_else(PoisonError::into_inner);
-            sent.into_iter().try_for_each(|message| finish(message, || link.world.trouble_among(link.ranks)).map(drop))?;
+            sent.into_iter()
+                .chain(background.into_left())
+                .try_for_each(|message| finish(message, || link.world.trouble_among(link.ranks)).map(drop))?;
             comm.free()?;
         }
         Ok(())
@@ -142,19 +147,21 @@ impl Seat {
 
 /// One rank of a group of processes.
 pub(super) struct ProcessMember {
-    comm: Comm,
+    pub(super) comm: Comm,
     link: Arc<Link>,
     /// Messages that MPI may not be done with.
     sent: Mutex<Vec<Pending<f32>>>,
+    /// Sums that are started and not finished.
+    pub(super) background: Background,
 }
 
 impl ProcessMember {
-    fn finish<T: Element>(&self, pending: Pending<T>) -> Result<Vec<T>, CollectiveError> {
+    pub(super) fn finish_one<T: Element>(&self, pending: Pending<T>) -> Result<Vec<T>, CollectiveError> {
         finish(pending, || self.link.stop()).map(|(made, _)| made)
     }
 
     /// Nothing is begun once somebody has left.
-    fn check(&self) -> Result<(), CollectiveError> {
+    pub(super) fn check(&self) -> Result<(), CollectiveError> {
         self.link.stop().map_or(Ok(()), Err)
     }
 }
@@ -174,7 +181,7 @@ impl Collective for ProcessMember {
         }
         self.check()?;
         for piece in data.chunks_mut(PIECE) {
-            let sum = self.finish(self.comm.all_reduce(piece.to_vec())?)?;
+            let sum = self.finish_one(self.comm.all_reduce(piece.to_vec())?)?;
             piece.copy_from_slice(&sum);
         }
         Ok(())
@@ -184,13 +191,13 @@ impl Collective for ProcessMember {
         self.check()?;
         let mut padded = data.to_vec();
         padded.resize(part.len() * self.comm.size, 0.0);
-        part.copy_from_slice(&self.finish(self.comm.reduce_scatter(padded, part.len())?)?);
+        part.copy_from_slice(&self.finish_one(self.comm.reduce_scatter(padded, part.len())?)?);
         Ok(())
     }
 
     fn all_gather(&self, part: &[f32], data: &mut [f32]) -> Result<(), CollectiveError> {
         self.check()?;
-        let whole = self.finish(self.comm.all_gather(part.to_vec())?)?;
+        let whole = self.finish_one(self.comm.all_gather(part.to_vec())?)?;
         let length = data.len();
         let whole = whole.get(..length).ok_or(CollectiveError::Length { expected: length, got: whole.len() })?;
         data.copy_from_slice(whole);
@@ -223,12 +230,16 @@ impl Collective for ProcessMember {
         data.copy_from_slice(&message);
         Ok(())
     }
+
+    fn overlapped(&self) -> Option<&dyn OverlappedSums> {
+        Some(self)
+    }
 }
 
 impl Communicator for ProcessMember {
     fn barrier(&self) -> Result<(), CollectiveError> {
         self.check()?;
-        self.finish(self.comm.barrier()?).map(drop)
+        self.finish_one(self.comm.barrier()?).map(drop)
     }
 
     fn leave(&self) {

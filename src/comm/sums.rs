@@ -6,7 +6,7 @@
 //! cannot be two ahead, because to finish a sum it needs the slower one's start.
 
 use super::ThreadMember;
-use crate::backend::{CollectiveError, OverlappedSums};
+use crate::backend::{CollectiveError, Kept, OverlappedSums};
 use std::{
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard,
@@ -89,7 +89,7 @@ fn add(given: &[RwLockReadGuard<'_, Vec<f32>>], mut from: usize, sums: &mut [f32
 }
 
 impl OverlappedSums for ThreadMember {
-    fn start(&self, number: usize, data: &[&[f32]]) -> Result<(), CollectiveError> {
+    fn start(&self, number: usize, data: &[&[f32]], _: Kept) -> Result<(), CollectiveError> {
         let sum = self.group.sums.get(number);
         let round = sum.started[self.rank].load(Ordering::Relaxed) + 1;
         {
@@ -147,8 +147,8 @@ mod tests {
                             let of = |rank: usize, number: usize, k: usize| (round * 100 + number * 10 + rank + k) as f32;
                             let data = |number, length| (0..length).map(|k| of(member.rank, number, k)).collect::<Vec<_>>();
                             let (mut a, mut b, c) = (data(0, 3), data(0, 1), data(1, 7));
-                            member.start(0, &[&a, &b]).unwrap();
-                            member.start(1, &[&c]).unwrap();
+                            member.start(0, &[&a, &b], Kept::Whole).unwrap();
+                            member.start(1, &[&c], Kept::Parts).unwrap();
                             a.fill(f32::NAN);
                             let mut part = vec![f32::NAN; 7usize.div_ceil(ranks)];
                             member.finish_parts(1, &[7], &mut [&mut part]).unwrap();
@@ -173,7 +173,7 @@ mod tests {
         let leaver = members.pop().unwrap();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| {
-                members[0].start(0, &[&[1.0]]).unwrap();
+                members[0].start(0, &[&[1.0]], Kept::Whole).unwrap();
                 members[0].finish(0, &mut [&mut [0.0]])
             });
             std::thread::sleep(std::time::Duration::from_millis(20));
@@ -181,8 +181,8 @@ mod tests {
             assert_eq!(waiting.join().unwrap(), Err(CollectiveError::Left { rank: 1, ranks: 2 }));
         });
         let members = thread_group(2);
-        members[0].start(0, &[&[1.0]]).unwrap();
-        members[1].start(0, &[&[1.0, 2.0]]).unwrap();
+        members[0].start(0, &[&[1.0]], Kept::Whole).unwrap();
+        members[1].start(0, &[&[1.0, 2.0]], Kept::Whole).unwrap();
         assert_eq!(members[0].finish(0, &mut [&mut [0.0]]), Err(CollectiveError::Length { expected: 1, got: 2 }));
     }
 
@@ -191,7 +191,7 @@ mod tests {
         let members = thread_group(2);
         let late = std::time::Duration::from_millis(30);
         let exchange = |member: &ThreadMember| {
-            member.start(0, &[&[1.0; 1000]]).unwrap();
+            member.start(0, &[&[1.0; 1000]], Kept::Whole).unwrap();
             member.finish(0, &mut [&mut [0.0; 1000]]).unwrap();
         };
         std::thread::scope(|scope| {

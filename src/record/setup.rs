@@ -26,6 +26,9 @@ pub struct TrainConfig {
     /// Passes over the training rows after a pruning that is tuned.
     #[serde(default = "default_tune_epochs")]
     pub tune_epochs: usize,
+    /// Gradients of so many bytes are summed over ranks together; as `strategy::BUCKET_BYTES` has it where none is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket_bytes: Option<usize>,
 }
 
 /// What a file from before the key was there means.
@@ -52,6 +55,7 @@ impl TrainConfig {
             batch_size,
             target: None,
             tune_epochs: TrainConfig::TUNE_EPOCHS,
+            bucket_bytes: None,
         }
     }
 }

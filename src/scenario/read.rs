@@ -148,6 +148,7 @@ fn train(table: Option<&Table>, rows: Option<RowKind>, report: &mut Report) -> T
             Some(Target { metric, at_least: table.number("at_least")? })
         }),
         tune_epochs: count("tune_epochs", TrainConfig::TUNE_EPOCHS),
+        bucket_bytes: None,
     }
 }
 
@@ -295,6 +296,7 @@ mod tests {
             batch_size: 64,
             target: None,
             tune_epochs: TrainConfig::TUNE_EPOCHS,
+            bucket_bytes: None,
         };
         assert_eq!(scenario.train, train);
         let grid = Grid {

@@ -162,7 +162,7 @@ fn apply_updates(
     let gradients: Vec<ValueId> = trained.iter().map(|one| one.gradient).collect();
     let buckets = match ranks {
         1 => vec![(0..trained.len()).collect()],
-        _ => start_reduces(graph, &gradients, BUCKET_BYTES)?,
+        _ => start_reduces(graph, &gradients, config.bucket_bytes.unwrap_or(BUCKET_BYTES))?,
     };
     let shared_out = layout.shares_state() && ranks > 1;
     // A bucket's sums are finished, and its parameters updated while they are at hand; where a flag guards the updates, all sums come first.

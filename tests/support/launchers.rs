@@ -9,10 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A library's own `mpirun`.
+/// A library's own `mpirun`, or `srun`.
 #[derive(Clone, Debug)]
 pub struct Launcher {
     program: &'static str,
+    /// In front of the number of processes.
+    arguments: &'static [&'static str],
     library: &'static str,
 }
 
@@ -44,20 +46,51 @@ impl fmt::Display for Said {
 
 impl Launcher {
     pub fn open_mpi() -> Option<Launcher> {
-        Launcher::find("Open MPI", &["Open MPI", "OpenRTE", "PRRTE"], &["mpirun.openmpi", "mpirun"])
+        let arguments = &["--allow-run-as-root", "--oversubscribe"];
+        Launcher::find("Open MPI", &["Open MPI", "OpenRTE", "PRRTE"], &["mpirun.openmpi", "mpirun"], arguments)
     }
 
     pub fn mpich() -> Option<Launcher> {
-        Launcher::find("MPICH", &["HYDRA"], &["mpirun.mpich", "mpiexec.hydra", "mpirun"])
+        Launcher::find("MPICH", &["HYDRA"], &["mpirun.mpich", "mpiexec.hydra", "mpirun"], &[])
+    }
+
+    /// `srun` in a Slurm of its own (`scripts/slurm.sh`), once for each library that is installed; none where there is no Slurm.
+    pub fn slurm() -> Vec<Launcher> {
+        const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/slurm.sh");
+        let said = Command::new("bash").args([SCRIPT, "srun", "--mpi=list"]).output().unwrap();
+        let text = String::from_utf8_lossy(&said.stdout) + String::from_utf8_lossy(&said.stderr);
+        let is_required = std::env::var_os("ADVISOR_REQUIRE_SLURM").is_some();
+        if said.status.code() == Some(77) && !is_required {
+            println!("{text}");
+            return Vec::new();
+        }
+        assert!(said.status.success(), "{text}");
+        let open_mpi = Launcher::open_mpi().map(|own| ("pmix", &[SCRIPT, "srun", "--mpi=pmix"], own));
+        let mpich = Launcher::mpich().map(|own| ("pmi2", &[SCRIPT, "srun", "--mpi=pmi2"], own));
+        let mut found = Vec::new();
+        for (plugin, arguments, own) in open_mpi.into_iter().chain(mpich) {
+            if text.contains(plugin) {
+                found.push(Launcher { program: "bash", arguments, library: own.library });
+            } else {
+                assert!(!is_required, "this Slurm has no plug-in `{plugin}`: {text}");
+                println!("skipped: this Slurm has no plug-in `{plugin}`");
+            }
+        }
+        found
     }
 
     /// The first of `programs` whose version has one of `words`.
-    fn find(library: &'static str, words: &[&str], programs: &[&'static str]) -> Option<Launcher> {
+    fn find(
+        library: &'static str,
+        words: &[&str],
+        programs: &[&'static str],
+        arguments: &'static [&'static str],
+    ) -> Option<Launcher> {
         let has_word = |program: &&&str| {
             let said = Command::new(program).arg("--version").output();
             said.is_ok_and(|said| words.iter().any(|word| String::from_utf8_lossy(&said.stdout).contains(word)))
         };
-        let found = programs.iter().find(has_word).map(|program| Launcher { program, library });
+        let found = programs.iter().find(has_word).map(|program| Launcher { program, arguments, library });
         if found.is_none() {
             assert!(std::env::var_os("ADVISOR_REQUIRE_MPI").is_none(), "{library} is not installed");
             println!("skipped: {library} is not installed");
@@ -70,16 +103,9 @@ impl Launcher {
         self.library
     }
 
-    pub fn is_open_mpi(&self) -> bool {
-        self.library == "Open MPI"
-    }
-
     fn command(&self, processes: usize, program: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Command {
         let mut command = Command::new(self.program);
-        if self.is_open_mpi() {
-            command.args(["--allow-run-as-root", "--oversubscribe"]);
-        }
-        command.arg("-n").arg(processes.to_string()).arg(program).args(arguments);
+        command.args(self.arguments).arg("-n").arg(processes.to_string()).arg(program).args(arguments);
         command.envs(variables.iter().copied()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

@@ -2,7 +2,10 @@
 
 use super::{CpuSession, Storage, kernels};
 use crate::{
-    backend::{BackendError, exchange::exchange},
+    backend::{
+        BackendError,
+        exchange::{exchange, kept_of},
+    },
     graph::{Activation, Binary, Exchange, Op, OptimizerStep, Program, Step, Unary, ValueId, Window},
     vocab::{DType, OptimizerKind},
 };
@@ -135,7 +138,7 @@ impl CpuSession {
                 match kind {
                     Exchange::StartReduce { bucket } => {
                         let data: Vec<&[f32]> = (0..operands.count()).map(|k| operands.get(k)).collect();
-                        return Ok(sums.start(*bucket, &data)?);
+                        return Ok(sums.start(*bucket, &data, kept_of(program, *bucket))?);
                     }
                     Exchange::AllReduce { bucket } => {
                         let mut taken: Vec<Storage> = places.iter().map(|slot| std::mem::take(&mut slots[*slot])).collect();
