@@ -1,6 +1,9 @@
 //! Where the parameters were fitted, so that an answer outside says so.
 
-use super::tables::{Case, Question};
+use super::{
+    layout::Stack,
+    tables::{Case, Question},
+};
 use crate::hardware::Generation;
 use std::collections::BTreeMap;
 
@@ -33,6 +36,7 @@ struct Spanned {
     sequence: Range,
     with_experts: bool,
     precisions: [bool; 5],
+    stacks: [bool; Stack::ALL.len()],
 }
 
 /// What the fitted rows span, by generation.
@@ -54,12 +58,14 @@ impl Domain {
                 sequence: Range::NONE,
                 with_experts: false,
                 precisions: [false; 5],
+                stacks: [false; Stack::ALL.len()],
             });
             spanned.parameters.take(question.model.parameters());
             spanned.gpus.take(f64::from(question.layout.gpus));
             spanned.sequence.take(f64::from(question.layout.sequence));
             spanned.with_experts |= question.model.experts.is_some();
             spanned.precisions[question.layout.precision as usize] = true;
+            spanned.stacks[question.layout.stack as usize] = true;
         }
         Domain { by_generation }
     }
@@ -85,6 +91,32 @@ impl Domain {
         if !spanned.precisions[question.layout.precision as usize] {
             outside.push(format!("{} was not fitted on {}", question.layout.precision.name(), generation.name()));
         }
+        if !spanned.stacks[question.layout.stack as usize] {
+            outside.push(format!("the software {} was not fitted on {}", question.layout.stack.name(), generation.name()));
+        }
         Ok((!outside.is_empty()).then(|| outside.join("; ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::predict::score;
+
+    /// A100 has rows of Megatron-LM before it fused attention, none of Megatron-Core with CUDA graphs, which plans assume.
+    #[test]
+    fn software_that_was_not_fitted_on_a_generation_is_told() {
+        let (cases, _) = score::training_cases(&[]);
+        let domain = Domain::of(&cases);
+        let of = |generation, stack| {
+            let case = cases.iter().find(|case| case.current && case.question.machine.generation == generation).unwrap();
+            let mut question = case.question.clone();
+            question.layout.stack = stack;
+            domain.place(&question).unwrap().unwrap_or_default()
+        };
+        let told = |generation, stack: Stack| of(generation, stack).contains(&format!("{} was not fitted", stack.name()));
+        assert!(told(Generation::Ampere, Stack::MegatronGraphed));
+        assert!(!told(Generation::Ampere, Stack::MegatronUnfused));
+        assert!(!told(Generation::Hopper, Stack::MegatronGraphed));
     }
 }

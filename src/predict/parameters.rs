@@ -60,8 +60,8 @@ pub const GENERATION_KNOBS: [Knob; 17] = [
     knob("memory", "share of the memory's rate that kernels bound by it sustain", 0.4, 1.0, 0.8),
     knob("inside", "share of the scale-up link's rate that collectives sustain", 0.2, 1.0, 0.7),
     knob("between", "share of the network's rate that collectives sustain", 0.2, 1.0, 0.7),
-    knob("exchange_inside", "share of the scale-up link's rate at which all-to-all shows, with what hides it", 0.05, 4.0, 0.6),
-    knob("exchange_between", "share of the network's rate at which all-to-all shows, with what hides it", 0.05, 4.0, 0.6),
+    knob("exchange_inside", "share of the all-to-all inside a domain that nothing hides", 0.05, 1.0, 0.6),
+    knob("exchange_between", "share of the all-to-all between domains that nothing hides", 0.05, 1.0, 0.6),
     knob("dense_host", "seconds of the host for a block without experts, forward", 1e-6, 3e-3, 2e-4),
     knob("expert_host", "seconds of the host for a layer of experts, forward", 1e-6, 1e-2, 2e-3),
 ];

@@ -198,7 +198,8 @@ impl Sustained {
             attention_flops: peaks.bf16 * clock * attention,
             memory,
             links: Links::new(machine, of(Of::Inside), of(Of::Between)),
-            exchange: Links::new(machine, of(Of::ExchangeInside), of(Of::ExchangeBetween)),
+            // What computation hides of an exchange looks like a faster link.
+            exchange: Links::new(machine, of(Of::Inside) / of(Of::ExchangeInside), of(Of::Between) / of(Of::ExchangeBetween)),
             dense_host: of(Of::DenseHost) * host,
             expert_host: of(Of::ExpertHost) * host,
             traffic: parameters.of_stack(stack, OfStack::Traffic),
@@ -645,7 +646,9 @@ pub(super) fn step_of(
         let bytes = 2.0 * tokens * f64::from(model.hidden) / f64::from(layout.tensor);
         let stride = f64::from(layout.gpus) / pipeline;
         let one = on.links.send(bytes, stride);
-        between = 2.0 * (micro_batches * interleave * on.data_exposed + (pipeline - 1.0)) * one;
+        // Where the links' traffic is hidden, it still takes multiprocessors and memory, and every message its launches on both ends.
+        let hidden = on.data_exposed.max(HIDDEN_COST) * one + 2.0 * LAUNCH;
+        between = 2.0 * (micro_batches * interleave * hidden + (pipeline - 1.0) * one);
         sent += 2.0 * micro_batches * interleave * bytes;
         messages += 2.0 * micro_batches * interleave;
     }
