@@ -16,4 +16,4 @@ pub use gpu::{GpuSensor, gpus, measure_gpu};
 pub use kernels::{KernelBench, KernelCase, kernel_cases};
 pub use memory::{forget_peak_resident, peak_resident};
 pub use noise::{CpuTimes, load_average};
-pub use sparsity::{SparseProduct, measure_sparse};
+pub use sparsity::{SparseProduct, measure_sparse, measure_two_four};
