@@ -32,7 +32,7 @@ OPTIONS = ["--std=c++17", "--restrict", "--ptxas-options=-v"]
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90a"]
 # The oldest PTX that holds what the kernels use: driver 525 takes it.
 PTX_ARCHITECTURE, PTX_VERSION = "compute_80", "8.0"
-HEADERS = ["common.cuh", "hopper.cuh"]
+HEADERS = ["common.cuh", "hopper.cuh", "hopper_narrow.cuh"]
 
 
 def locked_architectures(source: str) -> list[str]:

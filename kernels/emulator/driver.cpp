@@ -827,15 +827,15 @@ CALL cuEventDestroy_v2(Event* event) {
 CALL cuTensorMapEncodeTiled(TensorMap* out, int type, u32 rank, void* base, const u64* extent, const u64* stride, const u32* box, const u32* element_stride, int interleave, int swizzle, int l2_promotion, int fill) {
     LOCKED;
     if (!out || !extent || !stride || !box || !element_stride || rank < 1 || rank > 5) return INVALID_VALUE;
-    constexpr int FLOAT16 = 6, BFLOAT16 = 9;
+    constexpr int UINT8 = 0, FLOAT16 = 6, BFLOAT16 = 9;
     // The map itself lies at a multiple of 64. Other element types, interleaving and NaN as fill exist, but no kernel here reads them.
-    if ((uintptr_t)out % 64 || (type != FLOAT16 && type != BFLOAT16) || interleave || fill) return INVALID_VALUE;
+    if ((uintptr_t)out % 64 || (type != UINT8 && type != FLOAT16 && type != BFLOAT16) || interleave || fill) return INVALID_VALUE;
     if (!base || (uintptr_t)base % 16 || swizzle < 0 || swizzle > 3 || l2_promotion < 0 || l2_promotion > 3) return INVALID_VALUE;
     emulated::HostMap map{};
     map.magic = emulated::MAP_MAGIC;
     map.base = (u64)base;
     map.rank = rank;
-    map.element_bytes = 2;
+    map.element_bytes = type == UINT8 ? 1 : 2;
     map.swizzle = (u32)swizzle;
     for (u32 d = 0; d < 5; ++d) {
         map.extent[d] = d < rank ? extent[d] : 1;

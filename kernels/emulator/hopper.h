@@ -20,6 +20,7 @@ namespace emulated {
 //   operand                       extent      stride[0]       box                  swizzle
 //   A [M, K], B [N, K] (K-major)  {K, M|N}    K x 2 bytes     {64, rows of tile}   128 bytes
 //   A [K, M], B [K, N] (MN-major) {M|N, K}    M|N x 2 bytes   {64, 64}             128 bytes
+//   A [M, K], B [N, K] of 8 bits  {K, M|N}    K               {128, rows of tile}  128 bytes
 // Tensors of three and four dimensions, for convolutions, likewise: kernels/conv_wgmma.cu has their boxes.
 // The base is a multiple of 16 bytes, so is each stride; a box has at most 256 of each dimension, and 128 bytes of the first.
 struct HostMap {
@@ -29,7 +30,7 @@ struct HostMap {
     u64 stride[4];      // bytes, of dimensions 1 to 4
     u32 box[5];         // elements; dimensions from `rank` on are 1
     u32 rank;           // 1 to 5
-    u32 element_bytes;  // 2
+    u32 element_bytes;  // 1 or 2
     u32 swizzle;        // CUtensorMapSwizzle: 0 none, 1 32 bytes, 2 64 bytes, 3 128 bytes
     u32 unused[2];
 };
@@ -42,7 +43,8 @@ struct Box { HostMap map; u8* to; u64* barrier; i32 at[5]; };
 
 // Accumulators of a warpgroup from the first product on them to the wait that gives them back.
 struct Accumulators { float* d[128]; u32 count; std::vector<float> sum; };
-struct Product { u64 a, b; bool accumulate, mn_major_a, mn_major_b, half; float* d; };
+enum Numbers { BF16, F16, E4M3, E5M2 };
+struct Product { u64 a, b; bool accumulate, mn_major_a, mn_major_b; Numbers type_a, type_b; float* d; int selected; std::vector<u32> places; };  // selected: -1 dense
 
 enum Meeting { NONE, FENCE, PRODUCT, COMMIT, WAIT, REGISTERS };
 
@@ -52,6 +54,7 @@ struct Warpgroup {
     bool fenced;
     Product next;
     float* d[128];
+    u32 places[128];
     std::vector<Accumulators> live;
     std::vector<Product> open;
     std::vector<std::vector<Product>> groups;
@@ -117,12 +120,13 @@ QUIET void land(size_t k) {
         for (u32 x = 0; x < map.box[0]; ++x, ++e) {
             const i64 column = (i64)box.at[0] + x;
             const bool inside = row >= 0 && column >= 0 && (u64)column < map.extent[0];
-            const u16 value = inside ? *(const u16*)(map.base + (u64)row + column * 2) : 0;
-            *(u16*)(base + swizzled(first + e * 2, width)) = value;
+            u8* const to = base + swizzled(first + e * map.element_bytes, width);
+            if (map.element_bytes == 1) *to = inside ? *(const u8*)(map.base + (u64)row + column) : 0;
+            else *(u16*)to = inside ? *(const u16*)(map.base + (u64)row + column * 2) : 0;
         }
     }
     auto found = h.barriers.find(box.barrier);
-    found->second.bytes -= (i64)e * 2;
+    found->second.bytes -= (i64)e * map.element_bytes;
     settle(found->second);
 }
 
@@ -188,7 +192,7 @@ QUIET void mbarrier_wait(u64* b, u32 parity) {
 QUIET const HostMap& map_of(const TensorMap* map) {
     const HostMap& m = *(const HostMap*)map;
     if (m.magic != MAP_MAGIC) fail("no tensor map");
-    bool good = m.rank >= 1 && m.rank <= 5 && m.element_bytes == 2 && m.swizzle <= 3 && m.base % 16 == 0;
+    bool good = m.rank >= 1 && m.rank <= 5 && (m.element_bytes == 1 || m.element_bytes == 2) && m.swizzle <= 3 && m.base % 16 == 0;
     for (u32 d = 0; d < 5; ++d) {
         good &= m.box[d] >= 1 && m.box[d] <= 256 && m.extent[d] >= 1 && m.extent[d] <= 1ull << 32;
         good &= d < m.rank || (m.box[d] == 1 && m.extent[d] == 1);
@@ -202,7 +206,8 @@ QUIET const HostMap& map_of(const TensorMap* map) {
 QUIET void tma_load(u32 rank, void* shared, const TensorMap* tensor, u64* barrier, Box box) {
     const HostMap& map = map_of(tensor);
     if (map.rank != rank) fail("a box of more or fewer coordinates than its map has");
-    u32 bytes = 2;
+    const u32 size = map.element_bytes;
+    u32 bytes = size;
     for (u32 d = 0; d < rank; ++d) bytes *= map.box[d];
     // Swizzle patterns repeat every 1024, 512, 256 bytes.
     if (!shared_holds(shared, bytes)) fail("a box that lands outside shared memory");
@@ -211,7 +216,7 @@ QUIET void tma_load(u32 rank, void* shared, const TensorMap* tensor, u64* barrie
     const i64 x = box.at[0], from = x < 0 ? 0 : x, last = smaller<i64>(x + map.box[0], (i64)map.extent[0]);
     for (u32 r = 0; r < rows_of(map); ++r) {
         const i64 row = row_of(map, box.at, r);
-        if (row >= 0 && from < last) bulk_access((const u8*)map.base + row + from * 2, (u32)(last - from) * 2, false);
+        if (row >= 0 && from < last) bulk_access((const u8*)map.base + row + from * size, (u32)(last - from) * size, false);
     }
     memset(shared, 0xff, bytes);  // NaN until it lands
     box.map = map;
@@ -221,45 +226,87 @@ QUIET void tma_load(u32 rank, void* shared, const TensorMap* tensor, u64* barrie
     progress();
 }
 
-// 16 bytes of an operand: the row of 128 (or 64, 32) bytes and where in it, for 16 of K.
-QUIET_INLINE const u16* chunk(u64 descriptor, bool mn_major, u32 mn, u32 k) {
+// The number of a code of OFP8; NaN for those that are none.
+QUIET_INLINE float number_of(u8 code, Numbers type) {
+    const u32 fraction = type == E4M3 ? 3 : 2, bias = type == E4M3 ? 7 : 15;
+    const u32 magnitude = code & 0x7f, field = magnitude >> fraction, ulps = magnitude & ((1u << fraction) - 1);
+    float x = field ? ldexpf((float)(ulps + (1u << fraction)), (int)field - (int)bias - (int)fraction) : ldexpf((float)ulps, 1 - (int)bias - (int)fraction);
+    if (type == E4M3 ? magnitude == 0x7f : magnitude > 0x7c) x = __builtin_nanf("");
+    else if (type == E5M2 && magnitude == 0x7c) x = __builtin_inff();
+    return code & 0x80 ? -x : x;
+}
+
+// cvt.rn.satfinite: the nearest number's code, ties to the even one; beyond the largest the largest; NaN 0x7f. By search, so that nothing
+// is shared with the ways in which kernels and host round.
+QUIET u32 code_of(float x, Numbers type) {
+    if (x != x) return 0x7f;
+    const u32 sign = x < 0 || (x == 0 && 1 / x < 0) ? 0x80 : 0, most = type == E4M3 ? 0x7e : 0x7b;
+    const double magnitude = x < 0 ? -(double)x : x;
+    u32 low = 0, high = most;
+    if (magnitude >= number_of((u8)most, type)) return sign | most;
+    while (high - low > 1) {
+        const u32 middle = (low + high) / 2;
+        if (number_of((u8)middle, type) <= magnitude) low = middle;
+        else high = middle;
+    }
+    const double down = magnitude - number_of((u8)low, type), up = number_of((u8)high, type) - magnitude;
+    return sign | (down < up || (down == up && low % 2 == 0) ? low : high);
+}
+
+QUIET_INLINE u32 bytes_of(Numbers type) { return type == BF16 || type == F16 ? 2 : 1; }
+
+// 16 bytes of an operand: the row of 128 (or 64, 32) bytes and where in it, from `k` on. MN-major operands have 16 bits an element.
+QUIET_INLINE const u8* chunk(u64 descriptor, bool mn_major, u32 mn, u32 k, u32 size) {
     const u32 mode = (u32)(descriptor >> 62);
     const u32 width = 256u >> mode;
     const u32 leading = (u32)(descriptor >> 16 & 0x3fff) << 4, stride = (u32)(descriptor >> 32 & 0x3fff) << 4;
     u32 at = (u32)(descriptor & 0x3fff) << 4;
     if (mn_major) at += mn / (width / 2) * leading + k / 8 * stride + k % 8 * width + mn % (width / 2) * 2;
-    else at += mn / 8 * stride + mn % 8 * width + k * 2;
+    else at += mn / 8 * stride + mn % 8 * width + k * size;
     const u8* p = (const u8*)dynamic_shared() + swizzled(at, width);
     if (!shared_holds(p, 16)) fail("a descriptor that leads outside shared memory");
-    return (const u16*)p;
+    return p;
 }
 
-// to[k][mn], from chunks of 8 along K or along M, N.
-QUIET void gather(float* to, u32 pitch, u64 descriptor, bool mn_major, bool half, u32 extent) {
-    for (u32 c = 0; c < extent * 2; ++c) {
-        const u32 mn = mn_major ? c % (extent / 8) * 8 : c / 2, k = mn_major ? c / (extent / 8) : c % 2 * 8;
-        const u16* from = chunk(descriptor, mn_major, mn, k);
-        for (u32 e = 0; e < 8; ++e) {
-            u32 bits = (u32)from[e] << 16;
-            float value;
-            memcpy(&value, &bits, 4);
-            if (half) value = _cvtsh_ss(from[e]);
-            to[mn_major ? k * pitch + mn + e : (k + e) * pitch + mn] = value;
-        }
+QUIET_INLINE float element(const u8* from, u32 e, Numbers type) {
+    if (bytes_of(type) == 1) return number_of(from[e], type);
+    const u16 low = ((const u16*)from)[e];
+    if (type == F16) return _cvtsh_ss(low);
+    const u32 bits = (u32)low << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+// to[k][mn], from chunks of 16 bytes along K or along M, N; an instruction reads 32 bytes of each K-major row, 64 beside a sparse operand.
+QUIET void gather(float* to, u32 pitch, u64 descriptor, bool mn_major, Numbers type, u32 extent, u32 chunks = 2) {
+    const u32 size = bytes_of(type), count = 16 / size;
+    for (u32 c = 0; c < extent * chunks; ++c) {
+        const u32 mn = mn_major ? c % (extent / 8) * 8 : c / chunks, k = mn_major ? c / (extent / 8) : c % chunks * count;
+        const u8* from = chunk(descriptor, mn_major, mn, k, size);
+        for (u32 e = 0; e < count; ++e) to[mn_major ? k * pitch + mn + e : (k + e) * pitch + mn] = element(from, e, type);
     }
 }
 
+// Where the number `at` of the 16 that row r of a sparse operand keeps stands among 32.
+QUIET_INLINE u32 kept(const Product& p, u32 r, u32 at) {
+    const u32 four = at / 2, thread = r / 16 * 32 + r % 8 * 4 + 2 * (u32)p.selected + four / 4;
+    const u32 both = p.places[thread] >> ((r % 16 >= 8 ? 16 : 0) + four % 4 * 4) & 15, first = both & 3, second = both >> 2;
+    if (first >= second) fail("places of two kept numbers that are not in order");
+    return four * 4 + (at % 2 ? second : first);
+}
+
 QUIET_FAST void multiply(const Product& p, Accumulators& acc) {
-    static float a[16 * 64], b[16 * 256];
-    const u32 n = acc.count * 2;
-    gather(a, 64, p.a, p.mn_major_a, p.half, 64);
-    gather(b, 256, p.b, p.mn_major_b, p.half, n);
+    static float a[32 * 64], b[32 * 256];
+    const u32 n = acc.count * 2, depth = 32 / bytes_of(p.type_a);
+    gather(a, 64, p.a, p.mn_major_a, p.type_a, 64);
+    gather(b, 256, p.b, p.mn_major_b, p.type_b, n, p.selected < 0 ? 2 : 4);
     for (u32 r = 0; r < 64; ++r) {
         float* __restrict__ sum = &acc.sum[r * n];
         if (!p.accumulate) memset(sum, 0, n * 4);
-        for (u32 k = 0; k < 16; ++k) {
+        for (u32 k = 0; k < depth; ++k) {
             const float x = a[k * 64 + r];
-            const float* __restrict__ y = b + k * 256;
+            const float* __restrict__ y = b + (p.selected < 0 ? k : kept(p, r, k)) * 256;
             for (u32 c = 0; c < n; ++c) sum[c] += x * y[c];
         }
     }
@@ -292,15 +339,17 @@ QUIET void wgmma_fence() {
     leave(g);
 }
 
-QUIET void wgmma(float* d, u32 count, Product p) {
+QUIET void wgmma(float* d, u32 count, Product p, u32 places = 0) {
     Warpgroup& g = my_warpgroup();
     if (p.a >> 62 == 0 || p.b >> 62 == 0 || ((p.a | p.b) >> 49 & 7)) fail("a descriptor without swizzle or with a base offset: not read here");
     const Product& n = g.next;
-    if (g.arrived && (n.a != p.a || n.b != p.b || n.accumulate != p.accumulate)) fail("threads of a warpgroup give different descriptors");
+    if (g.arrived && (n.a != p.a || n.b != p.b || n.accumulate != p.accumulate || n.selected != p.selected)) fail("threads of a warpgroup give different descriptors");
     g.next = p;
     g.d[thread_index.x % 128] = d;
+    g.places[thread_index.x % 128] = places;
     if (!gather_warpgroup(g, PRODUCT)) return;
     p.d = g.d[0];
+    if (p.selected >= 0) p.places.assign(g.places, g.places + 128);
     bool known = false;
     for (Accumulators& acc : g.live) known |= acc.d[0] == p.d;
     if (!known) {
@@ -395,11 +444,11 @@ template <int KEPT> DEVICE void wgmma_wait() { emulated::wgmma_wait(KEPT); }
 template <int COUNT> DEVICE void wgmma_wait_for(float (&)[COUNT]) { emulated::wgmma_wait(0); }
 template <int UNITS, int COUNT> DEVICE void wgmma_wait_for(float (&)[UNITS][COUNT]) { emulated::wgmma_wait(0); }
 
-template <class T> struct IsHalf { static constexpr bool value = false; };
-template <> struct IsHalf<f16> { static constexpr bool value = true; };
+template <class T> struct NumbersOf { static constexpr emulated::Numbers value = emulated::BF16; };
+template <> struct NumbersOf<f16> { static constexpr emulated::Numbers value = emulated::F16; };
 template <bool MN_MAJOR_A, bool MN_MAJOR_B, class T, int COUNT> DEVICE void wgmma(float (&d)[COUNT], u64 a, u64 b, bool accumulate) {
     static_assert(sizeof(T) == 2 && (COUNT == 32 || COUNT == 64 || COUNT == 128), "one of the shapes in hopper.cuh");
-    emulated::wgmma(d, COUNT, emulated::Product{a, b, accumulate, MN_MAJOR_A, MN_MAJOR_B, IsHalf<T>::value, nullptr});
+    emulated::wgmma(d, COUNT, emulated::Product{a, b, accumulate, MN_MAJOR_A, MN_MAJOR_B, NumbersOf<T>::value, NumbersOf<T>::value, nullptr, -1, {}});
 }
 
 template <class T> DEVICE u32 pack_pair(float low, float high) { return from_f32<T>(low).bits | (u32)from_f32<T>(high).bits << 16; }

@@ -29,6 +29,9 @@ pub struct Program {
     pub outputs: Vec<(String, ValueId)>,
     /// Whether products of fp32 operands round them to tf32, for tensor cores.
     pub rounds_to_tf32: bool,
+    /// Weights whose numbers are all of e4m3 times one power of two when they are loaded, and that products alone read beside operands
+    /// rounded by `RoundFp8`: a backend may keep them in 8 bits.
+    pub rounded_weights: Vec<ValueId>,
 }
 
 impl Program {
@@ -103,7 +106,15 @@ pub fn lower(graph: &Graph) -> Program {
     let (slot_of, slots) = plan(&graph);
     // What a reshape makes lies where its operand lies: there is nothing to run.
     let steps = graph.nodes.into_iter().filter(|node| !node.op.is_alias()).collect();
-    Program { values: graph.values, slot_of, slots, steps, outputs: graph.outputs, rounds_to_tf32: false }
+    Program {
+        values: graph.values,
+        slot_of,
+        slots,
+        steps,
+        outputs: graph.outputs,
+        rounds_to_tf32: false,
+        rounded_weights: Vec::new(),
+    }
 }
 
 /// A cast to f32 that alone reads a low-precision sum or product: its producer accumulates in f32 and can write that.

@@ -671,17 +671,17 @@ impl Op {
             (Op::LinearTwoFour { .. } | Op::LinearSparse { .. }, [x, w, b]) => {
                 let fours = matches!(self, Op::LinearTwoFour { .. });
                 let fits = w.shape.len() == 2
-                    && x.dtype == DType::F32
-                    && w.dtype == DType::F32
+                    && (x.dtype == DType::F32 || (fours && float(x)))
+                    && w.dtype == x.dtype
                     && x.shape.last() == Some(&w.shape[0])
                     && (w.shape[0] % 4 == 0 || !fours)
                     && b.shape == [w.shape[1]];
                 if !fits {
-                    return Err(fail("f32 x [.., K], f32 W [K, N], for 2:4 with K a multiple of 4, b [N]"));
+                    return Err(fail("x [.., K], W [K, N] of f32, for 2:4 of any float type and K a multiple of 4, b [N]"));
                 }
                 let mut shape = x.shape.clone();
                 *shape.last_mut().expect("x has an axis") = w.shape[1];
-                one(&shape, DType::F32)
+                one(&shape, x.dtype)
             }
             (Op::LinearInt4 { group, .. }, [x, w, scales, b]) => {
                 let expected =
@@ -828,8 +828,8 @@ impl Op {
             Op::Reshape { .. } | Op::Replicate | Op::RoundGradient { .. } => 0,
             // Half the weights, and two bits for the place of each.
             Op::LinearTwoFour { .. } => {
-                let kept = elements(read[1]) / 2;
-                total(read) + total(written) - 4 * elements(read[1]) + 4 * kept + kept / 4
+                let (kept, size) = (elements(read[1]) / 2, read[1].dtype.size() as u64);
+                total(read) + total(written) - 2 * size * kept + size * kept + kept / 4
             }
             // The weights that are kept, and two bytes for the place of each.
             Op::LinearSparse { filled, .. } => total(read) + total(written) - 4 * elements(read[1]) + 6 * *filled as u64,

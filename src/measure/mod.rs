@@ -18,4 +18,4 @@ pub use kernels::{KernelBench, KernelCase, kernel_cases};
 pub use memory::{forget_peak_resident, peak_resident};
 pub use noise::{CpuTimes, load_average};
 pub use rates::{RateCase, RateError, measure_rates, rate_cases};
-pub use sparsity::{SparseProduct, measure_sparse};
+pub use sparsity::{SparseProduct, measure_sparse, measure_two_four};

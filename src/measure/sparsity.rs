@@ -49,10 +49,21 @@ impl Timed {
         input_zeros: f64,
         w: &[f32],
     ) -> Result<Timed, BackendError> {
+        Timed::of(backend, op, [rows, inputs, outputs], DType::F32, input_zeros, w)
+    }
+
+    fn of(
+        backend: &dyn Backend,
+        op: Op,
+        [rows, inputs, outputs]: [usize; 3],
+        dtype: DType,
+        input_zeros: f64,
+        w: &[f32],
+    ) -> Result<Timed, BackendError> {
         let mut graph = Graph::new();
         let operands: [ValueId; 3] = [
-            graph.input("x", &[rows, inputs], DType::F32),
-            graph.weight("w", &[inputs, outputs], inputs, outputs),
+            graph.input("x", &[rows, inputs], dtype),
+            graph.state("w", &[inputs, outputs], dtype),
             graph.bias("b", outputs, inputs),
         ];
         let y = graph.apply(op, &operands).expect("the shapes are those of a linear layer");
@@ -132,6 +143,26 @@ pub fn measure_sparse(
         false => None,
     };
     Ok(SparseProduct { break_even: crosses.then_some(faster), half_gain, two_four_gain })
+}
+
+/// How much faster a device makes a product of `[rows, inputs, outputs]` in a 16-bit type that knows that two of four weights are zero than the
+/// dense one; `None` where it has no kernel that does.
+pub fn measure_two_four(device: Device, shape: [usize; 3], dtype: DType) -> Result<Option<f64>, BackendError> {
+    let backend = &*open(device, 1)?;
+    let [rows, inputs, outputs] = shape;
+    if !inputs.is_multiple_of(4) {
+        return Ok(None);
+    }
+    let (shape, activation) = ([rows.max(1), inputs, outputs], Activation::None);
+    let mut w = numbers(inputs * outputs, 0.0, 1);
+    // Any two of four: the first ones.
+    w.iter_mut().enumerate().filter(|(at, _)| at / outputs % 4 >= 2).for_each(|(_, w)| *w = 0.0);
+    let mut two_four = Timed::of(backend, Op::LinearTwoFour { activation }, shape, dtype, 0.0, &w)?;
+    if !two_four.session.reasons().concat().iter().any(|reason| reason.starts_with("gemm_two_four")) {
+        return Ok(None);
+    }
+    let mut dense = Timed::of(backend, Op::Linear { activation }, shape, dtype, 0.0, &w)?;
+    gain(&mut dense, &mut two_four).map(Some)
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ impl Candidate {
     /// Why times of this candidate, where it was run, say nothing of the arithmetic that it stands for; `None` where they do. Its quality is
     /// measured all the same: every number is what that arithmetic makes of it, up to the order of sums.
     pub fn emulation(&self) -> Option<&'static str> {
-        (self.precision == Precision::Fp8).then_some(EMULATED_FP8)
+        (self.precision == Precision::Fp8 && !self.device.is_cuda()).then_some(EMULATED_FP8)
     }
 
     /// What a person calls it: `bf16, int8, dp=2, batch 64, 2 threads` without the parts that are plain.
@@ -83,5 +83,6 @@ mod tests {
         let candidate = Candidate { device: Device::Cuda(1), ..candidate };
         assert_eq!(candidate.id(), "infer/cuda:1/bf16/none/dp=2/b64/t2");
         assert_eq!(candidate.title(), "bf16, dp=2, batch 64, cuda:1");
+        assert_eq!(Candidate { precision: Precision::Fp8, ..candidate.clone() }.emulation(), None, "what runs there is timed");
     }
 }

@@ -457,7 +457,10 @@ pub fn inference_programs(
     };
     let lowered = |graph: &Graph| -> Result<Program, TrainError> {
         let fused = narrow(graph)?;
-        Ok(lowered_for(&fused, precision))
+        let mut program = lowered_for(&fused, precision);
+        let is_rounded = |name: &str| tensor_for(&weights, name).is_some_and(|tensor| rounded.contains(&tensor.name));
+        program.rounded_weights = program.kept().filter(|(_, value)| is_rounded(&value.name)).map(|(id, _)| id).collect();
+        Ok(program)
     };
     let whole = lowered(&graph)?;
     // Of the whole model, whoever holds its parts.

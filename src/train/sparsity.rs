@@ -1,12 +1,12 @@
-//! Which linear layers of a pruned program skip the zeros: those whose products were measured to be faster so, on this processor, in the
-//! shape and at the batch that the program has. Only fp32 has kernels that skip; on a GPU all products run dense.
+//! Which linear layers of a pruned program skip the zeros: those whose products were measured to be faster so, on this device, in the shape
+//! and at the batch that the program has. On the processor fp32 has kernels that skip; on a GPU bf16 and fp16 have them, for 2:4 alone.
 
 use super::{InferenceProgram, TrainError, feed::feed, load_weights, tensor_for};
 use crate::{
     backend::open,
     data::{DataSet, calibration_rows},
     graph::{Graph, Op, fuse, lower},
-    measure::{SparseProduct, measure_sparse},
+    measure::{SparseProduct, measure_sparse, measure_two_four},
     strategy::{Tensor, Weights, watch_inputs},
     vocab::{DType, Device, Pattern},
 };
@@ -25,6 +25,8 @@ pub(super) struct ZeroSkipping<'a> {
     known_zeros: Option<HashMap<String, f64>>,
     /// By shape and per cent of zeros in the inputs.
     known: HashMap<([usize; 3], u32), SparseProduct>,
+    /// Gains by 2:4 on a GPU, by shape and type.
+    known_on_gpu: HashMap<([usize; 3], DType), Option<f64>>,
 }
 
 impl<'a> ZeroSkipping<'a> {
@@ -34,7 +36,15 @@ impl<'a> ZeroSkipping<'a> {
         threads: usize,
         input_zeros: &'a dyn Fn() -> Result<HashMap<String, f64>, TrainError>,
     ) -> Self {
-        ZeroSkipping { pattern, device, threads, input_zeros, known_zeros: None, known: HashMap::new() }
+        ZeroSkipping {
+            pattern,
+            device,
+            threads,
+            input_zeros,
+            known_zeros: None,
+            known: HashMap::new(),
+            known_on_gpu: HashMap::new(),
+        }
     }
 
     /// What skipping zeros is worth in the product of `[rows, inputs, outputs]` with the weight `name`, and the share of zeros in its inputs
@@ -64,8 +74,7 @@ impl<'a> ZeroSkipping<'a> {
             return Ok(());
         }
         if self.device.is_cuda() {
-            part.notes.push("products run dense: there are none that skip zeros on a GPU".to_string());
-            return Ok(());
+            return self.rewrite_on_gpu(part);
         }
         let mut found = Vec::new();
         for at in 0..part.program.steps.len() {
@@ -97,6 +106,38 @@ impl<'a> ZeroSkipping<'a> {
         part.notes.push(match found.is_empty() {
             true => "products run dense: there are none that skip zeros in this number format".to_string(),
             false => format!("measured on this processor at this batch: {}", found.join("; ")),
+        });
+        Ok(())
+    }
+
+    /// The same on a GPU, whose sparse tensor cores want two of four.
+    fn rewrite_on_gpu(&mut self, part: &mut InferenceProgram) -> Result<(), TrainError> {
+        let mut found = Vec::new();
+        for at in 0..if self.pattern == Pattern::TwoFour { part.program.steps.len() } else { 0 } {
+            let step = &part.program.steps[at];
+            let (Op::Linear { activation }, [x, w, _]) = (&step.op, &step.inputs[..]) else { continue };
+            let (activation, x, weight) = (*activation, part.program.value(*x), part.program.value(*w));
+            let is_low = matches!(weight.dtype, DType::Bf16 | DType::F16) && !part.program.rounded_weights.contains(w);
+            let Some(tensor) = tensor_for(&part.weights, &weight.name).filter(|_| is_low) else { continue };
+            let shape = [x.elements() / weight.shape[0], weight.shape[0], weight.shape[1]];
+            if !has_two_of_four(tensor) {
+                continue;
+            }
+            let gain = match self.known_on_gpu.get(&(shape, weight.dtype)) {
+                Some(gain) => *gain,
+                None => measure_two_four(self.device, shape, weight.dtype)?,
+            };
+            self.known_on_gpu.insert((shape, weight.dtype), gain);
+            let Some(gain) = gain else { continue };
+            let choice = if gain >= LEAST_GAIN { "reads" } else { "runs dense: it would read" };
+            found.push(format!("{} {choice} two of four weights, {gain:.2}x as fast as dense", tensor.name));
+            if gain >= LEAST_GAIN {
+                part.program.steps[at].op = Op::LinearTwoFour { activation };
+            }
+        }
+        part.notes.push(match found.is_empty() {
+            true => "products run dense: this GPU has none that skip these zeros in this number format".to_string(),
+            false => format!("measured on this GPU at this batch: {}", found.join("; ")),
         });
         Ok(())
     }

@@ -92,7 +92,7 @@ impl Vocabulary for Precision {
             name: "fp8",
             aliases: &["float8"],
             about: "products of e4m3 numbers (gradients: e5m2) with delayed scaling, bf16 storage, fp32 accumulation and master weights; \
-                    emulated: its quality is measured, its speed is not",
+                    emulated on a processor: its quality is measured there, its speed is not",
         },
     ];
 }

@@ -161,6 +161,11 @@ impl Ready {
                 let devices = first..first + ranks;
                 for ordinal in devices.clone() {
                     notes.push(format!("ran on {}", crate::backend::cuda::describe(ordinal)?));
+                    if candidate.precision == Precision::Fp8 && !crate::backend::cuda::multiplies_8_bits(ordinal)? {
+                        notes.push(
+                            "this GPU's products are of rounded numbers in 16 bits: its times are not those of fp8".to_string(),
+                        );
+                    }
                 }
                 (None, GpuSensor::open(devices))
             }

@@ -113,7 +113,7 @@ fn build(flavour: Flavour) -> Result<Emulator, String> {
     let mut hash = Sha256::new();
     let parts =
         ["driver.cpp", "emulator.cpp", "emulator.h", "hopper.h", "threads.cpp"].map(|name| folder.join("emulator").join(name));
-    let headers = ["common.cuh", "hopper.cuh"].map(|name| folder.join(name));
+    let headers = ["common.cuh", "hopper.cuh", "hopper_narrow.cuh"].map(|name| folder.join(name));
     // This file as well: its flags are part of what is built.
     hash.update(include_str!("emulator.rs"));
     for path in kernels.iter().chain(&parts).chain(&headers) {
@@ -203,7 +203,8 @@ fn compile_all(flavour: Flavour, folder: &Path, kernels: &[PathBuf], out: &Path)
     let wrapped = |kernel: &PathBuf| -> Result<PathBuf, String> {
         let stem = kernel.file_stem().and_then(|stem| stem.to_str()).expect("a file");
         let text = fs::read_to_string(kernel).map_err(|e| e.to_string())?;
-        let hopper = if text.contains("\"hopper.cuh\"") { "#include \"hopper.cuh\"\n" } else { "" };
+        let included = ["hopper.cuh", "hopper_narrow.cuh"].map(|name| format!("#include \"{name}\"\n"));
+        let hopper: String = included.into_iter().filter(|line| text.contains(line.trim_end())).collect();
         let path = out.join(stem).with_extension("cpp");
         let text = format!("#include \"common.cuh\"\n{hopper}namespace kernels_of_{stem} {{\n#include \"{stem}.cu\"\n}}\n");
         fs::write(&path, text).map_err(|e| e.to_string()).map(|()| path)

@@ -489,6 +489,16 @@ impl Run<'_> {
             }
             Op::Update { optimizer: rule, guarded } => self.update::<T>(rule, *guarded, written),
             Op::LinearUpdate { optimizer: rule } => self.linear_update::<T>(rule, written),
+            // Kernels that skip zeros read fp32.
+            Op::LinearTwoFour { activation } if o.dtype(0) != DType::F32 => {
+                let ((m, k), n) = (rows_and_columns(o.shape(0)), o.shape(1)[1]);
+                let (product, tail) = (Gemm::new(m, n, k), epilogue(o.bias(2), *activation));
+                if o.out_dtype(0) == DType::F32 {
+                    kernels::gemm(ctx, &product, o.get::<T>(0), o.get::<T>(1), tail, first.as_mut_slice::<f32>(o.out_len(0)));
+                } else {
+                    kernels::gemm(ctx, &product, o.get::<T>(0), o.get::<T>(1), tail, first.as_mut_slice::<T>(o.out_len(0)));
+                }
+            }
             Op::LinearTwoFour { activation } => {
                 let ((rows, k), n) = (rows_and_columns(o.shape(0)), o.shape(1)[1]);
                 if !matches!(self.packed, Packed::TwoFour(_)) {

@@ -1,4 +1,4 @@
-//! Each instruction that `kernels/common.cuh` and `kernels/hopper.cuh` wrap, held on a device against its twin on the CPU: where they
+//! Each instruction that `kernels/common.cuh`, `hopper.cuh` and `hopper_narrow.cuh` wrap, held on a device against its twin on the CPU: where they
 //! differ, a kernel that is right in the tests may be wrong on the device.
 //!
 //! The twins' answers to fixed inputs are recorded in `tests/vectors/conformance.json`, so that a released program can check a device
@@ -9,7 +9,7 @@ use super::{
     kernel::{In, Kernel, Out},
     machine::{Address, CudaError, Launch, Machine, TensorMap, encode_maps},
 };
-use crate::vocab::{DType, Vocabulary};
+use crate::vocab::{DType, Fp8Format, Vocabulary};
 use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, ops::Range};
@@ -95,7 +95,7 @@ impl Boxes {
     }
 }
 
-/// A tensor of 16-bit numbers of 3 or 4 dimensions, the innermost first, and boxes of it at places in a row.
+/// A tensor of 16-bit numbers, or of bytes, of 3 or 4 dimensions, the innermost first, and boxes of it at places in a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct TensorBoxes {
     dtype: DType,
@@ -109,7 +109,7 @@ struct TensorBoxes {
 
 impl TensorBoxes {
     fn bytes_of_one(&self) -> usize {
-        2 * self.tile.iter().product::<u32>() as usize
+        self.dtype.size() * self.tile.iter().product::<u32>() as usize
     }
 }
 
@@ -340,11 +340,22 @@ fn cases() -> Vec<Case> {
         let (extents, first, step) = ([72, 9, 7, 3], [0, -3, -2, -1], [32, 4, 3, 1]);
         TensorBoxes { dtype, rank: 4, extents, tile, first, step, count: 5 }
     };
+    // Rows of 144 bytes in boxes of 128.
+    let bytes = TensorBoxes {
+        dtype: DType::U8,
+        rank: 3,
+        extents: [144, 40, 9, 1],
+        tile: [128, 16, 1, 1],
+        first: [-16, -8, 0, 0],
+        step: [48, 12, 2, 0],
+        count: 4,
+    };
     let all_boxes = [
         weights(DType::F16, [64, 64, 1, 1]),
         weights(DType::Bf16, [64, 128, 1, 1]),
         images(DType::F16, [64, 8, 10, 1]),
         images(DType::Bf16, [64, 7, 2, 4]),
+        bytes,
     ];
     for boxes in all_boxes {
         let bytes = boxes.bytes_of_one();
@@ -358,10 +369,57 @@ fn cases() -> Vec<Case> {
             count: 0,
             matrix: None,
             tensor: Some(boxes),
-            input: random.words(boxes.extents.iter().product::<usize>() / 2),
+            input: random.words(boxes.extents.iter().product::<usize>() * boxes.dtype.size() / 4),
             words: boxes.count as usize * bytes / 4,
             same: Same::Bits,
         });
+    }
+    all.extend(narrow_cases(random));
+    all
+}
+
+/// Those of `hopper_narrow.cuh`.
+fn narrow_cases(random: &mut Random) -> Vec<Case> {
+    const COUNT: usize = 512;
+    let case = |name: &str, entry: String, [grid, block, shared_bytes]: [u32; 3], count, input, words| {
+        let (name, same) = (name.to_string(), Same::Bits);
+        Case { name, entry, grid, block, shared_bytes, count, matrix: None, tensor: None, input, words, same }
+    };
+    let mut all = Vec::new();
+    for format in [Fp8Format::E4m3, Fp8Format::E5m2] {
+        // Every code, halves between two of them and what lies beside, then what any rounding may get wrong.
+        let near: Vec<f32> = (0..=255u8).map(|code| format.decode(code)).collect();
+        let beside = near.iter().map(|x| x * 1.0625).chain(near.iter().map(|x| x * 1.125 + f32::MIN_POSITIVE));
+        let mut input: Vec<u32> = near.iter().copied().chain(beside).map(f32::to_bits).take(COUNT).collect();
+        input.extend(random.hard_floats(COUNT));
+        let name = format.name();
+        all.push(case(&format!("codes of {name}"), format!("conform_codes_{name}"), [4, 128, 0], COUNT as u64, input, COUNT));
+    }
+    for (number, (a, b)) in
+        [(Fp8Format::E4m3, Fp8Format::E4m3), (Fp8Format::E5m2, Fp8Format::E4m3), (Fp8Format::E4m3, Fp8Format::E5m2)]
+            .into_iter()
+            .enumerate()
+    {
+        let mut codes =
+            |format: Fp8Format, count: usize| -> Vec<u8> { (0..count).map(|_| format.encode(random.small(4))).collect() };
+        let bytes = [codes(a, 8192), codes(b, 16_384)].concat();
+        let words = bytes.chunks_exact(4).map(|four| u32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect();
+        let (a, b) = (a.name(), b.name());
+        let shape = [1, 128, bytes.len() as u32];
+        all.push(case(&format!("wgmma {a} {b}"), format!("conform_wgmma_{a}_{b}"), shape, number as u64 % 2, words, 64 * 128));
+    }
+    for (name, is_half) in [("bf16", false), ("f16", true)] {
+        let element = || {
+            let x = random.small(4);
+            if is_half { f16::from_f32(x).to_bits() } else { bf16::from_f32(x).to_bits() }
+        };
+        let mut input = pairs((8192 + 16_384) / 4, element);
+        // Any two places in order, of eight fours a lane.
+        let place = |random: &mut Random| [0x4, 0x8, 0x9, 0xc, 0xd, 0xe][random.word() as usize % 6];
+        input.extend((0..128).map(|_| (0..8).fold(0u32, |word, _| word << 4 | place(random))));
+        let shape = [1, 128, 8192 + 16_384];
+        let entry = format!("conform_wgmma_two_four_{name}");
+        all.push(case(&format!("wgmma two of four {name}"), entry, shape, u64::from(is_half), input, 64 * 128));
     }
     all
 }
@@ -533,7 +591,7 @@ mod tests {
         let used: Vec<String> = cases().into_iter().map(|case| case.entry).collect();
         let files = [include_str!("../../../kernels/built/manifest.json")];
         let manifest: serde_json::Value = serde_json::from_str(files[0]).unwrap();
-        for file in ["conformance", "conformance_hopper"] {
+        for file in ["conformance", "conformance_hopper", "conformance_narrow"] {
             let kernels = manifest["files"][file]["images"]["sm_90a"]["kernels"].as_object().unwrap();
             assert!(!kernels.is_empty());
             for kernel in kernels.keys() {

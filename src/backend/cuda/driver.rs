@@ -535,6 +535,7 @@ impl Machine for Driver {
         self.queue.enter()?;
         let mut out = sys::CUtensorMap { opaque: [0; 16] };
         let dtype = match map.dtype {
+            DType::U8 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
             DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         };

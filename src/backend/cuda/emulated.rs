@@ -175,7 +175,8 @@ impl Machine for Emulated {
         let stride = |dimension: usize| if dimension < map.rank { map.strides()[dimension - 1] } else { 0 };
         let words: [u64; 11] = [0x7061_6d20_7473_6f68, map.base, x, y, z, w, 1, stride(1), stride(2), stride(3), 0];
         let [tile_x, tile_y, tile_z, tile_w] = map.tile;
-        let ends: [u32; 10] = [tile_x, tile_y, tile_z, tile_w, 1, map.rank as u32, 2, 3, 0, 0];
+        let size = map.dtype.size() as u32;
+        let ends: [u32; 10] = [tile_x, tile_y, tile_z, tile_w, 1, map.rank as u32, size, 3, 0, 0];
         let mut out = [0; 128];
         out[..88].copy_from_slice(bytemuck::cast_slice(&words));
         out[88..].copy_from_slice(bytemuck::cast_slice(&ends));

@@ -397,12 +397,17 @@ fn direct() -> Vec<Direct> {
         full(kernel, 2 * size * N), [8, 1, 1], 256, vec![size * N; 2],
         [vec![256, 64], vec![0; 8]].concat(), vec![1, 1, 1, 1, 64, 256],
     );
+    // A tile: numbers in, codes out as they lie and turned; a warp stores 32 bytes of a row, half of a half-line.
+    let codes = |kernel, size: usize| Direct(
+        full(kernel, (size + 2) * 16384).sectors(1.0 / 0.95, 1.25).barriers(1), [1, 1, 1], 256, vec![size * 16384, 4, 16384, 16384, 4], vec![], vec![128, 128],
+    );
     vec![
         product("gemm_tf32_nn_128", [256; 2]), product("gemm_tf32_nt_128", [256; 2]), product("gemm_tf32_tn_128", [256; 2]),
         small("gemm_tf32_nn_64"), small("gemm_tf32_nt_64"), small("gemm_tf32_tn_64"),
         Direct(full("gemm_reduce_i8", 3 * 4 * 4096).bytes(1.36), [4, 1, 1], 256, vec![0, 0, 0, 4 * 4096, 8 * 4096, 4, 4 * 64],
             vec![0; 3], vec![64, 64, 512, 512, 512, 64, 2, 0]),
         turned("transpose_32", 4), turned("transpose_16", 2),
+        codes("pack_e4m3_f32", 4), codes("pack_e5m2_bf16", 2),
         Direct(full("rms_norm_narrow_f32", 2 * SQUARES).bytes(1.52), [8, 1, 1], 256, vec![SQUARES, 1024, 0, SQUARES, 0, 256], vec![],
             vec![64, 256, 1e-5f32.to_bits(), 0]),
         Direct(full("rms_norm_f32", 2 * SQUARES).bytes(1.52), [4, 1, 1], 256, vec![SQUARES, 2048, 0, SQUARES, 0, 128], vec![],
@@ -421,11 +426,14 @@ fn direct() -> Vec<Direct> {
     ]
 }
 
-/// Families without a budget: one instruction each, a gather whose pattern is the data's, two whose copies the tensor memory engine makes in
-/// whole boxes (`every_configuration_of_a_product_is_right_on_ragged_shapes_in_every_layout` and
-/// `every_convolution_by_warpgroups_is_right_on_ragged_shapes` run them), four numbers of a loss scale, and a few more of the scale of
+/// Families without a budget: one instruction each, a gather whose pattern is the data's, four whose copies the tensor memory engine makes in
+/// whole boxes (`every_configuration_of_a_product_is_right_on_ragged_shapes_in_every_layout`,
+/// `every_convolution_by_warpgroups_is_right_on_ragged_shapes` and
+/// `products_of_8_bit_numbers_are_those_of_the_rounded_ones_on_ragged_shapes` and
+/// `products_with_two_of_four_weights_are_those_of_all_on_ragged_shapes` run them), four numbers of a loss scale, and a few more of the scale of
 /// 8-bit numbers.
-const WITHOUT: [&str; 6] = ["conform", "rotate_scale", "gemm_wgmma", "conv_wgmma", "adjust_loss_scale", "move_fp8_scale"];
+const WITHOUT: [&str; 8] =
+    ["conform", "rotate_scale", "gemm_wgmma", "gemm_fp8", "gemm_two_four", "conv_wgmma", "adjust_loss_scale", "move_fp8_scale"];
 
 #[test]
 fn kernels_touch_no_more_sectors_and_banks_than_their_budgets() {

@@ -18,7 +18,7 @@ pub struct Facts {
     pub memory_bytes: u64,
 }
 
-/// What a tensor map says of a dense tensor of 16-bit numbers: where it lies and which boxes the tensor memory engine takes of it. Boxes
+/// What a tensor map says of a dense tensor of 16-bit numbers, or of bytes (`U8`): where it lies and which boxes the tensor memory engine takes of it. Boxes
 /// land in shared memory with the 128-byte swizzle; what of a box lies outside the tensor is zero.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct TensorMap {
@@ -27,9 +27,9 @@ pub(super) struct TensorMap {
     pub dtype: DType,
     /// How many of the dimensions below there are: 2 to 4.
     pub rank: usize,
-    /// The innermost first, whose numbers lie next to each other; that one is a multiple of 8.
+    /// The innermost first, whose numbers lie next to each other; that one takes a multiple of 16 bytes.
     pub extents: [usize; 4],
-    /// Of a box: at most 64 of the first dimension and 256 of others.
+    /// Of a box: at most 128 bytes of the first dimension and 256 of others.
     pub tile: [u32; 4],
 }
 
@@ -42,7 +42,8 @@ impl TensorMap {
     /// Bytes from one element to the next of dimensions 1 to 3.
     pub fn strides(&self) -> [u64; 3] {
         let [x, y, z, _] = self.extents.map(|extent| extent as u64);
-        [2 * x, 2 * x * y, 2 * x * y * z]
+        let size = self.dtype.size() as u64;
+        [size * x, size * x * y, size * x * y * z]
     }
 }
 

@@ -13,7 +13,11 @@ mod driver;
 #[cfg(test)]
 #[allow(unsafe_code)]
 mod emulated;
+// A kernel's type spells out its argument struct.
+#[allow(clippy::type_complexity)]
+mod fp8;
 mod image;
+mod kept;
 mod kernel;
 #[allow(unsafe_code)]
 mod library;
@@ -34,6 +38,9 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod tune;
+// A kernel's type spells out its argument struct.
+#[allow(clippy::type_complexity)]
+mod two_four;
 
 pub use conformance::{Checked, Verdict, conformance};
 pub use cublas::{CUBLAS, Cublas, ProductBench, VendorProduct};
@@ -57,6 +64,11 @@ pub fn image_for(capability: (u32, u32)) -> Option<&'static str> {
 /// One line for records: name, compute capability, and the image of the kernels that runs on it.
 pub fn describe(ordinal: usize) -> Result<String, CudaError> {
     facts(ordinal).map(|facts| one_line(&facts))
+}
+
+/// Whether products of numbers that were rounded to 8 bits read 8 bits on this device; where they do not, those numbers lie in 16.
+pub fn multiplies_8_bits(ordinal: usize) -> Result<bool, CudaError> {
+    facts(ordinal).map(|facts| fp8::runs_on(&facts))
 }
 
 fn one_line(facts: &Facts) -> String {

@@ -3,6 +3,8 @@
 
 use super::{
     convolution::{self, Convolution, Pass},
+    fp8::{EightBits, Rest},
+    kept::{KeptWeight, kept_weights},
     kernel::{Element, In, Kernel, Out},
     machine::{Address, Facts, Launch},
     product::{self, Choices, Config, Operands, Shape},
@@ -13,6 +15,7 @@ use crate::{
     vocab::{DType, Fp8Format, OptimizerKind, Vocabulary},
 };
 use half::{bf16, f16};
+use std::collections::HashMap;
 
 /// Where everything lies. Addresses are multiples of 256.
 pub(super) struct Places {
@@ -54,8 +57,10 @@ pub(super) struct Plan {
     pub steps: Vec<Vec<Launch>>,
     /// Products of each step.
     pub products: Vec<Vec<Shape>>,
-    /// Of each step, which kernels its convolutions take and why.
+    /// Of each step, which kernels its convolutions and its products of narrow or sparse operands take and why.
     pub convolutions: Vec<Vec<String>>,
+    /// Weights that are kept in another form than the program's.
+    pub kept_weights: HashMap<ValueId, KeptWeight>,
     pub scratch_bytes: usize,
     /// Uploaded once: tables of tensors and chunks.
     pub constants: Vec<u8>,
@@ -85,9 +90,12 @@ const LARGE_MODEL: usize = 1 << 20;
 /// # Errors
 /// `Unsupported` for a combination of op, shape and type that no kernel runs.
 pub(super) fn plan(program: &Program, facts: &Facts, choices: &Choices, places: &Places) -> Result<Plan, BackendError> {
+    let eight_bits = EightBits::of(program, facts);
     let mut planner = Planner {
         program,
         facts,
+        kept_weights: kept_weights(program, facts, &eight_bits.weights),
+        eight_bits,
         choices,
         places,
         launches: Vec::new(),
@@ -106,7 +114,7 @@ pub(super) fn plan(program: &Program, facts: &Facts, choices: &Choices, places: 
         if together > 1 {
             planner.update_all(&program.steps[at..at + together]);
         } else {
-            planner.step(&program.steps[at])?;
+            planner.step(at)?;
         }
         steps.push(std::mem::take(&mut planner.launches));
         products.push(std::mem::take(&mut planner.products));
@@ -121,8 +129,8 @@ pub(super) fn plan(program: &Program, facts: &Facts, choices: &Choices, places: 
         let flag = In::at(flag.map_or(0, |id| planner.address(id)));
         steps[last].push(kernel.launch([1, 1, 1], 0, (Out::at(places.control), flag)));
     }
-    let Planner { scratch_most, constants, .. } = planner;
-    Ok(Plan { steps, products, convolutions, scratch_bytes: scratch_most, constants })
+    let Planner { scratch_most, constants, kept_weights, .. } = planner;
+    Ok(Plan { steps, products, convolutions, kept_weights, scratch_bytes: scratch_most, constants })
 }
 
 /// How many steps from `at` on are updates of one rule, guard and copy type: they run as one.
@@ -201,6 +209,8 @@ struct Updated {
 struct Planner<'a> {
     program: &'a Program,
     facts: &'a Facts,
+    eight_bits: EightBits,
+    kept_weights: HashMap<ValueId, KeptWeight>,
     choices: &'a Choices,
     places: &'a Places,
     launches: Vec<Launch>,
@@ -252,7 +262,11 @@ impl Planner<'_> {
         blocks(pieces, self.facts)
     }
 
-    fn step(&mut self, step: &Step) -> Result<(), BackendError> {
+    fn step(&mut self, at: usize) -> Result<(), BackendError> {
+        let step = &self.program.steps[at];
+        if self.in_eight_bits(at) || self.with_two_of_four(step) {
+            return Ok(());
+        }
         let storage = step.inputs.iter().map(|id| self.dtype(*id)).find(|t| t.is_float());
         // A fused update's storage type is that of its activations. A sum over ranks, in place as well, may have one operand only.
         let storage = if step.op.is_in_place() { step.inputs.get(1).map(|id| self.dtype(*id)) } else { storage };
@@ -1058,8 +1072,7 @@ impl Planner<'_> {
         let [x, scale, y, largest] =
             [step.inputs[0], step.inputs[1], step.outputs[0], step.outputs[1]].map(|id| self.address(id));
         let n = self.len(step.inputs[0]);
-        let kernel: Kernel<(Out<f32>, f32, u32)> = Kernel::new("set_f32".into(), 32);
-        self.push(kernel.launch([1, 1, 1], 0, (Out::at(largest), 0.0, 0)));
+        self.clear(step.outputs[1]);
         let types = if From::SUFFIX == To::SUFFIX { To::SUFFIX.to_string() } else { format!("{}_{}", From::SUFFIX, To::SUFFIX) };
         let name = format!("round_{}_{types}", format.name());
         let kernel: Kernel<(In<From>, In<f32>, Out<To>, Out<f32>, u64)> = Kernel::new(name, THREADS);
@@ -1080,6 +1093,61 @@ impl Planner<'_> {
             let fields = [window, first, last, margin];
             self.push(kernel.launch([1, 1, 1], 0, (scale, history, now, fields, format.largest(), 0)));
         }
+    }
+
+    /// Launches a product of 8-bit operands, or what rounds such an operand; false where the step is no such thing.
+    fn in_eight_bits(&mut self, at: usize) -> bool {
+        let step = &self.program.steps[at];
+        if let Op::RoundFp8 { .. } = step.op {
+            let address = |id| self.address(id);
+            let launch = match self.dtype(step.inputs[0]) {
+                DType::Bf16 => self.eight_bits.rounding::<bf16>(self.program, at, address),
+                DType::F32 => self.eight_bits.rounding::<f32>(self.program, at, address),
+                _ => None,
+            };
+            let Some(launch) = launch else { return false };
+            self.clear(step.outputs[1]);
+            self.push(launch);
+            return true;
+        }
+        let Some(product) = self.eight_bits.product(at).copied() else { return false };
+        let packed = product.packed_bytes(&self.eight_bits).map(|bytes| if bytes > 0 { self.scratch(bytes) } else { 0 });
+        let workspace = match product.workspace_bytes(self.facts) {
+            0 => 0,
+            bytes => self.scratch(bytes),
+        };
+        let activation = match step.op {
+            Op::Linear { activation } => activation_code(activation),
+            _ => 0,
+        };
+        let bias = step.inputs.get(2).map_or(0, |id| self.address(*id));
+        let rest = Rest { bias, c: self.address(step.outputs[0]), workspace, packed, activation };
+        let (of, facts, address) = (&self.eight_bits, self.facts, |id| self.address(id));
+        let launches = match self.dtype(step.outputs[0]) {
+            DType::F32 => product.launches::<bf16, f32>(self.program, of, at, facts, &rest, address),
+            _ => product.launches::<bf16, bf16>(self.program, of, at, facts, &rest, address),
+        };
+        self.convolutions.push(product.explain(self.facts));
+        self.launches.extend(launches);
+        true
+    }
+
+    /// Launches a product with a weight of which two of four are kept; false where the step has none.
+    fn with_two_of_four(&mut self, step: &Step) -> bool {
+        let Op::LinearTwoFour { activation } = step.op else { return false };
+        let Some(KeptWeight::TwoFour(weight)) = self.kept_weights.get(&step.inputs[1]).copied() else { return false };
+        let m = self.len(step.inputs[0]) / weight.k;
+        let [x, w, bias] = [step.inputs[0], step.inputs[1], step.inputs[2]].map(|id| self.address(id));
+        let (c, output) = (self.address(step.outputs[0]), self.dtype(step.outputs[0]));
+        self.push(weight.launch(m, [x, w, bias, c], activation_code(activation), output, self.facts));
+        self.convolutions.push(weight.explain(m, self.facts));
+        true
+    }
+
+    /// Writes a zero.
+    fn clear(&mut self, id: ValueId) {
+        let kernel: Kernel<(Out<f32>, f32, u32)> = Kernel::new("set_f32".into(), 32);
+        self.push(kernel.launch([1, 1, 1], 0, (Out::at(self.address(id)), 0.0, 0)));
     }
 
     fn clear_flag<T: Element>(&mut self, x: ValueId, flag: Address) {

@@ -362,9 +362,14 @@ pub(super) fn launches<T: Element, C: Element>(shape: &Shape, config: &Config, f
     if config.splits == 1 {
         return vec![first];
     }
+    vec![first, sum_of_parts::<T, C>(shape, config.splits, at)]
+}
+
+/// The launch that adds the parts of a product up, and has its epilogue.
+pub(super) fn sum_of_parts<T: Element, C: Element>(shape: &Shape, splits: usize, at: &Operands) -> Launch {
     let sum: Gemm<T, C> = Kernel::new(format!("gemm_reduce_{}", C::SUFFIX), 256);
     let grid = [(shape.m * shape.n).div_ceil(1024) as u32, 1, shape.batch as u32];
-    vec![first, sum.launch(grid, 0, arguments(shape, config, at, [0, 0]))]
+    sum.launch(grid, 0, arguments(shape, splits, at, [0, 0]))
 }
 
 /// The launch of a product of int8 to f32. `scales`: of all of A, one number, and of B's columns.
@@ -372,10 +377,10 @@ pub(super) fn int8_launches(shape: &Shape, config: &Config, at: &Operands, scale
     vec![tiles::<i8, f32>(shape, config, at, scales)]
 }
 
-fn arguments<T, C>(shape: &Shape, config: &Config, at: &Operands, scales: [Address; 2]) -> GemmSignature<T, C> {
+fn arguments<T, C>(shape: &Shape, splits: usize, at: &Operands, scales: [Address; 2]) -> GemmSignature<T, C> {
     let Shape { m, n, k, batch, .. } = *shape;
     let [lda, ldb] = shape.leading();
-    let sizes = [m, n, k, lda, ldb, n, config.splits, at.activation as usize].map(|extent| extent as u32);
+    let sizes = [m, n, k, lda, ldb, n, splits, at.activation as usize].map(|extent| extent as u32);
     let [a_stride, b_stride, c_stride] = if batch > 1 { [m * k, k * n, m * n] } else { [0; 3] }.map(|stride| stride as u64);
     let (a, b, bias, c, workspace) = (In::at(at.a), In::at(at.b), In::at(at.bias), Out::at(at.c), Out::at(at.workspace));
     let [scale_a, scales_b] = scales.map(In::at);
@@ -388,7 +393,7 @@ fn tiles<T: Element, C: Element>(shape: &Shape, config: &Config, at: &Operands, 
     let kernel: Gemm<T, C> = Kernel::new(config.kernel(shape), tile.threads);
     let blocks = config.tiles(shape) / shape.batch;
     let grid = [blocks as u32, config.splits as u32, shape.batch as u32];
-    kernel.launch(grid, 0, arguments(shape, config, at, scales))
+    kernel.launch(grid, 0, arguments(shape, config.splits, at, scales))
 }
 
 fn wgmma(shape: &Shape, config: &Config, facts: &Facts, at: &Operands) -> Launch {

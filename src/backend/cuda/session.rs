@@ -113,7 +113,11 @@ impl CudaSession {
             bytes += size as u64;
             Ok(address)
         };
-        let slots = program.slots.iter().map(|slot| allocate(slot.bytes)).collect::<Result<Vec<_>, _>>()?;
+        let mut slot_bytes: Vec<usize> = program.slots.iter().map(|slot| slot.bytes).collect();
+        for (id, weight) in &sizes.kept_weights {
+            slot_bytes[program.slot_of[id.0].expect("a product reads it")] = weight.bytes();
+        }
+        let slots = slot_bytes.into_iter().map(&mut allocate).collect::<Result<Vec<_>, _>>()?;
         let places = Places {
             slots,
             scratch: allocate(sizes.scratch_bytes)?,
@@ -265,6 +269,15 @@ impl Session for CudaSession {
     fn upload_f32(&mut self, id: ValueId, data: &[f32]) -> Result<(), BackendError> {
         self.drop_filled(id);
         let to = self.place(id, data.len(), &FLOATS, "float")?;
+        if let Some(weight) = self.plan.kept_weights.get(&id) {
+            let packed = weight.encode(data).ok_or_else(|| BackendError::Unsupported {
+                op: "round_fp8",
+                shape: format!("{:?}", self.program.values[id.0].shape),
+                device: "cuda",
+                reason: "a weight that should have been rounded to e4m3 before was not",
+            })?;
+            return Ok(self.machine.upload(to, &packed)?);
+        }
         match self.program.values[id.0].dtype {
             DType::F32 => self.machine.upload(to, bytemuck::cast_slice(data))?,
             DType::Bf16 => {
@@ -310,6 +323,12 @@ impl Session for CudaSession {
     fn download_f32(&mut self, id: ValueId, out: &mut [f32]) -> Result<(), BackendError> {
         self.feeds.get_mut(&id).map_or(Ok(()), Feed::send)?;
         let from = self.place(id, out.len(), &FLOATS, "float")?;
+        if let Some(weight) = self.plan.kept_weights.get(&id) {
+            let mut packed = vec![0; weight.bytes()];
+            self.machine.download(from, &mut packed)?;
+            out.copy_from_slice(&weight.decode(&packed));
+            return Ok(());
+        }
         match self.program.values[id.0].dtype {
             DType::F32 => self.machine.download(from, bytemuck::cast_slice_mut(out))?,
             DType::Bf16 => {
