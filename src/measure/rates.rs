@@ -292,7 +292,7 @@ impl RateCase {
                 DType::U8 => {}
                 DType::F32 | DType::Bf16 | DType::F16 => {
                     let is_filled = |k: usize| match filled {
-                        Filled::Halved => k % 2 == 0,
+                        Filled::Halved => k.is_multiple_of(2),
                         Filled::Sparse(count) => (k + 1) * count / elements > k * count / elements,
                         Filled::TwoFour => (k / shape[1]) % 4 < 2,
                         _ => true,
@@ -380,7 +380,9 @@ fn all_at_once(case: &RateCase, backends: &[std::sync::Arc<dyn Backend>]) -> Res
     case.time(&*backends[0], &|| ())?;
     let together = Barrier::new(backends.len());
     let times: Vec<f64> = std::thread::scope(|scope| {
-        let wait = || drop(together.wait());
+        let wait = || {
+            together.wait();
+        };
         let each: Vec<_> = backends.iter().map(|backend| scope.spawn(move || case.time(&**backend, &wait))).collect();
         each.into_iter().map(|rank| rank.join().expect("timing does not panic")).collect::<Result<_, _>>()
     })?;

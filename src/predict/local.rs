@@ -345,7 +345,7 @@ mod tests {
         };
         let first = [work.clone(), of("send", Neighbour::Behind), of("receive", Neighbour::Behind), work.clone()];
         let second = [of("receive", Neighbour::Before), work.clone(), of("send", Neighbour::Before)];
-        let one = rates.step(&[&[work.clone()]]).unwrap().step.0;
+        let one = rates.step(&[std::slice::from_ref(&work)]).unwrap().step.0;
         let both = rates.step(&[&first, &second]).unwrap().step.0;
         assert!((both / (3.0 * one) - 1.0).abs() < 0.01, "{both} is not three times {one}");
         assert!(rates.step(&[&first, &second[..2]]).is_none());

@@ -114,13 +114,13 @@ fn dash(text: Option<String>) -> String {
 /// Columns from the most to the least needed; as many as the width takes.
 const COLUMNS: &[TableColumn] = &[
     ("per second", |r| dash(r.throughput.map(|e| three_figures(e.value)))),
+    ("predicted", |r| dash(r.predicted.map(|p| three_figures(p.rate.0)))),
     ("quality", |r| dash(r.primary.map(|e| words::share(e.value)))),
     ("$ per million", |r| dash(r.usd_per_million.map(|e| three_figures(e.value)))),
     ("speedup", |r| dash(r.speedup.map(|e| words::ratio(e.value)))),
     ("p50 ms", |r| dash(r.latency_p50.map(|s| three_figures(s.as_ms())))),
     ("p99 ms", |r| dash(r.latency_p99.map(|s| three_figures(s.as_ms())))),
     ("to target s", |r| dash(r.time_to_target.map(|s| three_figures(s.0)))),
-    ("predicted", |r| dash(r.predicted.map(|p| three_figures(p.rate.0)))),
     ("best with", |r| dash(r.probability_best.map(words::probability))),
 ];
 
