@@ -4,7 +4,7 @@ use super::{Exit, rates};
 use crate::{
     cost::{self, PriceBook, usd_per_million},
     data::DataSet,
-    input::render,
+    input::{Source, render},
     measure::environment,
     predict::{LocalRates, StepPrediction, predict_record},
     record::{Environment, RunRecord, Workers},
@@ -35,8 +35,7 @@ impl Foreseen {
 
 /// Whether a file is a scenario rather than a plan.
 pub fn is_scenario(path: &Path) -> bool {
-    let table = std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
-    table.is_some_and(|table| table.contains_key("workload"))
+    Source::read(path).is_ok_and(|source| source.has_key("workload"))
 }
 
 /// Predicts one scenario; its JSON where `json` wants one, else it is printed.

@@ -30,6 +30,11 @@ impl Source {
         Source { path: path.into(), text: text.strip_prefix('\u{feff}').unwrap_or(text).to_string() }
     }
 
+    /// Whether the file has a key `name` at its top; false where it is no TOML.
+    pub fn has_key(&self, name: &str) -> bool {
+        self.text.parse::<toml::Table>().is_ok_and(|table| table.contains_key(name))
+    }
+
     /// Reads a UTF-8 file of moderate size.
     #[expect(clippy::result_large_err, reason = "once a file, and the file's reading costs a thousand times the copy")]
     pub fn read(path: &Path) -> Result<Source, Diagnostic> {
@@ -124,6 +129,13 @@ mod tests {
             }
         }
         assert_eq!(Source::new("a", "").place(0..0).line, 1);
+    }
+
+    #[test]
+    fn keys_at_the_top_are_seen_and_others_are_not() {
+        let has = |text: &str, key: &str| Source::new("a.toml", text).has_key(key);
+        assert!(has("a = 1\n[workload]\nb = 2", "workload"));
+        assert!(!has("[a]\nworkload = 1", "workload") && !has("workload = ", "workload"));
     }
 
     #[test]
