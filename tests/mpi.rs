@@ -16,7 +16,7 @@ use advisor::{
 };
 use launchers::Launcher;
 use layouts::{LAYOUTS, OneRank};
-use scenario_of_ranks::{rows, run_with_a_signal, scenario};
+use scenario_of_ranks::{quick_run, run_with_a_signal};
 use std::{path::Path, time::Duration};
 
 fn world() -> World {
@@ -170,22 +170,13 @@ fn a_rank_that_leaves_frees_the_others_and_what_follows_works() {
 
 #[test]
 fn a_scenario_runs_over_processes_and_says_so() {
-    let program = Path::new(env!("CARGO_BIN_EXE_advisor"));
     for launcher in [Launcher::open_mpi(), Launcher::mpich()].into_iter().flatten() {
         let dir = tempfile::tempdir().unwrap();
-        let file = scenario(dir.path(), "\"single\", \"dp=2\", \"zero=2\", \"tp=2\", \"pp=2\", \"dp=4\"", 2);
-        let out = dir.path().join("out");
-        let arguments = ["run", file.to_str().unwrap(), "--no-predictions", "--quick", "--out", out.to_str().unwrap()];
-        let said = launcher.run(2, program, &arguments, &[], Duration::from_secs(200));
-        assert!(said.code().is_some_and(|code| code <= 1), "{said}");
-        let rows = rows(&out);
-        for (layout, phase, status, reason, notes) in &rows {
-            // Answers take no `zero` and no pipeline.
-            let runs = layout != "dp=4" && (phase == "train" || ["single", "dp=2", "tp=2"].contains(&layout.as_str()));
-            assert_eq!(status, if runs { "ok" } else { "skipped" }, "{layout} {phase}: {reason}\n{said}");
-            let over = format!("2 ranks, each a process, over {}", launcher.library());
-            assert_eq!(notes.contains(&over), runs && layout != "single", "{layout} {phase}: {notes}");
-        }
+        // Answers take no `zero` and no pipeline.
+        let runs =
+            |layout: &str, phase: &str| layout != "dp=4" && (phase == "train" || ["single", "dp=2", "tp=2"].contains(&layout));
+        let layouts = "\"single\", \"dp=2\", \"zero=2\", \"tp=2\", \"pp=2\", \"dp=4\"";
+        let (out, rows) = quick_run(&launcher, dir.path(), layouts, runs);
         assert_eq!(rows.len(), 12, "{rows:?}");
         let table = std::fs::read_to_string(out.join("results.csv")).unwrap();
         assert_eq!(table.lines().filter(|line| line.contains(",ok,")).count(), 8, "{table}");

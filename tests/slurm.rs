@@ -8,27 +8,15 @@ mod launchers;
 mod scenario_of_ranks;
 
 use launchers::Launcher;
-use scenario_of_ranks::{rows, run_with_a_signal, scenario};
-use std::{path::Path, time::Duration};
+use scenario_of_ranks::{quick_run, run_with_a_signal};
+use std::time::Duration;
 
 #[test]
 fn a_scenario_runs_over_the_tasks_of_a_step() {
-    let program = Path::new(env!("CARGO_BIN_EXE_advisor"));
     for launcher in Launcher::slurm() {
         let dir = tempfile::tempdir().unwrap();
-        let file = scenario(dir.path(), "\"single\", \"dp=2\", \"pp=2\"", 2);
-        let out = dir.path().join("out");
-        let arguments = ["run", file.to_str().unwrap(), "--no-predictions", "--quick", "--out", out.to_str().unwrap()];
-        let said = launcher.run(2, program, &arguments, &[], Duration::from_secs(200));
-        // 1: nothing feasible is an answer too.
-        assert!(said.code().is_some_and(|code| code <= 1), "{said}");
-        let rows = rows(&out);
-        for (layout, phase, status, reason, notes) in &rows {
-            let runs = layout != "pp=2" || phase == "train";
-            assert_eq!(status, if runs { "ok" } else { "skipped" }, "{layout} {phase}: {reason}\n{said}");
-            let over = format!("2 ranks, each a process, over {}", launcher.library());
-            assert_eq!(notes.contains(&over), runs && layout != "single", "{layout} {phase}: {notes}");
-        }
+        let runs = |layout: &str, phase: &str| layout != "pp=2" || phase == "train";
+        let (_, rows) = quick_run(&launcher, dir.path(), "\"single\", \"dp=2\", \"pp=2\"", runs);
         assert_eq!(rows.len(), 6, "{rows:?}");
     }
 }

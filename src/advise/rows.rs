@@ -110,9 +110,9 @@ fn figures(run: &StoredRun, place: usize, timing: &Timing, throughput: Option<Es
         bytes_per_unit: record.bytes_per_unit,
         roofline_fraction: throughput.and_then(|rate| Some(rate.value / roof(record, &header.environment)?)),
         predicted: predict_record(record, &header.environment).map(|prediction| {
-            let rate = record.candidate.batch_size as f64 / prediction.step.0;
-            let error = throughput.map(|measured| rate / measured.value - 1.0);
-            PredictedRate { rate: PerSecond(rate), error, assumed_share: prediction.assumed_share }
+            let rate = prediction.rate(record.candidate.batch_size);
+            let error = throughput.map(|measured| rate.0 / measured.value - 1.0);
+            PredictedRate { rate, error, assumed_share: prediction.assumed_share }
         }),
         violations: Vec::new(),
         on_front: false,

@@ -3,8 +3,8 @@
 use super::Exit;
 use crate::{
     backend::CollectiveError,
-    comm::{Communicator, Launch, Place, thread_group},
-    measure::{environment, measure_exchanges},
+    comm::{Launch, Place},
+    measure::{environment, measure_exchanges, measure_thread_exchanges},
     record::{COMMUNICATION_VERSION, CommunicationFile, CommunicationRun},
     units::{Bytes, three_figures},
     vocab::Layout,
@@ -79,17 +79,7 @@ fn between_threads(largest: u64) -> Result<Vec<CommunicationRun>, CollectiveErro
     let environment = environment();
     let mut runs = Vec::new();
     for ranks in thread_ranks(environment.logical_cores) {
-        let members = thread_group(ranks);
-        let rows = std::thread::scope(|scope| {
-            let others: Vec<_> =
-                members[1..].iter().map(|member| scope.spawn(move || measure_exchanges(member, largest))).collect();
-            let rows = measure_exchanges(&members[0], largest);
-            if rows.is_err() {
-                members[0].leave();
-            }
-            others.into_iter().for_each(|other| drop(other.join()));
-            rows
-        })?;
+        let rows = measure_thread_exchanges(ranks, largest)?;
         runs.push(made("threads".into(), vec![environment.host.clone(); ranks], environment.copy_bytes_per_s, rows));
     }
     Ok(runs)
@@ -113,7 +103,6 @@ fn keep(runs: &[CommunicationRun]) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// To a temporary name first, so that a file of this name is always whole.
 fn table(run: &CommunicationRun) -> anyhow::Result<()> {
     let unknown = || "not known".to_string();
     let copy = run.copy_bytes_per_s.map_or_else(unknown, |rate| format!("{}/s", Bytes(rate as u64)));

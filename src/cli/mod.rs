@@ -209,7 +209,7 @@ fn cache_file(variable: &str, name: &str) -> Option<PathBuf> {
     Some(folder.join("advisor").join(name))
 }
 
-/// Whole or not there.
+/// To a temporary name first, so that a file of this name is always whole.
 fn write_cache(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;

@@ -10,7 +10,7 @@ use crate::{
     record::{Environment, RunRecord, Workers},
     scenario::{Known, Machine, Scenario},
     stats::median,
-    units::{PerSecond, three_figures},
+    units::three_figures,
     vocab::{Phase, Vocabulary},
     workload::{self, counted},
 };
@@ -29,7 +29,7 @@ struct Foreseen {
 
 impl Foreseen {
     fn per_second(&self) -> f64 {
-        self.record.candidate.batch_size as f64 / self.prediction.step.0
+        self.prediction.rate(self.record.candidate.batch_size).0
     }
 }
 
@@ -55,16 +55,14 @@ pub fn run(path: &Path, book: &PriceBook, json: bool) -> anyhow::Result<(Exit, O
     let expansion = scenario.expand(&machine);
     // What an emulation takes says nothing.
     let candidates: Vec<_> = expansion.candidates.iter().filter(|candidate| candidate.emulation().is_none()).collect();
-    let mut workers: Vec<Workers> = candidates.iter().map(|one| Workers::of(one.device, one.layout, one.threads)).collect();
-    workers.sort_unstable();
-    workers.dedup();
-    let tables = rates::complete(rates::kept(&environment), &workers, &environment)?;
+    let workers: Vec<Workers> = candidates.iter().map(|one| Workers::of(one.device, one.layout, one.threads)).collect();
+    let tables = rates::of(&workers, &environment)?;
     let environment = Environment { rates: tables, ..environment };
     let (mut foreseen, mut refused) = (Vec::new(), Vec::new());
     for candidate in candidates {
         match counted(&scenario.model, &set, candidate, &scenario.train) {
             Ok(record) => foreseen.extend(predict_record(&record, &environment).map(|prediction| {
-                let rate = PerSecond(candidate.batch_size as f64 / prediction.step.0);
+                let rate = prediction.rate(candidate.batch_size);
                 Foreseen { usd_per_million: usd_per_million(price.usd_per_hour, rate).0, record, prediction }
             })),
             Err(error) => refused.push((candidate.title(), error.to_string())),

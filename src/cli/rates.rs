@@ -35,7 +35,6 @@ pub fn run(json: bool, environment: Environment) -> anyhow::Result<Exit> {
     let mut workers = vec![Workers { device: Device::Cpu, ranks: 1, threads: 1 }, of(1), of(2)];
     workers.retain(|workers| workers.ranks * workers.threads <= cores);
     workers.extend((!environment.gpus.is_empty()).then_some(Workers { device: Device::Cuda(0), ranks: 1, threads: 1 }));
-    workers.dedup();
     let tables = complete(Vec::new(), &workers, &environment)?;
     if json {
         super::print(&serde_json::to_string_pretty(&tables)?)?;
@@ -45,18 +44,25 @@ pub fn run(json: bool, environment: Environment) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Rates of `workers`, and all others that are kept; what was not measured yet is.
+pub fn of(workers: &[Workers], environment: &Environment) -> anyhow::Result<Vec<RateTable>> {
+    complete(kept(environment), workers, environment)
+}
+
 /// Rates that were kept on this machine by this program.
-pub fn kept(environment: &Environment) -> Vec<RateTable> {
+fn kept(environment: &Environment) -> Vec<RateTable> {
     let read = |path: PathBuf| serde_json::from_slice::<RatesFile>(&std::fs::read(path).ok()?).ok();
     let file = path().and_then(read).filter(|file| file.schema_version == RATES_VERSION);
     file.filter(|file| file.machine == machine(environment)).map_or_else(Vec::new, |file| file.tables)
 }
 
 /// Measures those of `workers` that `known` lacks, and keeps all. A machine without a place for caches measures again.
-pub fn complete(known: Vec<RateTable>, workers: &[Workers], environment: &Environment) -> anyhow::Result<Vec<RateTable>> {
+fn complete(known: Vec<RateTable>, workers: &[Workers], environment: &Environment) -> anyhow::Result<Vec<RateTable>> {
     let mut tables = known;
-    let missing: Vec<Workers> =
-        workers.iter().copied().filter(|workers| tables.iter().all(|table| table.workers != *workers)).collect();
+    let is_missing = |workers: &Workers| tables.iter().all(|table| table.workers != *workers);
+    let mut missing: Vec<Workers> = workers.iter().copied().filter(is_missing).collect();
+    missing.sort_unstable();
+    missing.dedup();
     let cases = rate_cases();
     for workers in &missing {
         eprintln!("measuring how fast {} run single ops, once for this machine ...", words(*workers));

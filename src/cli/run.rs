@@ -139,10 +139,8 @@ fn measure_all(args: &Args, leader: Option<&Leader>) -> anyhow::Result<Exit> {
         Vec::new()
     } else {
         let candidates = scenarios.iter().flat_map(|scenario| scenario.expand(&machine).candidates);
-        let mut workers: Vec<Workers> = candidates.filter_map(|candidate| workers_of(&candidate, leader.is_some())).collect();
-        workers.sort_unstable();
-        workers.dedup();
-        rates::complete(rates::kept(&environment), &workers, &environment)?
+        let workers: Vec<Workers> = candidates.filter_map(|candidate| workers_of(&candidate, leader.is_some())).collect();
+        rates::of(&workers, &environment)?
     };
     let environment = Environment { rates, ..environment };
     let mut planned = Vec::new();

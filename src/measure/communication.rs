@@ -3,7 +3,12 @@
 //! Every rank calls `measure_exchanges` with its own member of a group. Rank 0's clock counts; the others are told how often to repeat, and
 //! all meet before each sample, so that a sample is the exchange and not the wait for a late rank.
 
-use crate::{backend::CollectiveError, comm::Communicator, record::CommunicationRow, stats::median};
+use crate::{
+    backend::CollectiveError,
+    comm::{Communicator, thread_group},
+    record::CommunicationRow,
+    stats::median,
+};
 use std::time::Instant;
 
 /// Sizes of messages, bytes, up to the largest that is wanted.
@@ -45,6 +50,20 @@ pub fn measure_exchanges(member: &dyn Communicator, largest: u64) -> Result<Vec<
         }
     }
     Ok(rows)
+}
+
+/// The same between ranks that are threads of this process.
+pub fn measure_thread_exchanges(ranks: usize, largest: u64) -> Result<Vec<CommunicationRow>, CollectiveError> {
+    let members = thread_group(ranks);
+    std::thread::scope(|scope| {
+        let others: Vec<_> = members[1..].iter().map(|member| scope.spawn(move || measure_exchanges(member, largest))).collect();
+        let rows = measure_exchanges(&members[0], largest);
+        if rows.is_err() {
+            members[0].leave();
+        }
+        others.into_iter().for_each(|other| drop(other.join()));
+        rows
+    })
 }
 
 /// A message from rank 0 to rank 1 and back; others have nothing to do.
@@ -96,7 +115,6 @@ fn sample(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::comm::thread_group;
 
     #[test]
     fn exchanges_between_threads_have_samples_and_counted_bytes() {

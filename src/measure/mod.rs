@@ -10,7 +10,7 @@ mod noise;
 mod rates;
 mod sparsity;
 
-pub use communication::measure_exchanges;
+pub use communication::{measure_exchanges, measure_thread_exchanges};
 pub use energy::EnergyCounter;
 pub use environment::environment;
 pub use gpu::{GpuSensor, gpus, measure_gpu};

@@ -3,18 +3,17 @@
 //! A call finds its operands about where an op of a model finds them: in a cache, but not in the first one, for calls on several sets of
 //! operands go round. Half of the numbers that go into layers are zeros, as behind a ReLU, for a product of one row skips those.
 
-use super::measure_exchanges;
+use super::measure_thread_exchanges;
 use crate::{
     backend::{Backend, BackendError, CollectiveError, Session, open},
-    comm::thread_group,
     graph::{Activation, Binary, Graph, Op, OptimizerStep, Program, Unary, ValueId, Window, lower},
-    record::{ExchangeRate, OpRate, RateTable, Workers},
+    record::{CommunicationRow, ExchangeRate, OpRate, RateTable, Workers},
     stats::{Generator, median},
     units::{Bytes, Seconds},
     vocab::{DType, OptimizerKind},
 };
 use std::{
-    sync::Barrier,
+    sync::{Arc, Barrier},
     time::{Instant, SystemTime},
 };
 
@@ -241,10 +240,6 @@ fn elements(all: &mut Vec<RateCase>) {
 }
 
 impl RateCase {
-    pub fn op(&self) -> &Op {
-        &self.op
-    }
-
     /// Calls of the op, each on a set of operands of its own.
     fn graph(&self, sets: u64) -> (Graph, Vec<ValueId>) {
         let mut graph = Graph::new();
@@ -305,28 +300,43 @@ impl RateCase {
         Ok(())
     }
 
-    /// Median seconds of a call; `together` is called before each sample.
-    fn time(&self, backend: &dyn Backend, together: &dyn Fn()) -> Result<f64, BackendError> {
+    /// Loaded and run once, which packs weights and touches memory.
+    fn ready(&self, backend: &dyn Backend) -> Result<Ready, BackendError> {
         let sets = self.sets();
         let (graph, operands) = self.graph(sets);
         let mut session = backend.load(lower(&graph), None)?;
         self.fill(&mut *session, &operands)?;
-        let mut take = |rounds: usize| -> Result<f64, BackendError> {
-            let start = Instant::now();
-            for _ in 0..rounds {
-                session.execute()?;
-            }
-            session.synchronize()?;
-            Ok(start.elapsed().as_secs_f64() / (rounds as f64 * sets as f64))
-        };
-        // The first packs weights and touches memory.
-        take(1)?;
-        let once = take(1)?;
-        let calls = (SAMPLE_S / (once * sets as f64).max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
+        let mut ready = Ready { session, sets };
+        ready.take(1)?;
+        Ok(ready)
+    }
+}
+
+/// Calls of a case, ready for the clock.
+struct Ready {
+    session: Box<dyn Session>,
+    sets: u64,
+}
+
+impl Ready {
+    /// Mean seconds of a call over so many rounds.
+    fn take(&mut self, rounds: usize) -> Result<f64, BackendError> {
+        let start = Instant::now();
+        for _ in 0..rounds {
+            self.session.execute()?;
+        }
+        self.session.synchronize()?;
+        Ok(start.elapsed().as_secs_f64() / (rounds as f64 * self.sets as f64))
+    }
+
+    /// Median seconds of a call; `together` is called before each sample.
+    fn time(&mut self, together: &dyn Fn()) -> Result<f64, BackendError> {
+        let once = self.take(1)?;
+        let rounds = (SAMPLE_S / (once * self.sets as f64).max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
         let mut samples = Vec::new();
         for _ in 0..SAMPLES {
             together();
-            samples.push(take(calls)?);
+            samples.push(self.take(rounds)?);
         }
         Ok(median(&samples).unwrap_or(f64::NAN))
     }
@@ -350,7 +360,7 @@ pub fn measure_rates(workers: Workers, cases: &[RateCase], on: &mut dyn FnMut(us
     let backends: Vec<_> = (0..ranks).map(|_| open(device, threads)).collect::<Result<_, _>>()?;
     let mut rows = Vec::new();
     for (at, case) in cases.iter().enumerate() {
-        let time = if ranks == 1 { case.time(&*backends[0], &|| ()) } else { all_at_once(case, &backends) };
+        let time = all_at_once(case, &backends);
         on(at + 1, cases.len());
         let time = match time {
             Ok(time) => time,
@@ -375,35 +385,27 @@ pub fn measure_rates(workers: Workers, cases: &[RateCase], on: &mut dyn FnMut(us
 }
 
 /// The mean over ranks that work at the same time.
-fn all_at_once(case: &RateCase, backends: &[std::sync::Arc<dyn Backend>]) -> Result<f64, BackendError> {
-    // A rank that fails must not leave the others waiting: whether it runs is tried alone.
-    case.time(&*backends[0], &|| ())?;
-    let together = Barrier::new(backends.len());
+fn all_at_once(case: &RateCase, backends: &[Arc<dyn Backend>]) -> Result<f64, BackendError> {
+    // One that cannot run would leave the others waiting: all are ready before any is timed.
+    let mut ranks: Vec<Ready> = backends.iter().map(|backend| case.ready(&**backend)).collect::<Result<_, _>>()?;
+    if let [alone] = &mut ranks[..] {
+        return alone.time(&|| ());
+    }
+    let together = Barrier::new(ranks.len());
     let times: Vec<f64> = std::thread::scope(|scope| {
         let wait = || {
             together.wait();
         };
-        let each: Vec<_> = backends.iter().map(|backend| scope.spawn(move || case.time(&**backend, &wait))).collect();
+        let each: Vec<_> = ranks.iter_mut().map(|rank| scope.spawn(move || rank.time(&wait))).collect();
         each.into_iter().map(|rank| rank.join().expect("timing does not panic")).collect::<Result<_, _>>()
     })?;
     Ok(times.iter().sum::<f64>() / times.len() as f64)
 }
 
 fn exchanges(ranks: usize) -> Result<Vec<ExchangeRate>, CollectiveError> {
-    let members = thread_group(ranks);
-    let rows = std::thread::scope(|scope| {
-        let others: Vec<_> =
-            members[1..].iter().map(|member| scope.spawn(move || measure_exchanges(member, LARGEST_EXCHANGE))).collect();
-        let rows = measure_exchanges(&members[0], LARGEST_EXCHANGE);
-        others.into_iter().for_each(|other| drop(other.join()));
-        rows
-    })?;
-    let rate = |row: crate::record::CommunicationRow| ExchangeRate {
-        operation: row.operation,
-        bytes: Bytes(row.bytes),
-        time: Seconds(row.median_s),
-    };
-    Ok(rows.into_iter().map(rate).collect())
+    let rate =
+        |row: CommunicationRow| ExchangeRate { operation: row.operation, bytes: Bytes(row.bytes), time: Seconds(row.median_s) };
+    Ok(measure_thread_exchanges(ranks, LARGEST_EXCHANGE)?.into_iter().map(rate).collect())
 }
 
 #[cfg(test)]

@@ -46,16 +46,6 @@ impl Timed {
         backend: &dyn Backend,
         op: Op,
         [rows, inputs, outputs]: [usize; 3],
-        input_zeros: f64,
-        w: &[f32],
-    ) -> Result<Timed, BackendError> {
-        Timed::of(backend, op, [rows, inputs, outputs], DType::F32, input_zeros, w)
-    }
-
-    fn of(
-        backend: &dyn Backend,
-        op: Op,
-        [rows, inputs, outputs]: [usize; 3],
         dtype: DType,
         input_zeros: f64,
         w: &[f32],
@@ -121,11 +111,11 @@ pub fn measure_sparse(
     let shape = [rows.clamp(1, MOST_ROWS * threads), inputs, outputs];
     let activation = Activation::None;
     let kept = |zeros: f64| numbers(inputs * outputs, zeros, 1);
-    let mut dense = Timed::new(backend, Op::Linear { activation }, shape, input_zeros, &kept(0.0))?;
+    let mut dense = Timed::new(backend, Op::Linear { activation }, shape, DType::F32, input_zeros, &kept(0.0))?;
     let mut at = |zeros: f64| -> Result<f64, BackendError> {
         let w = kept(zeros);
         let filled = w.iter().filter(|w| **w != 0.0).count();
-        gain(&mut dense, &mut Timed::new(backend, Op::LinearSparse { filled, activation }, shape, input_zeros, &w)?)
+        gain(&mut dense, &mut Timed::new(backend, Op::LinearSparse { filled, activation }, shape, DType::F32, input_zeros, &w)?)
     };
     let half_gain = at(0.5)?;
     let (mut slower, mut faster) = if half_gain > 1.0 { (0.0, 0.5) } else { (0.5, MOST_ZEROS) };
@@ -137,7 +127,7 @@ pub fn measure_sparse(
     let two_four_gain = match inputs.is_multiple_of(4) {
         true => {
             // The kernel keeps the two largest of four wherever they are.
-            let mut two_four = Timed::new(backend, Op::LinearTwoFour { activation }, shape, input_zeros, &kept(0.0))?;
+            let mut two_four = Timed::new(backend, Op::LinearTwoFour { activation }, shape, DType::F32, input_zeros, &kept(0.0))?;
             Some(gain(&mut dense, &mut two_four)?)
         }
         false => None,
@@ -157,11 +147,11 @@ pub fn measure_two_four(device: Device, shape: [usize; 3], dtype: DType) -> Resu
     let mut w = numbers(inputs * outputs, 0.0, 1);
     // Any two of four: the first ones.
     w.iter_mut().enumerate().filter(|(at, _)| at / outputs % 4 >= 2).for_each(|(_, w)| *w = 0.0);
-    let mut two_four = Timed::of(backend, Op::LinearTwoFour { activation }, shape, dtype, 0.0, &w)?;
+    let mut two_four = Timed::new(backend, Op::LinearTwoFour { activation }, shape, dtype, 0.0, &w)?;
     if !two_four.session.reasons().concat().iter().any(|reason| reason.starts_with("gemm_two_four")) {
         return Ok(None);
     }
-    let mut dense = Timed::of(backend, Op::Linear { activation }, shape, dtype, 0.0, &w)?;
+    let mut dense = Timed::new(backend, Op::Linear { activation }, shape, dtype, 0.0, &w)?;
     gain(&mut dense, &mut two_four).map(Some)
 }
 

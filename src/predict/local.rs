@@ -9,7 +9,7 @@
 use crate::{
     record::{Environment, ExchangeRate, Neighbour, OpProfile, OpRate, RateTable, RunRecord, Workers},
     stats::median,
-    units::Seconds,
+    units::{PerSecond, Seconds},
 };
 use std::collections::VecDeque;
 
@@ -31,6 +31,13 @@ pub struct StepPrediction {
     pub step: Seconds,
     /// Share of it in ops that were not timed on this machine, and that were taken for others of about as much arithmetic for a byte.
     pub assumed_share: f64,
+}
+
+impl StepPrediction {
+    /// Units a second at so many a step.
+    pub fn rate(&self, batch_size: usize) -> PerSecond {
+        PerSecond(batch_size as f64 / self.step.0)
+    }
 }
 
 /// How fast some workers run ops.

@@ -3,7 +3,7 @@
 use super::{Inputs, ReportError};
 use crate::{
     advise::{Estimate, PhaseAdvice, Row},
-    record::{KernelRow, KernelRun, RunRecord, Source, Status, StopCondition},
+    record::{KernelRow, KernelRun, RunHeader, RunRecord, Source, Status, StopCondition},
     stats::median,
     vocab::{Metric, Vocabulary},
 };
@@ -117,13 +117,15 @@ fn column(name: &str, lines: &[Line]) -> Column {
     let real = |of: &dyn Fn(&Line) -> Option<f64>| Series::new(name.into(), lines.iter().map(of).collect::<Vec<_>>());
     let whole = |of: &dyn Fn(&Line) -> Option<u64>| Series::new(name.into(), lines.iter().map(of).collect::<Vec<_>>());
     let flag = |of: &dyn Fn(&Line) -> Option<bool>| Series::new(name.into(), lines.iter().map(of).collect::<Vec<_>>());
-    let header = |l: &Line| l.inputs.run.header.clone();
+    fn header<'r>(line: &'r Line) -> &'r RunHeader {
+        &line.inputs.run.header
+    }
     let series = match name {
-        "scenario" => text(&|l| Some(header(l).scenario)),
+        "scenario" => text(&|l| Some(header(l).scenario.clone())),
         "candidate" => text(&|l| Some(l.row.id.clone())),
         "phase" => text(&|l| Some(l.phase.phase.name().into())),
         "device" => text(&|l| Some(l.record.candidate.device.to_string())),
-        "model" => text(&|l| Some(header(l).model)),
+        "model" => text(&|l| Some(header(l).model.clone())),
         "precision" => text(&|l| Some(l.record.candidate.precision.name().into())),
         "compression" => text(&|l| Some(l.record.candidate.compression.to_string())),
         "layout" => text(&|l| Some(l.record.candidate.layout.to_string())),

@@ -40,6 +40,25 @@ pub fn rows(out: &Path) -> Vec<Row> {
     rows
 }
 
+/// A quick run of two processes in `folder`: its rows have ended as `runs` says of their layout and phase, over the launcher's library.
+pub fn quick_run(launcher: &Launcher, folder: &Path, layouts: &str, runs: impl Fn(&str, &str) -> bool) -> (PathBuf, Vec<Row>) {
+    let file = scenario(folder, layouts, 2);
+    let out = folder.join("out");
+    let arguments = ["run", file.to_str().unwrap(), "--no-predictions", "--quick", "--out", out.to_str().unwrap()];
+    let program = Path::new(env!("CARGO_BIN_EXE_advisor"));
+    let said = launcher.run(2, program, &arguments, &[], Duration::from_secs(200));
+    // 1: nothing feasible is an answer too.
+    assert!(said.code().is_some_and(|code| code <= 1), "{said}");
+    let rows = rows(&out);
+    for (layout, phase, status, reason, notes) in &rows {
+        let runs = runs(layout, phase);
+        assert_eq!(status, if runs { "ok" } else { "skipped" }, "{layout} {phase}: {reason}\n{said}");
+        let over = format!("2 ranks, each a process, over {}", launcher.library());
+        assert_eq!(notes.contains(&over), runs && layout != "single", "{layout} {phase}: {notes}");
+    }
+    (out, rows)
+}
+
 /// The process that is rank `rank` of a launch of this program that writes to `out`.
 fn process_of(rank: usize, out: &Path) -> Option<u32> {
     let is_it = |pid: &u32| {
