@@ -5,7 +5,7 @@ use crate::predict::{
     Parameters,
     calibrate::{FOLDS, fit},
     ranking,
-    score::{self, FAMILIES, Reading, Scored, Stratum},
+    score::{self, FAMILIES, Reading, Refused, Scored, Stratum},
     serve,
     tables::{Case, Csv},
 };
@@ -19,7 +19,7 @@ use std::{
 /// Hold predictions against published runs
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  advisor plan score\n  advisor plan score --json\n  advisor plan score --table data/validation/nemo_b200.csv \
+    after_help = "Examples:\n  advisor plan score\n  advisor plan score --json\n  advisor plan score --out /tmp/held-out.csv\n  advisor plan score --table data/validation/nemo_b200.csv \
                         --out /tmp/b200.csv\n\nWithout --table: the error on rows that the fit had not seen, whole groups of model, GPU and \
                         precision held out.\nWith --table: every row of the file, predicted beside published, with the shipped parameters. \
                         Tables are known by their columns.\nExit codes: 0 done; 2 no such table; 5 done, but some rows were refused."
@@ -31,8 +31,8 @@ pub struct ScoreArgs {
     /// More tables to fit and score besides the shipped ones
     #[arg(long, value_name = "FILE.csv", conflicts_with = "table")]
     with: Vec<PathBuf>,
-    /// Where the rows of --table go instead of standard output
-    #[arg(long, value_name = "FILE.csv", requires = "table")]
+    /// Where the rows go, predicted beside published: those of --table (instead of standard output), or those that were held out
+    #[arg(long, value_name = "FILE.csv")]
     out: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
@@ -95,6 +95,14 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Exit> {
         eprintln!("{}: fitting {FOLDS} times, each without one part of the groups", family.name);
         readings.push((family.name, (family.held_out)(&others)));
     }
+    if let Some(out) = &args.out {
+        let mut all = Reading::default();
+        for (_, reading) in &readings {
+            all.scored.extend(reading.scored.iter().cloned());
+            all.refused.extend(reading.refused.iter().cloned());
+        }
+        write_rows(out, &all)?;
+    }
     if args.json {
         let families: Vec<Value> = readings.iter().map(|(name, reading)| as_json(name, reading, false)).collect();
         super::print(&serde_json::to_string_pretty(&json!({ "held_out": families, "other_predictors": others_json() }))?)?;
@@ -119,21 +127,18 @@ fn score_tables(args: &ScoreArgs) -> anyhow::Result<Exit> {
             all.refused.extend(reading.refused);
         }
     }
-    let rows = as_csv(&all);
     if let Some(out) = &args.out {
-        std::fs::write(out, &rows).with_context(|| format!("cannot write `{}`", out.display()))?;
+        write_rows(out, &all)?;
     }
     match (args.json, &args.out) {
         (true, _) => super::print(&serde_json::to_string_pretty(&as_json("tables", &all, true))?)?,
         (false, Some(_)) => super::print(&summary(&all))?,
         (false, None) => {
-            super::print(rows.trim_end())?;
+            super::print(as_csv(&all).trim_end())?;
             eprintln!("{}", summary(&all));
         }
     }
-    for row in &all.refused {
-        eprintln!("refused: line {} ({}): {}", row.line, row.id, row.reason);
-    }
+    eprint!("{}", refusals(&all.refused));
     Ok(if all.refused.is_empty() { Exit::Done } else { Exit::SomeFailed })
 }
 
@@ -158,6 +163,30 @@ pub fn calibrate(args: &CalibrateArgs) -> anyhow::Result<Exit> {
         std::fs::write(out, score::strata_csv(&strata)).with_context(|| format!("cannot write `{}`", out.display()))?;
     }
     Ok(Exit::Done)
+}
+
+fn write_rows(out: &Path, reading: &Reading) -> anyhow::Result<()> {
+    std::fs::write(out, as_csv(reading)).with_context(|| format!("cannot write `{}`", out.display()))
+}
+
+/// Refused rows by reason: the first few of each with their lines, the others counted (the rows that are written name them all).
+fn refusals(refused: &[Refused]) -> String {
+    const NAMED: usize = 3;
+    let mut reasons: Vec<(&str, Vec<&Refused>)> = Vec::new();
+    for row in refused {
+        match reasons.iter_mut().find(|(reason, _)| *reason == row.reason) {
+            Some((_, rows)) => rows.push(row),
+            None => reasons.push((&row.reason, vec![row])),
+        }
+    }
+    let mut text = String::new();
+    for (reason, rows) in reasons {
+        let named: Vec<String> = rows.iter().take(NAMED).map(|row| format!("line {} ({})", row.line, row.id)).collect();
+        let others = rows.len().saturating_sub(NAMED);
+        let others = if others > 0 { format!(" and {others} more") } else { String::new() };
+        let _ = writeln!(text, "refused: {}{others}: {reason}", named.join(", "));
+    }
+    text
 }
 
 /// Predicted beside published, one row each; a refused row has its reason in place of a prediction.

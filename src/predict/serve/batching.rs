@@ -48,6 +48,8 @@ pub struct Cycle {
     pub own_prompt: f64,
     /// A prompt when as many as fit are read together, without decoding, seconds each.
     pub packed_prompt: f64,
+    /// For which a prompt is held back so that others are read with it, seconds.
+    pub held_back: f64,
 }
 
 /// Latencies of a replica under a load.
@@ -91,17 +93,40 @@ impl Replica<'_> {
         self.layout().capacity(self.work, self.machine, held)
     }
 
+    /// Tokens that a sequence gains in a step: each proposed one counts if those before it were accepted (arXiv 2211.17192, equation 1).
+    fn gained(&self) -> f64 {
+        (0..=self.layout().draft_tokens).map(|at| self.parameters.draft_acceptance.powi(at as i32)).sum()
+    }
+
+    /// Steps for which a prompt is held back so that others are read with it, and how many are then read at once. Requests come evenly, one in
+    /// `steps / live` steps; the first of them opens the window.
+    fn held_back(&self, live: f64, steps: f64) -> (f64, f64) {
+        let layout = self.layout();
+        let between = steps / live.max(1.0);
+        let mut window = f64::from(layout.wait_steps);
+        if layout.attention_data > 1 && layout.balance_steps > 0 {
+            // The last of as many ranks gets its prompt: expected maximum of exponential times.
+            let ranks = layout.attention_data;
+            let harmonic: f64 = (1..=ranks).map(|rank| 1.0 / f64::from(rank)).sum();
+            window = window.max((between * f64::from(ranks) * harmonic).min(f64::from(layout.balance_steps)));
+        }
+        let others = (window / between).min((live - 1.0).max(0.0));
+        (window * (1.0 + others / 2.0) / (1.0 + others), 1.0 + others)
+    }
+
     /// The steady state with `live` sequences.
     pub fn cycle(&self, live: f64, lengths: Lengths) -> Cycle {
         let stages = f64::from(self.layout().pipeline);
         // Stages work on as many micro-batches as there are stages.
         let micro = live / stages;
-        let together = (micro / lengths.output).max(1.0).min(micro.max(1.0));
+        let steps = lengths.output / self.gained();
+        let (held_steps, waiting) = self.held_back(live, steps);
+        let together = (micro / steps).max(waiting).min(micro.max(1.0));
         let share = (together * lengths.input).min(self.step_tokens());
         let prompt_steps = micro * lengths.input / share;
         let prompt_step = self.step(&self.prompts(share, micro, lengths)).total();
         let decoding = self.decoding(micro, lengths);
-        let time = (prompt_steps * prompt_step + (lengths.output - prompt_steps).max(0.0) * decoding.total()) * stages;
+        let time = (prompt_steps * prompt_step + (steps - prompt_steps).max(0.0) * decoding.total()) * stages;
         let packed = (live * lengths.input).min(self.step_tokens().max(lengths.input));
         let packed_step = self.step(&self.prompts(packed, 0.0, lengths)).total();
         Cycle {
@@ -112,6 +137,7 @@ impl Replica<'_> {
             decoding,
             own_prompt: prompt_step * (lengths.input / share).max(1.0) * stages,
             packed_prompt: packed_step * lengths.input / packed,
+            held_back: held_steps * decoding.total() * stages,
         }
     }
 
@@ -135,12 +161,13 @@ impl Replica<'_> {
         let micro = sequences / stages;
         let budget = f64::from(self.layout().step_tokens);
         let room = (budget - micro / ranks).max(256.0) * ranks;
-        let share = (micro * lengths.input / lengths.output).max(lengths.input.min(budget)).min(room);
+        let steps = lengths.output / self.gained();
+        let share = (micro * lengths.input / steps).max(lengths.input.min(budget)).min(room);
         let prompt_steps = micro * lengths.input / share;
         let with = StepLoad { prompt_undivided: 0.0, ..self.prompts(share, micro, lengths) };
         let mixed = self.step(&with).total();
         let alone = self.decoding(micro, lengths).total();
-        (prompt_steps * mixed + (lengths.output - prompt_steps).max(0.0) * alone) * stages
+        (prompt_steps * mixed + (steps - prompt_steps).max(0.0) * alone) * stages
     }
 
     /// A batch that begins and ends together: seconds to the first tokens, and of all of it.
@@ -150,7 +177,7 @@ impl Replica<'_> {
             self.step(&StepLoad { prompt_undivided: 0.0, ..self.prompts(sequences * lengths.input, 0.0, lengths) }).total()
                 * stages;
         let rest = self.decoding(sequences, lengths).total() * stages;
-        (first, first + (lengths.output - 1.0) * rest)
+        (first, first + (lengths.output - 1.0) / self.gained() * rest)
     }
 
     /// Latencies for `users` who each have one request open at all times.
@@ -158,13 +185,20 @@ impl Replica<'_> {
         let live = users.min(self.sequences(lengths).max(1.0));
         let cycle = self.cycle(live, lengths);
         let costs = self.parameters.engine(self.layout().engine);
-        // One who waits for room or a step begins when another ends: arrivals are as even as the ends, and no queue of chance builds up.
-        // What waits is what began together.
-        let burst = costs.burst * (live - 1.0).max(0.0) / 2.0 * cycle.packed_prompt;
+        // What began together waits for half of the others. Later, one who waits for room or a step begins when another ends: arrivals are nearly
+        // as even as the ends, and only a part of a queue of random arrivals builds up.
+        let before = (live - 1.0).max(0.0) / 2.0 * cycle.packed_prompt;
+        let used = (live * cycle.packed_prompt / cycle.time).min(FULL);
+        let queue = self.parameters.chance * (used / (2.0 * (1.0 - used)) * cycle.packed_prompt).min(before);
+        let waiting = costs.burst * before + (1.0 - costs.burst) * queue;
         let room = if users > live { (users - live) / live * cycle.time } else { 0.0 };
         let per_token = cycle.time / lengths.output;
         Latencies {
-            first_token: costs.request + costs.prompt * (cycle.own_prompt + burst) + costs.held_tokens * per_token + room,
+            first_token: costs.request
+                + costs.prompt * (cycle.own_prompt + waiting)
+                + cycle.held_back
+                + costs.held_tokens * per_token
+                + room,
             per_token,
             live,
         }
@@ -199,7 +233,10 @@ impl Replica<'_> {
         let queue = used / (2.0 * (1.0 - used)) * cycle.own_prompt;
         let per_token = cycle.time / lengths.output;
         Latencies {
-            first_token: costs.request + costs.prompt * (cycle.own_prompt + queue) + costs.held_tokens * per_token,
+            first_token: costs.request
+                + costs.prompt * (cycle.own_prompt + queue)
+                + cycle.held_back
+                + costs.held_tokens * per_token,
             per_token,
             live,
         }
@@ -219,7 +256,7 @@ impl Replica<'_> {
         let queue = used / (2.0 * (1.0 - used)) * cycle.own_prompt;
         // A sequence is held up by the prompts behind it: half of all, where all came at once.
         let per_token = if backlog > 0.0 {
-            cycle.decoding.total() + requests * service / 2.0 / lengths.output
+            cycle.decoding.total() / self.gained() + requests * service / 2.0 / lengths.output
         } else {
             cycle.time / lengths.output
         };
@@ -242,7 +279,8 @@ pub fn users_apart(prompts: (&Replica, Option<f64>), decoding: (&Replica, f64), 
     let load =
         StepLoad { prompt_tokens: chunk * ranks, prompt_context: lengths.seen(), prompt_undivided: chunk, ..StepLoad::default() };
     let own = reader.step(&load).total() * (lengths.input / chunk) * f64::from(reader.layout.pipeline);
-    let decoding_of = |live: f64| decoder.decoding(live / decoders, lengths).total() * f64::from(decoder.layout.pipeline);
+    let decoding_of =
+        |live: f64| decoder.decoding(live / decoders, lengths).total() * f64::from(decoder.layout.pipeline) / decoder.gained();
     let keeping_up = || (users * own / ranks / (lengths.output * decoding_of(users))).ceil().max(1.0);
     let service = own / (readers.unwrap_or_else(keeping_up) * ranks);
     let (mut live, mut per_token, mut wait) = (users, 0.0, own);

@@ -7,8 +7,10 @@ use crate::hardware::{Generation, Machine};
 pub enum ServedFormat {
     /// bfloat16 or float16.
     Half,
-    /// 8-bit floats, weights and activations.
+    /// 8-bit floats with one scale for a matrix or for each of its channels, weights and activations.
     Fp8,
+    /// 8-bit floats with a scale for 128 x 128 weights and 1 x 128 activations (DeepSeek-V3, arXiv 2412.19437, section 3.3.2).
+    Fp8Block,
     /// 8-bit integers, weights and activations (SmoothQuant, arXiv 2211.10438).
     Int8,
     /// 8-bit integers, weights alone.
@@ -22,13 +24,14 @@ pub enum ServedFormat {
 }
 
 impl ServedFormat {
-    pub const ALL: [ServedFormat; 7] =
-        [Self::Half, Self::Fp8, Self::Int8, Self::Int8Weights, Self::Int4Weights, Self::Fp4, Self::Mxfp4];
+    pub const ALL: [ServedFormat; 8] =
+        [Self::Half, Self::Fp8, Self::Fp8Block, Self::Int8, Self::Int8Weights, Self::Int4Weights, Self::Fp4, Self::Mxfp4];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Half => "bf16",
             Self::Fp8 => "fp8",
+            Self::Fp8Block => "fp8-block",
             Self::Int8 => "int8",
             Self::Int8Weights => "int8-weights",
             Self::Int4Weights => "int4-weights",
@@ -42,7 +45,8 @@ impl ServedFormat {
         let word: String = word.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
         Some(match word.as_str() {
             "bf16" | "fp16" | "half" | "float16" | "bfloat16" => Self::Half,
-            "fp8" | "fp8block" | "fp8static" | "mxfp8" | "float8" | "w8a8fp8" => Self::Fp8,
+            "fp8" | "fp8static" | "mxfp8" | "float8" | "w8a8fp8" => Self::Fp8,
+            "fp8block" => Self::Fp8Block,
             "int8" | "w8a8" | "int8sq" | "sq" => Self::Int8,
             "int8weights" | "int8wo" | "w8a16" => Self::Int8Weights,
             "int4weights" | "int4" | "int4wo" | "w4a16" | "awq" | "gptq" | "w4afp8" => Self::Int4Weights,
@@ -56,7 +60,7 @@ impl ServedFormat {
     pub const fn weight_bytes(self) -> f64 {
         match self {
             Self::Half => 2.0,
-            Self::Fp8 | Self::Int8 | Self::Int8Weights => 1.0,
+            Self::Fp8 | Self::Fp8Block | Self::Int8 | Self::Int8Weights => 1.0,
             // 16 bits of scale for 128 weights.
             Self::Int4Weights => 0.5 + 2.0 / 128.0,
             // 8 bits of scale for 16, and for 32 weights.
@@ -70,11 +74,11 @@ impl ServedFormat {
         let peaks = &machine.peaks;
         match self {
             Self::Half | Self::Int8Weights | Self::Int4Weights => 16,
-            Self::Fp8 if peaks.fp8.is_some() => 8,
+            Self::Fp8 | Self::Fp8Block if peaks.fp8.is_some() => 8,
             Self::Int8 if peaks.int8.is_some() => 8,
             Self::Fp4 if peaks.fp4.is_some() => 4,
             Self::Mxfp4 if peaks.fp4.is_some() => 8,
-            Self::Fp8 | Self::Int8 | Self::Fp4 | Self::Mxfp4 => 16,
+            Self::Fp8 | Self::Fp8Block | Self::Int8 | Self::Fp4 | Self::Mxfp4 => 16,
         }
     }
 

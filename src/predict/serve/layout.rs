@@ -27,6 +27,13 @@ pub struct ServingLayout {
     pub most_sequences: u32,
     /// Share of what weights leave free that the cache takes.
     pub cache_share_of_free: f64,
+    /// Tokens that each step proposes for a sequence besides the one that it is sure of (speculative decoding, arXiv 2211.17192, by layers of
+    /// the model that predict further tokens, arXiv 2412.19437, section 2.2).
+    pub draft_tokens: u32,
+    /// Steps for which the engine holds a prompt back so that others are read with it (TensorRT-LLM: `batch_wait_timeout_iters`).
+    pub wait_steps: u32,
+    /// Steps for which it holds prompts back until every rank of attention has one (TensorRT-LLM: `attention_dp_config`, `timeout_iters`).
+    pub balance_steps: u32,
 }
 
 /// Bytes that the context, its libraries, captured graphs and the activations of a step of 8,192 tokens take, as engines report them at
@@ -45,11 +52,17 @@ impl ServingLayout {
             attention_data: 1,
             expert: 1,
             format,
-            cache_bytes: if matches!(format, ServedFormat::Fp8 | ServedFormat::Fp4 | ServedFormat::Mxfp4) { 1.0 } else { 2.0 },
+            cache_bytes: match format {
+                ServedFormat::Fp8 | ServedFormat::Fp8Block | ServedFormat::Fp4 | ServedFormat::Mxfp4 => 1.0,
+                _ => 2.0,
+            },
             engine,
             step_tokens: 8192,
             most_sequences: 2048,
             cache_share_of_free: 0.9,
+            draft_tokens: 0,
+            wait_steps: 0,
+            balance_steps: 0,
         }
     }
 

@@ -11,6 +11,7 @@ mod estimate;
 mod format;
 mod layout;
 mod parameters;
+mod recipes;
 pub mod score;
 mod step;
 pub mod tables;

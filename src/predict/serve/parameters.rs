@@ -58,6 +58,8 @@ impl Engine {
 pub struct EngineCosts {
     /// Launches of one block, seconds.
     pub block: f64,
+    /// The host's part of launching one block that is not captured as a graph, as those of steps with prompts are not, seconds.
+    pub eager_block: f64,
     /// Scheduling and sampling of a step, seconds.
     pub step: f64,
     /// And of each sequence in it, seconds.
@@ -82,6 +84,8 @@ pub struct ServingParameters {
     /// The same share of 8-bit products over that of 16-bit ones, and of 4-bit ones over that of 8-bit ones.
     pub products_8_bit: f64,
     pub products_4_bit: f64,
+    /// Products of 8-bit floats with a scale for each block over those with one scale.
+    pub products_block: f64,
     /// Rows that a matrix product costs besides its own: ramp and tail of its tiles.
     pub product_rows: f64,
     /// Rate of reading the cache over that of other memory.
@@ -99,8 +103,14 @@ pub struct ServingParameters {
     pub expert_rows: f64,
     /// Choosing, sorting and launching experts, seconds a layer.
     pub expert_layer: f64,
+    /// What that takes besides where experts have a scale for each block, which are made and applied by kernels of their own.
+    pub expert_layer_block: f64,
+    /// The host's part of launching a layer of low-rank attention that is not captured as a graph, besides that of a block, seconds.
+    pub latent_eager: f64,
     /// Each of the two exchanges around experts, seconds.
     pub expert_exchange: f64,
+    /// Chance that a proposed token is accepted, given that those before it were.
+    pub draft_acceptance: f64,
     /// Latency of a reduction among two GPUs, seconds, and the share of the link's rate that it reaches; NVLink and PCIe.
     pub nvlink_latency: f64,
     pub nvlink_rate: f64,
@@ -108,6 +118,8 @@ pub struct ServingParameters {
     pub pcie_rate: f64,
     /// Times that the hidden state of a token passes memory in a block besides matrix products.
     pub element_passes: f64,
+    /// Share of a queue of random arrivals that builds up when a fixed number of users ask, whose requests come as evenly as others end.
+    pub chance: f64,
     /// Sending a cache from the machines of prompts to those that decode, seconds a request.
     pub cache_transfer: f64,
     /// In the order of `Engine::ALL`.
@@ -152,6 +164,7 @@ pub fn priors() -> Vec<Prior> {
     for (name, start, width, most) in [
         ("products-8-bit", 0.9, 0.3, none),
         ("products-4-bit", 0.7, 0.4, none),
+        ("products-block", 0.8, 0.3, none),
         ("product-rows", 32.0, 0.8, none),
         ("cache-reading", 0.9, 0.3, 1.0),
         ("prompt-attention", 0.45, 0.4, 0.95),
@@ -161,12 +174,16 @@ pub fn priors() -> Vec<Prior> {
         ("experts", 0.6, 0.4, 1.0),
         ("expert-rows", 64.0, 0.8, none),
         ("expert-layer", 30e-6, 0.8, none),
+        ("expert-layer-block", 20e-6, 0.8, none),
+        ("latent-eager", 300e-6, 0.8, none),
         ("expert-exchange", 20e-6, 0.7, none),
+        ("draft-acceptance", 0.6, 0.3, 0.95),
         ("nvlink-latency", 8e-6, 0.5, none),
         ("nvlink-rate", 0.6, 0.4, 1.0),
         ("pcie-latency", 20e-6, 0.6, none),
         ("pcie-rate", 0.5, 0.5, 1.0),
         ("element-passes", 12.0, 0.6, none),
+        ("chance", 0.5, 0.5, 1.0),
         ("cache-transfer", 0.1, 1.0, none),
     ] {
         all.push(prior(name.to_string(), start, width, most));
@@ -176,10 +193,12 @@ pub fn priors() -> Vec<Prior> {
         let request = if engine == Engine::TensorRtCandidate { 0.1 } else { 0.02 };
         for (what, start, width) in [
             ("block", 28e-6, 0.7),
+            ("eager-block", 150e-6, 0.8),
             ("step", 0.8e-3, 0.8),
             ("sequence", 4e-6, 1.0),
             ("request", request, 1.0),
-            ("burst", 0.1, 0.7),
+            // Ten requests a user in the runs of the public benchmark (`recipes`).
+            ("burst", 0.1, if matches!(engine, Engine::TensorRt | Engine::Vllm) { 0.15 } else { 0.7 }),
             ("prompt", 1.1, 0.3),
             ("held-tokens", 1.0, 1.0),
         ] {
@@ -205,6 +224,7 @@ impl ServingParameters {
             products,
             products_8_bit: next(),
             products_4_bit: next(),
+            products_block: next(),
             product_rows: next(),
             cache_reading: next(),
             prompt_attention: next(),
@@ -214,15 +234,20 @@ impl ServingParameters {
             experts: next(),
             expert_rows: next(),
             expert_layer: next(),
+            expert_layer_block: next(),
+            latent_eager: next(),
             expert_exchange: next(),
+            draft_acceptance: next(),
             nvlink_latency: next(),
             nvlink_rate: next(),
             pcie_latency: next(),
             pcie_rate: next(),
             element_passes: next(),
+            chance: next(),
             cache_transfer: next(),
             engines: std::array::from_fn(|_| EngineCosts {
                 block: next(),
+                eager_block: next(),
                 step: next(),
                 sequence: next(),
                 request: next(),

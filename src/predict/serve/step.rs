@@ -11,7 +11,9 @@
 //! * reductions after attention and feed-forward: latency x log2(ranks) + 2 (ranks - 1) / ranks x bytes / rate (arXiv 1909.08053; Thakur et
 //!   al., doi 10.1177/1094342005051521), half of the bytes where the switch adds up.
 //! * attention with data of its own on each rank: tokens go to their experts and back (one byte there, two back, an element) instead.
-//! * launches of every block, and a step's scheduling on the host.
+//! * proposed tokens (speculative decoding) are rows of the same step, and passes through one more block each.
+//! * launches of every block, and a step's scheduling on the host. Steps with prompts have a length of their own each and are not captured as
+//!   graphs: the host launches their kernels one by one, beside the device.
 
 use super::{
     format::{ServedFormat, chip, has_nvlink},
@@ -90,10 +92,12 @@ impl Replica<'_> {
         self.machine.memory_bytes_per_second * self.parameters.memory[chip(self.machine)]
     }
 
-    fn product_rate(&self, bits: u32) -> f64 {
+    fn product_rate(&self, format: ServedFormat) -> f64 {
         let p = self.parameters;
+        let bits = format.unit_bits(self.machine);
         let share = match bits {
             4 => p.products_8_bit * p.products_4_bit,
+            8 if format == ServedFormat::Fp8Block => p.products_8_bit * p.products_block,
             8 => p.products_8_bit,
             _ => 1.0,
         };
@@ -102,7 +106,7 @@ impl Replica<'_> {
 
     /// A linear layer of `weights` on this GPU over `rows` tokens.
     fn linear(&self, rows: f64, weights: f64, format: ServedFormat) -> f64 {
-        let computing = 2.0 * (rows + self.parameters.product_rows) * weights / self.product_rate(format.unit_bits(self.machine));
+        let computing = 2.0 * (rows + self.parameters.product_rows) * weights / self.product_rate(format);
         joined(computing, weights * format.weight_bytes() / self.memory_rate())
     }
 
@@ -138,21 +142,22 @@ impl Replica<'_> {
         let busiest = if ranks > 1.0 { mean + (2.0 * mean * ranks.ln()).sqrt() } else { mean };
         let rows = all * w.active / met;
         let efficiency = if l.engine == super::Engine::TensorRtCompiled { p.experts_compiled } else { p.experts };
-        let rate = self.product_rate(l.format.unit_bits(self.machine)) * efficiency * rows / (rows + p.expert_rows);
+        let rate = self.product_rate(l.format) * efficiency * rows / (rows + p.expert_rows);
         let computing = 2.0 * busiest * w.expert / parts / rate;
         let reading = met / ranks * w.expert / parts * l.format.weight_bytes() / self.memory_rate();
         // Rows are gathered for their experts and added up again: four passes.
         let moving = mean / parts * w.hidden * ELEMENT * 4.0 / self.memory_rate();
-        joined(computing, reading) + self.linear(own, w.common / f64::from(l.tensor), l.format) + moving + p.expert_layer
+        let choosing = p.expert_layer + if l.format == ServedFormat::Fp8Block { p.expert_layer_block } else { 0.0 };
+        joined(computing, reading) + self.linear(own, w.common / f64::from(l.tensor), l.format) + moving + choosing
     }
 
     /// Attention of the decoding sequences of a rank over the caches of one layer.
     fn decoding_attention(&self, sequences: f64, context: f64) -> f64 {
         let (w, l, p) = (self.work, self.layout, self.parameters);
-        let heads = w.heads / f64::from(l.tensor);
+        let heads = w.heads / f64::from(l.tensor) * f64::from(1 + l.draft_tokens);
         let bytes = sequences * context * w.cached * l.cache_share(w) * l.cache_bytes;
         let per_pair = if w.latent { 2.0 * (w.cached + w.cached) } else { 2.0 * (w.key + w.value) };
-        let rate = self.product_rate(16) * p.latent_attention;
+        let rate = self.product_rate(ServedFormat::Half) * p.latent_attention;
         (bytes / (self.memory_rate() * p.cache_reading)).max(sequences * context * heads * per_pair / rate)
     }
 
@@ -166,8 +171,9 @@ impl Replica<'_> {
         } else {
             load.prompt_tokens
         };
-        let rows = decoding + prompts;
-        let all = load.decoding + load.prompt_tokens;
+        let tried = f64::from(1 + l.draft_tokens);
+        let rows = decoding * tried + prompts;
+        let all = load.decoding * tried + load.prompt_tokens;
         if rows <= 0.0 {
             return StepTime::default();
         }
@@ -208,25 +214,32 @@ impl Replica<'_> {
             (w.blocks() + w.dense_layers + w.expert_layers) * self.reduction(tensor, rows)
         };
         let costs = p.engine(l.engine);
-        let last = decoding + (prompts / load.prompt_context.max(1.0)).min(prompts);
+        let last = decoding * tried + (prompts / load.prompt_context.max(1.0)).min(prompts);
         let handed = if l.pipeline > 1 {
             let (rate, latency) = self.link(2.0);
             rows * w.hidden * ELEMENT / rate + latency
         } else {
             0.0
         };
-        StepTime {
-            projections: projections / stages,
-            attention: attention / stages,
-            feed_forward: feed_forward / stages,
-            experts: experts / stages,
-            elements: elements / stages,
-            exchange: exchange / stages + handed,
+        // Each proposed token takes a pass through one more block and through the head.
+        let blocks = (1.0 + f64::from(l.draft_tokens) / w.blocks()) / stages;
+        let mut time = StepTime {
+            projections: projections * blocks,
+            attention: attention * blocks,
+            feed_forward: feed_forward * blocks,
+            experts: experts * blocks,
+            elements: elements * blocks,
+            exchange: exchange * blocks + handed,
             // Stages hold as many blocks each; the last one has the head besides and sets the pace.
-            head: self.linear(last, w.table / tensor, ServedFormat::Half),
-            launches: w.blocks() * (costs.block + if w.latent { p.latent_layer } else { 0.0 }) / stages
-                + costs.step
-                + costs.sequence * decoding,
+            head: self.linear(last, w.table / tensor, ServedFormat::Half) * tried,
+            launches: w.blocks() * (costs.block + if w.latent { p.latent_layer } else { 0.0 }) * blocks,
+        };
+        if prompts > 0.0 {
+            let device = time.total();
+            let host = w.blocks() * (costs.eager_block + if w.latent { p.latent_eager } else { 0.0 }) * blocks;
+            time.launches += joined(device, host) - device;
         }
+        time.launches += costs.step + costs.sequence * decoding;
+        time
     }
 }

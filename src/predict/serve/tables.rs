@@ -9,6 +9,7 @@ use super::{
     batching::{Lengths, users_apart},
     format::chip,
     parameters::ServingParameters,
+    recipes::{Run, told},
     step::Replica,
 };
 use crate::{
@@ -322,12 +323,24 @@ impl Books<'_> {
         };
         let known_workers = layout_row.text("prefill_num_workers").is_some();
         let base = ServingLayout::single(1, format, engine);
+        let run = Run {
+            model: &model.name,
+            gpu: &gpu,
+            release: text(row, "backend_version"),
+            measured: text(row, "measured"),
+            lengths: Lengths { input: wanted(row, "isl")?, output: wanted(row, "osl")? },
+            users,
+        };
         let room = |layout: &ServingLayout| layout.cache_room(&work, &machine) > 0.0;
         let (asked, unstated) = if !apart {
             let layout = printed(layout_row, "", &base, with_experts);
             let gpus = layout.tensor * layout.attention_data;
             // No engine divides a layer over more GPUs than a server has here: such sizes are those of all machines of prompts and decoding.
-            if gpus > 8 { (assumed(&base, gpus, gpus, users, room), true) } else { (Asked::Users { users, layout }, false) }
+            if gpus > 8 {
+                (assumed(&base, gpus, gpus, users, room), true)
+            } else {
+                (Asked::Users { users, layout: told(layout, &run) }, false)
+            }
         } else if known_workers {
             let workers = |key: &str| f64::from(size(layout_row, key));
             let prompts = (printed(layout_row, "prefill_", &base, with_experts), Some(workers("prefill_num_workers")));
@@ -380,12 +393,19 @@ fn group(model: &Transformer, gpu: &str, format: ServedFormat) -> String {
     format!("{}|{gpu}|{}", model.name, format.name())
 }
 
+/// Families whose makers publish their 8-bit checkpoints with a scale for each block (`weight_block_size` in the `config.json` of
+/// DeepSeek-V3, Qwen3-32B-FP8, MiniMax-M2.5, GLM-5-FP8), whatever a table calls them.
+const BLOCK_SCALED: [&str; 4] = ["deepseek-v3", "qwen3", "minimax-m2", "glm-5"];
+
 /// The format of a checkpoint: gpt-oss is published in MXFP4 alone, whatever a table calls it.
 fn format_of(model: &Transformer, word: &str) -> Result<ServedFormat, String> {
     if model.name.starts_with("gpt-oss") {
         return Ok(ServedFormat::Mxfp4);
     }
-    ServedFormat::named(word).ok_or_else(|| format!("no precision `{word}`"))
+    match ServedFormat::named(word).ok_or_else(|| format!("no precision `{word}`"))? {
+        ServedFormat::Fp8 if BLOCK_SCALED.iter().any(|family| model.name.starts_with(family)) => Ok(ServedFormat::Fp8Block),
+        format => Ok(format),
+    }
 }
 
 /// Requests of a queued run: the pages print them for each pair of lengths ("Preparing a Dataset"), 1,500 where they do not.

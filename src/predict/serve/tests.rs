@@ -27,10 +27,19 @@ fn ideal() -> ServingParameters {
     (all.products_8_bit, all.products_4_bit, all.cache_reading, all.prompt_attention) = (1.0, 1.0, 1.0, 1.0);
     (all.latent_attention, all.experts, all.experts_compiled) = (1.0, 1.0, 1.0);
     (all.product_rows, all.expert_rows, all.expert_layer, all.expert_exchange) = (0.0, 0.0, 0.0, 0.0);
-    all.latent_layer = 0.0;
+    (all.latent_layer, all.latent_eager, all.expert_layer_block, all.chance, all.products_block) = (0.0, 0.0, 0.0, 0.0, 1.0);
     (all.nvlink_latency, all.pcie_latency, all.element_passes, all.cache_transfer) = (0.0, 0.0, 0.0, 0.0);
     for engine in &mut all.engines {
-        *engine = EngineCosts { block: 0.0, step: 0.0, sequence: 0.0, request: 0.0, burst: 0.0, prompt: 1.0, held_tokens: 0.0 };
+        *engine = EngineCosts {
+            block: 0.0,
+            eager_block: 0.0,
+            step: 0.0,
+            sequence: 0.0,
+            request: 0.0,
+            burst: 0.0,
+            prompt: 1.0,
+            held_tokens: 0.0,
+        };
     }
     all
 }
@@ -197,6 +206,50 @@ fn longer_prompts_and_more_users_wait_longer() {
     for pair in [1.0, 2.0, 8.0, 64.0, 256.0, 2000.0].windows(2) {
         assert!(first(pair[0], 1000.0) < first(pair[1], 1000.0), "{pair:?} users");
     }
+}
+
+/// Nothing but the engine's window: of requests that come one in 1,000 / users steps, the first waits for all of it, the others for what is left.
+#[test]
+fn a_prompt_that_is_held_back_waits_for_others() {
+    let (work, machine, parameters) = (ServingWork::of(&model("llama-3.1-8b")), machine("H100"), ideal());
+    let lengths = Lengths { input: 100.0, output: 1000.0 };
+    let held_steps = |layout: &ServingLayout, users: f64| {
+        let replica = Replica { work: &work, machine: &machine, layout, parameters: &parameters };
+        let cycle = replica.cycle(users, lengths);
+        cycle.held_back / cycle.decoding.total()
+    };
+    let waiting = ServingLayout { wait_steps: 20, ..half(1) };
+    assert_eq!(held_steps(&half(1), 10.0), 0.0);
+    assert_eq!(held_steps(&waiting, 1.0), 20.0, "alone for the whole window");
+    // One in 10 steps: two others come within it and wait for 10 steps in the mean.
+    assert!((held_steps(&waiting, 100.0) - (20.0 + 2.0 * 10.0) / 3.0).abs() < 1e-9);
+    // Four ranks, one request in 10 steps on each: the last of them has one after 10 x (1 + 1/2 + 1/3 + 1/4) steps.
+    let balanced = ServingLayout { balance_steps: 60, ..ServingLayout::attention_data(4, ServedFormat::Half, Engine::TensorRt) };
+    let window = 10.0 * 25.0 / 12.0;
+    let others = window / 2.5;
+    assert!((held_steps(&balanced, 400.0) - window * (1.0 + others / 2.0) / (1.0 + others)).abs() < 1e-9);
+    // Few users: the timeout.
+    assert!((held_steps(&balanced, 1.0) - 60.0).abs() < 1e-9);
+}
+
+#[test]
+fn proposed_tokens_count_as_far_as_they_are_accepted() {
+    let (work, machine) = (ServingWork::of(&model("deepseek-v3")), machine("B200"));
+    let parameters = ServingParameters { draft_acceptance: 0.5, ..ideal() };
+    let plain = ServingLayout::single(8, ServedFormat::Fp8Block, Engine::TensorRt);
+    let drafting = ServingLayout { draft_tokens: 3, ..plain };
+    let per_token = |layout: &ServingLayout, users: f64| {
+        let replica = Replica { work: &work, machine: &machine, layout, parameters: &parameters };
+        replica.users(users, Lengths { input: 10.0, output: 1000.0 }).per_token
+    };
+    // One user's step reads the experts of four tokens instead of one and three more blocks; it makes 1 + 1/2 + 1/4 + 1/8 tokens.
+    let (one, drafted) = (per_token(&plain, 1.0), per_token(&drafting, 1.0));
+    assert!(drafted > one / 1.875, "{drafted} against {one}");
+    // With thousands of users products are bound by their operations, so that rows that are thrown away cost more than they bring.
+    assert!(per_token(&drafting, 8000.0) > per_token(&plain, 8000.0));
+    let sure = ServingParameters { draft_acceptance: 0.95, ..parameters.clone() };
+    let replica = Replica { work: &work, machine: &machine, layout: &drafting, parameters: &sure };
+    assert!(replica.users(1.0, Lengths { input: 10.0, output: 1000.0 }).per_token < drafted);
 }
 
 #[test]

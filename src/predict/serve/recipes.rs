@@ -1,0 +1,97 @@
+//! Options of published runs that their tables do not print, but the scripts that started them do.
+//!
+//! `serving_silicon.csv` holds runs of the public benchmark InferenceX (SemiAnalysisAI/InferenceX, Apache-2.0). Its scripts
+//! (`benchmarks/*_trt*.sh`) show what the engine was told, its `perf-changelog.yaml` with which release and from when on. What is taken from
+//! there holds for all rows of a script; nothing is chosen by a row's result.
+
+use super::{batching::Lengths, format::ServedFormat, layout::ServingLayout, parameters::Engine};
+
+/// What a row says about the run that it is of.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// As in `data/models/transformers.toml`.
+    pub model: &'a str,
+    /// As in `data/hardware/gpus.toml`.
+    pub gpu: &'a str,
+    /// The engine's release, empty where it is not printed.
+    pub release: &'a str,
+    /// Day of the measurement, YYYY-MM-DD; empty for other runs than those of the benchmark.
+    pub measured: &'a str,
+    /// As printed, tokens.
+    pub lengths: Lengths,
+    pub users: f64,
+}
+
+/// `layout` with the options that the benchmark's scripts for TensorRT-LLM set.
+pub fn told(layout: ServingLayout, run: &Run) -> ServingLayout {
+    if layout.engine != Engine::TensorRt || run.measured.is_empty() {
+        return layout;
+    }
+    let mut told = layout;
+    let chat = run.lengths == Lengths { input: 1024.0, output: 1024.0 };
+    match run.model {
+        // 70b_*_trt*.sh: for 1,024 + 1,024 tokens on fewer than 8 GPUs.
+        "llama-3.1-70b" if chat && layout.tensor < 8 => told.wait_steps = 20,
+        "deepseek-v3" => {
+            told.balance_steps = 60;
+            let eight_bit = layout.format == ServedFormat::Fp8Block;
+            // dsr1_fp8_b200_trt.sh since 1.2.0rc6.post2.
+            let delays = eight_bit && run.gpu.starts_with("b200") && run.release == "1.2.0rc6.post2";
+            if delays && chat && (64.0..256.0).contains(&run.users) {
+                told.wait_steps = 40;
+            }
+            // dsr1_*_trt_mtp.sh: added in January 2026, with releases of its own since.
+            if run.release == "1.2.0rc6.post3" || (run.release == "1.1.0rc2.post2" && run.measured == "2026-01-14") {
+                told.draft_tokens = if layout.attention_data > 1 { 1 } else { 3 };
+            }
+            // A step takes one prompt and what decodes; since 1.2.0rc6.post2 at least 8,192 tokens without proposals.
+            if told.draft_tokens > 0 || run.release != "1.2.0rc6.post2" {
+                let decoding = run.users / f64::from(layout.attention_data) * f64::from(1 + told.draft_tokens);
+                told.step_tokens = (run.lengths.input + decoding + 128.0) as u32;
+            }
+        }
+        "gpt-oss-120b" => {
+            // gptoss_fp4_b200_trt*.sh: 20,000 tokens a step, and the timeout that the engine has by itself.
+            told.step_tokens = 20_000;
+            told.balance_steps = 50;
+        }
+        _ => {}
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_follow_the_script_that_started_a_run() {
+        let chat = Lengths { input: 1024.0, output: 1024.0 };
+        let run = Run {
+            model: "llama-3.1-70b",
+            gpu: "h200-sxm-141gb",
+            release: "",
+            measured: "2025-10-29",
+            lengths: chat,
+            users: 16.0,
+        };
+        let on = |gpus| ServingLayout::single(gpus, ServedFormat::Fp8, Engine::TensorRt);
+        assert_eq!(told(on(4), &run).wait_steps, 20);
+        assert_eq!(told(on(8), &run).wait_steps, 0);
+        let long = Lengths { input: 8192.0, output: 1024.0 };
+        assert_eq!(told(on(4), &Run { lengths: long, ..run }).wait_steps, 0);
+        assert_eq!(told(on(4), &Run { measured: "", ..run }).wait_steps, 0, "not a run of the benchmark");
+        let other = ServingLayout::single(4, ServedFormat::Fp8, Engine::Vllm);
+        assert_eq!(told(other, &run), other);
+
+        let deep = Run { model: "deepseek-v3", release: "1.2.0rc6.post3", measured: "2026-02-05", ..run };
+        assert_eq!(told(on(8), &deep).draft_tokens, 3);
+        let on = |gpus| ServingLayout::single(gpus, ServedFormat::Fp8Block, Engine::TensorRt);
+        let wide = ServingLayout::attention_data(8, ServedFormat::Fp8Block, Engine::TensorRt);
+        assert_eq!((told(wide, &deep).draft_tokens, told(wide, &deep).balance_steps), (1, 60));
+        assert_eq!(told(on(8), &Run { release: "1.2.0rc6.post2", ..deep }).draft_tokens, 0);
+        let delayed = Run { gpu: "b200", release: "1.2.0rc6.post2", users: 64.0, ..deep };
+        assert_eq!(told(on(8), &delayed).wait_steps, 40);
+        assert_eq!(told(on(8), &Run { users: 32.0, ..delayed }).wait_steps, 0);
+    }
+}
