@@ -2,7 +2,8 @@
 // Entries  conv2d_<dtype>, conv2d_grad_input_<dtype>, each also as <op>_tall_<dtype>: the same with twice the rows a block.
 //          conv2d_grad_weight_<dtype>: one partial sum (fp32) a split of the pixels; conv2d_reduce_<dtype> adds the splits up.
 //          <dtype> tf32: fp32 storage, products on tensor cores of operands rounded to tf32; its partial sums go to conv2d_reduce_f32.
-//          conv2d_i8: quantised operands, i32 sums, fp32 out. quantize_i8: fp32 to i8.
+//          conv2d_i8: quantised operands, i32 sums, fp32 out. quantize_i8: fp32 to i8. Both take the size of a step of x, or where its
+//          largest magnitude lies, which is then 127 steps.
 // Shapes   x [B, H, W, Cin], w [KH, KW, Cin, Cout], y [B, OH, OW, Cout], bias fp32 [Cout] or null; any window, stride, padding; fewer
 //          than 2^31 pixels. 16-byte asynchronous copies where the channels fill them (a multiple of 4 fp32, 8 f16, 16 i8); otherwise
 //          that operand comes element by element.
@@ -22,8 +23,8 @@ template <class T> struct ConvArguments { const T* x; const T* w; const float* b
 template <class T> struct ConvGradInputArguments { const T* dy; const T* w; T* dx; Shape shape; };
 template <class T> struct ConvGradWeightArguments { const T* x; const T* dy; float* partial; Shape shape; };
 template <class T> struct ConvReduceArguments { const float* partial; T* y; u64 n; u32 splits; u32 unused; };
-struct ConvInt8Arguments { const i8* x; const i8* w; const float* scales; const float* bias; float* y; Shape shape; float scale; u32 unused; };
-struct QuantizeArguments { const float* x; i8* y; u64 n; float scale; u32 unused; };
+struct ConvInt8Arguments { const i8* x; const i8* w; const float* scales; const float* bias; const float* largest; float* y; Shape shape; float scale; u32 unused; };
+struct QuantizeArguments { const float* x; const float* largest; i8* y; u64 n; float scale; u32 unused; };
 
 // An fp32 number that enters products rounded to tf32.
 struct tf32 { float value; };
@@ -450,24 +451,31 @@ template <class T> DEVICE void reduce(const ConvReduceArguments<T>& p) {
     }
 }
 
+// The given step, or the one that follows from a largest magnitude in memory; of nothing but zeros any will do.
+DEVICE float step_of(const float* largest, float given) {
+    if (!largest) return given;
+    const float most = *largest;
+    return most > 0.0f && most < INFINITE ? divide(most, 127.0f) : 1.0f;
+}
 DEVICE i8 quantized(float x, float scale) { return (i8)(i32)smaller(larger(round_even(divide(x, scale)), -127.0f), 127.0f); }
 
 KERNEL(256) quantize_i8(ARGUMENTS(QuantizeArguments) p) {
+    const float scale = step_of(p.largest, p.scale);
     const u64 step = (u64)blocks() * threads() * 4;
     for (u64 first = ((u64)block() * threads() + thread()) * 4; first < p.n; first += step) {
         if (first + 4 <= p.n) {
             struct alignas(4) Four { i8 at[4]; } out;
             const Quad in = *(const Quad*)(p.x + first);
-            UNROLL for (u32 e = 0; e < 4; ++e) out.at[e] = quantized(in.at[e], p.scale);
+            UNROLL for (u32 e = 0; e < 4; ++e) out.at[e] = quantized(in.at[e], scale);
             *(Four*)(p.y + first) = out;
         } else {
-            for (u64 k = first; k < p.n; ++k) p.y[k] = quantized(p.x[k], p.scale);
+            for (u64 k = first; k < p.n; ++k) p.y[k] = quantized(p.x[k], scale);
         }
     }
 }
 EXPORT(quantize_i8)
 KERNEL(128) conv2d_i8(ARGUMENTS(ConvInt8Arguments) p) {
-    forward<i8, 64>(p.x, p.w, p.y, p.shape, Tail{p.scales, p.bias, p.scale, p.shape.activation});
+    forward<i8, 64>(p.x, p.w, p.y, p.shape, Tail{p.scales, p.bias, step_of(p.largest, p.scale), p.shape.activation});
 }
 EXPORT(conv2d_i8)
 

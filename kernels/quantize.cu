@@ -1,7 +1,8 @@
 // quantize.cu: rows on grids of their own, weights of 4 bits, and the grids that training simulates.
-// Entries  quantize_rows_i8 with scale_rows_f32 (an int8 product with a scale a row); linear_i4_f32, dequantize_i4_f32;
-//          channel_scale_f32, fake_quantize_f32, fake_quantize_grad_f32.
+// Entries  quantize_rows_i8 with scale_rows_f32 (an int8 product with a scale a row); largest_f32 (for one scale of a whole tensor);
+//          linear_i4_f32, dequantize_i4_f32; channel_scale_f32, fake_quantize_f32, fake_quantize_grad_f32.
 // Shapes   quantize_rows: x [R, K] to i8 [R, K] and scales [R], a warp a row. scale_rows: y [R, N] in place: act(y scales[r] + bias[n]).
+//          largest: any number of elements; `largest` starts at zero and takes the bits of |x|, which order as the numbers do.
 //          linear_i4: y [M, N] = act(x W + bias); x [M, K] fp32, W i8 [ceil(K / 2), N] of two numbers a byte (the low half is the earlier
 //          along K), scales f16 [ceil(K / group), N]. Grid (ceil(N / 128), ceil(M / 4)), 8 warps share K. dequantize_i4: W to fp32 [K, N].
 //          channel_scale: x [R, N] to [N], 32 columns a block, grid ceil(N / 32). fake_quantize: any number of elements, scales [1] or [N].
@@ -10,6 +11,7 @@
 #include "common.cuh"
 
 struct QuantizeRowsArguments { const float* x; i8* y; float* scales; u32 rows; u32 columns; };
+struct LargestArguments { const float* x; u32* largest; u64 n; };
 struct ScaleRowsArguments { const float* scales; const float* bias; float* y; u32 rows; u32 columns; u32 activation; u32 unused; };
 struct LinearInt4Arguments { const float* x; const i8* w; const f16* scales; const float* bias; float* y; u32 m; u32 n; u32 k; u32 group; u32 activation; u32 unused; };
 struct DequantizeInt4Arguments { const i8* w; const f16* scales; float* y; u32 k; u32 n; u32 group; u32 unused; };
@@ -62,6 +64,22 @@ KERNEL(256) quantize_rows_i8(ARGUMENTS(QuantizeRowsArguments) p) {
     }
 }
 EXPORT(quantize_rows_i8)
+
+KERNEL(256) largest_f32(ARGUMENTS(LargestArguments) p) {
+    float most = 0.0f;
+    const u64 step = (u64)blocks() * threads() * 4;
+    for (u64 first = ((u64)block() * threads() + thread()) * 4; first < p.n; first += step) {
+        if (first + 4 <= p.n) {
+            const FourFloats in = *(const FourFloats*)(p.x + first);
+            UNROLL for (u32 e = 0; e < 4; ++e) most = larger(most, fabsf(in.at[e]));
+        } else {
+            for (u64 k = first; k < p.n; ++k) most = larger(most, fabsf(p.x[k]));
+        }
+    }
+    most = warp_max(most);
+    if (lane() == 0) atomic_max(p.largest, bits_of(most));
+}
+EXPORT(largest_f32)
 
 KERNEL(256) scale_rows_f32(ARGUMENTS(ScaleRowsArguments) p) {
     const u64 all = (u64)p.rows * p.columns, step = (u64)blocks() * threads() * 4;

@@ -154,6 +154,55 @@ pub fn check_warp(backend: &dyn Backend, seed: u64) -> Result<Checked, BackendEr
     compare(backend, &graph, seed, "warp".into(), STORAGE[0].1, false)
 }
 
+/// `[N, H, W, C, F]` of images and filters, side, stride and padding of the window, inputs of a group: of one input and of many, places where
+/// the window hangs over, channels and groups that fill no tile and no group.
+const QUANTIZED: [([usize; 5], [usize; 3], usize); 6] = [
+    ([3, 6, 5, 2, 16], [3, 1, 1], 32),
+    ([2, 7, 9, 3, 33], [1, 1, 0], 32),
+    ([2, 9, 7, 15, 8], [3, 2, 1], 64),
+    ([1, 5, 8, 40, 20], [1, 2, 0], 32),
+    ([2, 8, 6, 5, 4], [2, 1, 1], 8),
+    ([2, 12, 12, 32, 64], [3, 1, 1], 128),
+];
+
+/// Products of quantised operands: of 8 bits by a given step and by one that is found at run time, and with weights of 4 bits in groups;
+/// convolutions, and linear layers of as many inputs.
+///
+/// # Errors
+/// As above.
+pub fn check_quantized(backend: &dyn Backend, seed: u64) -> Result<Vec<Checked>, BackendError> {
+    let mut out = Vec::new();
+    for ([n, h, w, c, f], [side, stride, padding], group) in QUANTIZED {
+        let (window, activation) = (Window::square(side, stride, padding), Activation::Relu);
+        let (k, mut graph) = (side * side * c, Graph::new());
+        let x = graph.input("x", &[n, h, w, c], DType::F32);
+        let rows = graph.input("rows", &[n * h, k], DType::F32);
+        let bias = graph.bias("b", f, k);
+        let eight = graph.state("w8", &[side, side, c, f], DType::I8);
+        let matrix = graph.state("m8", &[k, f], DType::I8);
+        let scales = graph.input("s8", &[f], DType::F32);
+        let four = graph.state("w4", &[k.div_ceil(2), f], DType::I8);
+        let steps = graph.state("s4", &[k.div_ceil(group), f], DType::F16);
+        // Steps of eighths lie nowhere between two places of the numbers.
+        let input_scale = 1.0 / 64.0;
+        let mut add = |name: &str, op: Op, inputs: &[ValueId]| {
+            let made = graph.apply(op, inputs).expect("the extents fit");
+            graph.mark_output(name, made);
+            made
+        };
+        add("conv int8", Op::Conv2dInt8 { window, input_scale, activation }, &[x, eight, scales, bias]);
+        add("conv int8-dynamic", Op::Conv2dInt8Dynamic { window, activation }, &[x, eight, scales, bias]);
+        let wide = add("int4", Op::DequantizeInt4 { shape: vec![side, side, c, f], group }, &[four, steps]);
+        add("conv int4", Op::Conv2d { window, activation }, &[x, wide, bias]);
+        add("linear int8", Op::LinearInt8 { input_scale, activation }, &[rows, matrix, scales, bias]);
+        add("linear int8-dynamic", Op::LinearInt8Dynamic { activation }, &[rows, matrix, scales, bias]);
+        add("linear int4", Op::LinearInt4 { group, activation }, &[rows, four, steps, bias]);
+        let name = format!("quantised {side}x{side} by {stride}, {n} x {h} x {w} x {c} to {f}");
+        out.push(compare(backend, &graph, seed, name, STORAGE[0].1, false)?);
+    }
+    Ok(out)
+}
+
 /// A product with its bias.
 fn linear([m, k, n]: [usize; 3], storage: DType) -> Graph {
     let mut graph = Graph::new();

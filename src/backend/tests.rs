@@ -202,6 +202,47 @@ fn convolutions_of_many_channels_match_the_reference() {
 }
 
 #[test]
+fn quantised_products_of_ragged_shapes_match_the_reference() {
+    for (device, backend) in devices() {
+        for seed in [5, 6] {
+            for checked in check::check_quantized(&*backend, seed).unwrap() {
+                assert!(checked.passes(), "{device}: {}: {}", checked.name, checked.worst);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_convolution_quantised_at_run_time_follows_its_largest_input_and_takes_zeros() {
+    let mut graph = Graph::new();
+    let x = graph.input("x", &[1, 3, 3, 1], DType::F32);
+    let (w, s) = (graph.state("w", &[1, 1, 1, 2], DType::I8), graph.state("s", &[2], DType::F32));
+    let b = graph.bias("b", 2, 1);
+    let activation = crate::graph::Activation::None;
+    let y = graph.apply(Op::Conv2dInt8Dynamic { window: Window::square(1, 1, 0), activation }, &[x, w, s, b]).unwrap();
+    graph.mark_output("y", y);
+    for (device, backend) in devices() {
+        let mut session = backend.load(lower(&graph), None).unwrap();
+        session.upload_i8(w, &[1, -2]).unwrap();
+        session.upload_f32(s, &[1.0, 0.5]).unwrap();
+        session.upload_f32(b, &[0.25, 0.0]).unwrap();
+        // 127 steps are the largest, whatever it was in the run before: its multiples come out as they went in.
+        for largest in [127.0f32, 0.0, 254.0, 127.0] {
+            let step = largest / 127.0;
+            let numbers: Vec<f32> = [127.0, -3.0, 0.0, 5.0, -127.0, 64.0, 1.0, 2.0, 100.0].iter().map(|q| q * step).collect();
+            session.upload_f32(x, &numbers).unwrap();
+            session.execute().unwrap();
+            let mut got = [f32::NAN; 18];
+            session.download_f32(y, &mut got).unwrap();
+            for (k, got) in got.iter().enumerate() {
+                let want = if k % 2 == 0 { numbers[k / 2] + 0.25 } else { -numbers[k / 2] };
+                assert_eq!(*got, want, "{device}, {largest}: {k}");
+            }
+        }
+    }
+}
+
+#[test]
 fn products_that_skip_zeros_match_the_dense_ones_and_new_weights_are_packed_again() {
     use crate::graph::Activation;
     for (device, backend) in devices() {

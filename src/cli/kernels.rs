@@ -249,6 +249,7 @@ fn checks(backend: &dyn Backend, device: Device, filter: &str) -> anyhow::Result
     all.push(check::check_warp(backend, seed)?);
     all.extend(check::check_products(backend, seed)?);
     all.extend(check::check_convolutions(backend, seed)?);
+    all.extend(check::check_quantized(backend, seed)?);
     if device.is_cuda() {
         all.extend(check::check_tf32(backend, seed, usize::MAX)?);
     }

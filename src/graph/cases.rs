@@ -226,7 +226,8 @@ pub(crate) fn with_gradients(g: &mut Graph) {
     }
 }
 
-/// Reproducible contents of every input and parameter: floats in (-1, 1) away from ties, small integers for labels and tokens.
+/// Reproducible contents of every input and parameter: floats in (-1, 1) away from ties, small integers for labels and tokens, all numbers
+/// of a symmetric grid for quantised weights.
 pub(crate) fn contents(g: &Graph, seed: u64) -> Vec<Vec<f64>> {
     let mut generator = Generator::new(seed);
     let entropy = g.nodes.iter().find(|n| matches!(n.op, Op::CrossEntropy { .. }));
@@ -239,6 +240,7 @@ pub(crate) fn contents(g: &Graph, seed: u64) -> Vec<Vec<f64>> {
                 let most = if v.name == "labels" { classes.expect("labels come with a loss") } else { 3 };
                 (0..v.elements()).map(|_| generator.below(most) as f64).collect()
             }
+            (_, DType::I8) => (0..v.elements()).map(|_| generator.below(255) as f64 - 127.0).collect(),
             // Squares and counts are not negative.
             (Role::State, _) => (0..v.elements()).map(|_| generator.below(512) as f64 / 512.0).collect(),
             // Odd multiples of 2^-9, exact in every float type that has 9 bits, never 0.

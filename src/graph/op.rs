@@ -285,6 +285,17 @@ pub enum Op {
         input_scale: f64,
         activation: Activation,
     },
+    /// The same with all of x quantised by one scale, measured at run time: its largest magnitude becomes 127.
+    Conv2dInt8Dynamic {
+        window: Window,
+        activation: Activation,
+    },
+    /// Weights of 4 bits as f32 of `shape`, whose last axis are the outputs N and the others together the inputs K: i8
+    /// `[ceil(K / 2), N]` and scales f16 `[ceil(K / group), N]`, both as `LinearInt4` has them.
+    DequantizeInt4 {
+        shape: Vec<usize>,
+        group: usize,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -390,6 +401,8 @@ impl Op {
             Op::FakeQuantize => "fake_quantize",
             Op::FakeQuantizeGrad => "fake_quantize_grad",
             Op::Conv2dInt8 { .. } => "conv2d_int8",
+            Op::Conv2dInt8Dynamic { .. } => "conv2d_int8_dynamic",
+            Op::DequantizeInt4 { .. } => "dequantize_int4",
         }
     }
 
@@ -724,7 +737,19 @@ impl Op {
                 *shape.last_mut().expect("x has an axis") = w.shape[1];
                 one(&shape, DType::F32)
             }
-            (Op::Conv2dInt8 { window, .. }, [x, w, scales, b]) => {
+            (Op::DequantizeInt4 { shape, group }, [w, scales]) => {
+                let n = shape.last().copied().unwrap_or(0);
+                let k = shape.iter().product::<usize>() / n.max(1);
+                let fits = w.dtype == DType::I8
+                    && scales.dtype == DType::F16
+                    && *group > 0
+                    && group.is_multiple_of(8)
+                    && w.shape == [k.div_ceil(2), n]
+                    && scales.shape == [k.div_ceil(*group), n];
+                let expected = "i8 W [ceil(K / 2), N], f16 scales [ceil(K / group), N], groups of whole eights";
+                if fits { one(shape, DType::F32) } else { Err(fail(expected)) }
+            }
+            (Op::Conv2dInt8 { window, .. } | Op::Conv2dInt8Dynamic { window, .. }, [x, w, scales, b]) => {
                 let expected = "f32 x [B, H, W, Cin], i8 w [KH, KW, Cin, Cout], scales [Cout], b [Cout]";
                 let shape = conv_shape(window, x, w).ok_or_else(|| fail(expected))?;
                 let fits = w.dtype == DType::I8 && x.dtype == DType::F32 && scales.shape == [shape[3]] && b.shape == [shape[3]];
@@ -780,6 +805,12 @@ impl Op {
                 let taps = (window.size[0] * window.size[1] * read[0].shape[3]) as u64;
                 out * (2 * taps + 2 + activation_flops(*activation)) + 2 * input
             }
+            // A pass for the largest magnitude beside that which quantises.
+            Op::Conv2dInt8Dynamic { window, activation } => {
+                let taps = (window.size[0] * window.size[1] * read[0].shape[3]) as u64;
+                out * (2 * taps + 2 + activation_flops(*activation)) + 3 * input
+            }
+            Op::DequantizeInt4 { .. } => out,
             Op::Conv2dGradInput { window, input } => 2 * input_taps(window, read[0]) * input[3] as u64,
             Op::Conv2dGradWeight { window } => 2 * input_taps(window, read[1]) * read[0].shape[3] as u64,
             Op::ConvReluPool { window } => {

@@ -241,6 +241,16 @@ fn quantised(x: f64, scale: f64) -> f64 {
     (x / scale).round_ties_even().clamp(-127.0, 127.0)
 }
 
+/// Weights `[K, N]` from bytes of two numbers each, the low half the earlier one along K, and the scales of groups.
+fn widened(pairs: &[f64], scales: &[f64], [k, n]: [usize; 2], group: usize) -> Vec<f64> {
+    let weight = |at: usize| {
+        let byte = pairs[at / n / 2 * n + at % n] as i8;
+        let q = if (at / n).is_multiple_of(2) { byte << 4 >> 4 } else { byte >> 4 };
+        f64::from(q) * scales[at / n / group * n + at % n]
+    };
+    (0..k * n).map(weight).collect()
+}
+
 /// The step of an int8 grid by which the largest magnitude is 127; 1 for nothing but zeros.
 fn step_of(values: &[f64]) -> f64 {
     let most = values.iter().fold(0.0f64, |most, v| most.max(v.abs()));
@@ -452,14 +462,13 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
         }
         Op::LinearInt4 { group, activation } => {
             let (k, n) = (last(0), last(1));
-            let weight = |at: usize| {
-                let byte = x(1)[at / n / 2 * n + at % n] as i8;
-                let q = if (at / n).is_multiple_of(2) { byte << 4 >> 4 } else { byte >> 4 };
-                f64::from(q) * x(2)[at / n / group * n + at % n]
-            };
-            let w: Vec<f64> = (0..k * n).map(weight).collect();
+            let w = widened(x(1), x(2), [k, n], *group);
             let z = matmul((x(0), &[x(0).len() / k, k]), (&w, &[k, n]), false, false);
             vec![biased(z, node.inputs.get(3), *activation)]
+        }
+        Op::DequantizeInt4 { shape, group } => {
+            let n = *shape.last().expect("checked by infer");
+            vec![widened(x(0), x(1), [shape.iter().product::<usize>() / n, n], *group)]
         }
         Op::ChannelScale => {
             let n = last(0);
@@ -478,6 +487,13 @@ fn step(values: &[Value], node: &Node, data: &mut [Vec<f64>], updates: u64) -> V
             let q: Vec<f64> = x(0).iter().map(|v| quantised(*v, *input_scale)).collect();
             let z = conv(window, &q, shape(0), x(1), last(1));
             let z = z.iter().enumerate().map(|(k, z)| z * input_scale * x(2)[k % last(1)]).collect();
+            vec![biased(z, node.inputs.get(3), *activation)]
+        }
+        Op::Conv2dInt8Dynamic { window, activation } => {
+            let scale = step_of(x(0));
+            let q: Vec<f64> = x(0).iter().map(|v| quantised(*v, scale)).collect();
+            let z = conv(window, &q, shape(0), x(1), last(1));
+            let z = z.iter().enumerate().map(|(k, z)| z * scale * x(2)[k % last(1)]).collect();
             vec![biased(z, node.inputs.get(3), *activation)]
         }
         Op::Update { .. } | Op::LinearUpdate { .. } | Op::AdjustLossScale { .. } | Op::MoveFp8Scale { .. } => {

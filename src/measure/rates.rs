@@ -151,8 +151,11 @@ fn products(all: &mut Vec<RateCase>) {
 
 fn convolutions(all: &mut Vec<RateCase>) {
     let mut add = |op: Op, operands: Vec<(Vec<usize>, DType, Filled)>| all.push(RateCase { op, operands });
-    for (padding, side, from, to) in [(1, 28, 1, 16), (1, 14, 32, 64), (1, 28, 16, 32), (1, 56, 3, 64)] {
+    for (padding, side, from, to) in [(1, 28, 1usize, 16), (1, 14, 32, 64), (1, 28, 16, 32), (1, 56, 3, 64)] {
         let window = Window::square(3, 1, padding);
+        let (inputs, group) = (9 * from, 64);
+        let pairs = vec![numbers(&[inputs.div_ceil(2), to], DType::I8), numbers(&[inputs.div_ceil(group), to], DType::F16)];
+        add(Op::DequantizeInt4 { shape: vec![3, 3, from, to], group }, pairs);
         for images in [1, 8, 64, 256].into_iter().filter(|images| images * side * side * to <= 1 << 23) {
             let input = [images, side, side, from];
             let (full, half) = ([images, side, side, to], [images, side / 2, side / 2, to]);
@@ -169,7 +172,8 @@ fn convolutions(all: &mut Vec<RateCase>) {
                 add(Op::MaxPool2d { window: Window::square(2, 2, 0) }, vec![numbers(&full, dtype)]);
             }
             let weights = vec![numbers(&input, F32), numbers(&kernel, DType::I8), numbers(&[to], F32), numbers(&[to], F32)];
-            add(Op::Conv2dInt8 { window, input_scale: 0.01, activation: RELU }, weights);
+            add(Op::Conv2dInt8 { window, input_scale: 0.01, activation: RELU }, weights.clone());
+            add(Op::Conv2dInt8Dynamic { window, activation: RELU }, weights);
             add(Op::Warp, vec![numbers(&input, F32), numbers(&[images, 6], F32)]);
         }
     }

@@ -3,7 +3,10 @@
 //! learning inference").
 
 use super::StrategyError;
-use crate::vocab::{Range, Rounding};
+use crate::{
+    graph::Window,
+    vocab::{Range, Rounding},
+};
 use std::fmt;
 
 /// Bins of a histogram of magnitudes. Migacz takes as many.
@@ -15,6 +18,9 @@ const LEVELS: usize = 128;
 /// What an empty bin counts as where clamped values fall into it: a divergence from nothing would be infinite, and a range that ends in an
 /// empty bin could never be chosen.
 const HARDLY: f64 = 1e-4;
+
+/// (sqrt(5) - 1) / 2
+const GOLDEN: f64 = 0.618_033_988_749_895;
 
 /// What is known of the activations that enter each product, by the name of its weight, and what follows from it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,7 +43,7 @@ pub enum LayerFormat {
     Fp32,
     /// Static 8-bit.
     Int8(Range),
-    /// 8-bit with activations quantised row by row at run time.
+    /// 8-bit with activations quantised at run time.
     Int8Dynamic,
     /// 4-bit weights.
     Int4 {
@@ -70,17 +76,45 @@ impl Calibration {
 
     /// Takes the activations `[.., width]` that one batch sent into the product with `weight`.
     pub fn observe(&mut self, weight: &str, width: usize, activations: &[f32]) {
+        let at = self.count(weight, activations);
+        let count = activations.len() / width;
+        let kept = count.min(self.kept);
+        // Evenly spread over the batch.
+        let rows = (0..kept).map(|k| k * count / kept);
+        self.rows[at].1.extend(rows.flat_map(|row| &activations[row * width..(row + 1) * width]));
+    }
+
+    /// The same of images `[B, H, W, C]` into a convolution: its rows are what the window sees, `[KH KW C]`, zeros where it hangs over.
+    pub fn observe_images(&mut self, weight: &str, window: &Window, [b, h, w, c]: [usize; 4], images: &[f32]) {
+        let at = self.count(weight, images);
+        let [rows, columns] = window.output([h, w]).unwrap_or_default();
+        let count = b * rows * columns;
+        for k in 0..count.min(self.kept) {
+            // Multiples of the golden ratio lie evenly, and unlike even steps they do not meet the same column of every image.
+            let place = ((k as f64 * GOLDEN).fract() * count as f64) as usize;
+            let (image, row, column) = (place / columns / rows, place / columns % rows, place % columns);
+            for tap in 0..window.size[0] * window.size[1] {
+                let (below, right) = (tap / window.size[1], tap % window.size[1]);
+                let y = (row * window.stride[0] + below).checked_sub(window.padding[0]).filter(|y| *y < h);
+                let x = (column * window.stride[1] + right).checked_sub(window.padding[1]).filter(|x| *x < w);
+                let kept = &mut self.rows[at].1;
+                match y.zip(x) {
+                    Some((y, x)) => kept.extend_from_slice(&images[((image * h + y) * w + x) * c..][..c]),
+                    None => kept.extend(std::iter::repeat_n(0.0, c)),
+                }
+            }
+        }
+    }
+
+    /// Adds to the histogram of what enters the product with `weight`; its place.
+    fn count(&mut self, weight: &str, activations: &[f32]) -> usize {
         let at = self.layers.iter().position(|(name, _)| name == weight).unwrap_or_else(|| {
             self.layers.push((weight.to_string(), Histogram::default()));
             self.rows.push((weight.to_string(), Vec::new()));
             self.layers.len() - 1
         });
         self.layers[at].1.add(activations);
-        let count = activations.len() / width;
-        let kept = count.min(self.kept);
-        // Evenly spread over the batch.
-        let rows = (0..kept).map(|k| k * count / kept);
-        self.rows[at].1.extend(rows.flat_map(|row| &activations[row * width..(row + 1) * width]));
+        at
     }
 
     /// The largest magnitude that entered the product with `weight`, where it was observed.
@@ -276,6 +310,39 @@ mod tests {
         for how in [Range::Percentile(99.99), Range::Percentile(99.9), Range::Entropy] {
             assert!(error(how) < largest / 10.0, "{how:?}: {} against {largest}", error(how));
         }
+    }
+
+    #[test]
+    fn rows_of_a_convolution_are_what_its_window_sees() {
+        // A number for each place and channel of two images of 4 x 3.
+        let (shape, window) = ([2, 4, 3, 2], Window { size: [3, 2], stride: [2, 1], padding: [1, 1] });
+        let images: Vec<f32> = (1..=48).map(|v| v as f32).collect();
+        let at = |image: usize, y: isize, x: isize, c: usize| {
+            let inside = (0..4).contains(&y) && (0..3).contains(&x);
+            if inside { images[((image * 4 + y as usize) * 3 + x as usize) * 2 + c] } else { 0.0 }
+        };
+        // [2, 2, 4] places of the window.
+        let mut expected: Vec<Vec<f32>> = Vec::new();
+        for place in 0..16 {
+            let (image, top, left) = (place / 8, place / 4 % 2 * 2, place % 4);
+            let of =
+                |tap: usize| at(image, top as isize - 1 + tap as isize / 4, left as isize - 1 + tap as isize / 2 % 2, tap % 2);
+            expected.push((0..12).map(of).collect());
+        }
+        let mut all = Calibration::keeping_rows(1000);
+        all.observe_images("w", &window, shape, &images);
+        let rows: Vec<Vec<f32>> = all.rows("w").unwrap().chunks(12).map(<[f32]>::to_vec).collect();
+        assert_eq!(rows.len(), 16);
+        assert!(rows.iter().all(|row| expected.contains(row)));
+        // Few of many are of both images and of several rows and columns.
+        let mut few = Calibration::keeping_rows(6);
+        few.observe_images("w", &window, shape, &images);
+        let rows: Vec<usize> =
+            few.rows("w").unwrap().chunks(12).map(|row| expected.iter().position(|other| other == row).unwrap()).collect();
+        for part in [|place: usize| place / 8, |place: usize| place / 4 % 2, |place: usize| place % 2] {
+            assert!(rows.iter().any(|place| part(*place) == 0) && rows.iter().any(|place| part(*place) == 1), "{rows:?}");
+        }
+        assert_eq!(few.scale("w", Range::Largest).unwrap(), 48.0 / 127.0);
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub use parallel::{BUCKET_BYTES, Part, Trained, scatter_gradients, start_reduces
 pub use pipeline::{Stage, Task, Unrolled, cut_stages, schedule};
 pub use precision::{IN_FP32, InFp32, LowPrecision, NOT_FP8, NotFp8, to_storage};
 pub use prune::{prune, prune_magnitude, prune_once};
-pub use quantize::{Quantized, quantizable_weights, quantize, simulate_int8, step_name, watch_inputs};
+pub use quantize::{Quantized, quantizable_weights, quantize, simulate_int8, step_name, watch_inputs, window_of};
 pub use recompute::{Passes, recompute};
 pub use tensor::{Shards, split_tensor};
 pub use weights::{Tensor, Weights};

@@ -1,7 +1,9 @@
 //! Quantisation of trained weights: symmetric grids, integer sums or fp32 ones, everything outside products in fp32.
 //!
-//! int8: weights per output channel; activations per tensor with ranges from calibration rows (Jacob et al. 2018; Wu et al. 2020), or per
-//! row at run time. int4: weights alone, in groups along the input axis (`int4`).
+//! int8: weights per output channel; activations per tensor with ranges from calibration rows (Jacob et al. 2018; Wu et al. 2020), or at
+//! run time: per row into a linear layer, per tensor into a convolution, whose windows overlap. int4: weights alone, in groups along the
+//! inputs (`int4`), of a convolution the taps of its window times its channels; its weights are widened before it in every step, once for
+//! all pixels.
 
 use super::{Calibration, LayerFormat, StrategyError, Tensor, Weights, int4::Grid};
 use crate::{
@@ -32,16 +34,24 @@ fn quantizable(graph: &Graph, op: &Op, inputs: &[ValueId]) -> Option<ValueId> {
     (fits && matches!(graph.value(w).role, Role::Parameter { .. })).then_some(w)
 }
 
-/// What the product with `weight` becomes. 4-bit weights and grids of single rows are for linear layers: a convolution reads its few
-/// weights for every pixel, so they are not what it waits for, and its rows overlap.
-fn format_of(quantization: Quantization, calibration: &Calibration, op: &Op, weight: &str) -> Result<LayerFormat, StrategyError> {
-    let is_linear = matches!(op, Op::Linear { .. });
+/// The window of the convolution with `weight` of a fused graph; none for another product.
+pub fn window_of(graph: &Graph, weight: &str) -> Option<Window> {
+    graph.nodes.iter().find_map(|node| {
+        let w = quantizable(graph, &node.op, &node.inputs)?;
+        match node.op {
+            Op::Conv2d { window, .. } | Op::ConvReluPool { window } if graph.value(w).name == weight => Some(window),
+            _ => None,
+        }
+    })
+}
+
+/// What the product with `weight` becomes.
+fn format_of(quantization: Quantization, calibration: &Calibration, weight: &str) -> Result<LayerFormat, StrategyError> {
     Ok(match quantization {
         Quantization::Int8(range) => LayerFormat::Int8(range),
         Quantization::Int8Aware { .. } => LayerFormat::Int8(Range::Largest),
-        Quantization::Int8Dynamic if is_linear => LayerFormat::Int8Dynamic,
-        Quantization::Int4 { group, rounding } if is_linear => LayerFormat::Int4 { group, rounding },
-        Quantization::Int8Dynamic | Quantization::Int4 { .. } => LayerFormat::Fp32,
+        Quantization::Int8Dynamic => LayerFormat::Int8Dynamic,
+        Quantization::Int4 { group, rounding } => LayerFormat::Int4 { group, rounding },
         Quantization::Mixed(_) => calibration.choice(weight)?,
     })
 }
@@ -52,8 +62,6 @@ pub struct Quantized {
     pub graph: Graph,
     /// Whole numbers as floats.
     pub weights: Weights,
-    /// Products that stay in fp32, by weight.
-    pub kept: Vec<String>,
 }
 
 /// Rewrites a fused fp32 inference graph: products get weights `NAME.int8` or `NAME.int4` and `NAME.scale` in place of `NAME`.
@@ -65,17 +73,14 @@ pub fn quantize(
 ) -> Result<Quantized, StrategyError> {
     let mut out = Graph::new();
     let mut now: Vec<Option<ValueId>> = vec![None; graph.values.len()];
-    let (mut quantized, mut kept) = (weights.clone(), Vec::new());
+    let mut quantized = weights.clone();
     // What each node becomes; `None` for what is no product, or stays one in fp32.
     let mut formats: Vec<Option<(ValueId, LayerFormat)>> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
         let mut format = None;
         if let Some(w) = quantizable(graph, &node.op, &node.inputs) {
-            let name = &graph.value(w).name;
-            match format_of(quantization, calibration, &node.op, name)? {
-                LayerFormat::Fp32 => kept.push(name.clone()),
-                other => format = Some((w, other)),
-            }
+            let of_layer = format_of(quantization, calibration, &graph.value(w).name)?;
+            format = (of_layer != LayerFormat::Fp32).then_some((w, of_layer));
         }
         formats.push(format);
     }
@@ -110,7 +115,8 @@ pub fn quantize(
         let scale = out.state(&scales.name, &scales.shape, of);
         quantized.tensors.retain(|t| t.name != name);
         quantized.tensors.extend([scales, numbers]);
-        let operands = [find(&node.inputs[0]), weight, scale, find(&node.inputs[2])];
+        let (x, bias) = (find(&node.inputs[0]), find(&node.inputs[2]));
+        let operands = [x, weight, scale, bias];
         let input_scale = match format {
             LayerFormat::Int8(range) => calibration.scale(&name, range)?,
             _ => 1.0,
@@ -123,21 +129,31 @@ pub fn quantize(
                 out.apply(Op::LinearInt8Dynamic { activation }, &operands)?
             }
             (Op::Linear { activation }, _) => out.apply(Op::LinearInt8 { input_scale, activation }, &operands)?,
-            (Op::Conv2d { window, activation }, LayerFormat::Int8(_)) => {
-                out.apply(Op::Conv2dInt8 { window, input_scale, activation }, &operands)?
+            (convolution, LayerFormat::Int4 { group, .. }) => {
+                let shape = tensor.shape.clone();
+                let wide = out.apply(Op::DequantizeInt4 { shape, group }, &[weight, scale])?;
+                out.apply(convolution, &[x, wide, bias])?
             }
-            (Op::ConvReluPool { window }, LayerFormat::Int8(_)) => {
-                let y = out.apply(Op::Conv2dInt8 { window, input_scale, activation: Activation::Relu }, &operands)?;
-                out.apply(Op::MaxPool2d { window: Window::square(2, 2, 0) }, &[y])?
+            (convolution, _) => {
+                let (window, activation, pool) = match convolution {
+                    Op::Conv2d { window, activation } => (window, activation, None),
+                    Op::ConvReluPool { window } => (window, Activation::Relu, Some(Window::square(2, 2, 0))),
+                    _ => return Err(StrategyError::NothingToCompress { compression: format!("{format} for `{name}`") }),
+                };
+                let op = match format {
+                    LayerFormat::Int8Dynamic => Op::Conv2dInt8Dynamic { window, activation },
+                    _ => Op::Conv2dInt8 { window, input_scale, activation },
+                };
+                let y = out.apply(op, &operands)?;
+                pool.map_or(Ok(y), |window| out.apply(Op::MaxPool2d { window }, &[y]))?
             }
-            _ => return Err(StrategyError::NothingToCompress { compression: format!("{format} for `{name}`") }),
         };
         now[node.outputs[0].0] = Some(result);
     }
     for (name, id) in &graph.outputs {
         out.mark_output(name, now[id.0].expect("outputs are written"));
     }
-    Ok(Quantized { graph: out, weights: quantized, kept })
+    Ok(Quantized { graph: out, weights: quantized })
 }
 
 /// Whole numbers in -127..=127 and the size of a step for every output channel.
@@ -158,10 +174,12 @@ fn per_channel(tensor: &Tensor) -> [Tensor; 2] {
 
 /// Bytes of two 4-bit numbers, and the step of every group and output.
 fn in_groups(tensor: &Tensor, group: usize, rounding: Rounding, calibration: &Calibration) -> Result<[Tensor; 2], StrategyError> {
-    let (k, n) = (tensor.shape[0], tensor.shape[1]);
+    let n = *tensor.shape.last().expect("a weight has axes");
+    let k = tensor.data.len() / n;
+    let matrix = Tensor { shape: vec![k, n], ..tensor.clone() };
     let grid = match rounding {
-        Rounding::Nearest => Grid::nearest(tensor, group),
-        Rounding::Gptq => Grid::least_error(tensor, group, calibration.rows(&tensor.name)?),
+        Rounding::Nearest => Grid::nearest(&matrix, group),
+        Rounding::Gptq => Grid::least_error(&matrix, group, calibration.rows(&tensor.name)?),
     };
     let name = |what: &str| format!("{}.{what}", tensor.name);
     Ok([
@@ -263,10 +281,13 @@ mod tests {
 
     fn calibration(graph: &Graph) -> Calibration {
         let mut calibration = Calibration::keeping_rows(8);
-        for (weight, width) in [("conv", 1), ("first", 64), ("second", 6)] {
-            assert!(quantizable_weights(graph).iter().any(|name| name == weight));
+        assert_eq!(quantizable_weights(graph), ["conv", "first", "second"]);
+        for (weight, width) in [("first", 64), ("second", 6)] {
+            assert_eq!(window_of(graph, weight), None);
             calibration.observe(weight, width, &vec![0.5; 4 * width]);
         }
+        let window = window_of(graph, "conv").unwrap();
+        calibration.observe_images("conv", &window, [1, 4, 4, 1], &[0.5; 16]);
         calibration
     }
 
@@ -280,22 +301,34 @@ mod tests {
             ("first".into(), LayerFormat::Int4 { group: 32, rounding: Rounding::Nearest }),
             ("second".into(), LayerFormat::Int8(Range::Entropy)),
         ];
-        let ops = |word: &str| -> (Vec<&'static str>, Vec<String>) {
-            let made = quantize(&fused, &weights, &calibration, word.parse().unwrap()).unwrap();
+        let ops = |word: &str, calibration: &Calibration| -> Vec<&'static str> {
+            let made = quantize(&fused, &weights, calibration, word.parse().unwrap()).unwrap();
             // Whatever the graph keeps has its tensor.
             for id in made.graph.ids().filter(|id| !matches!(made.graph.value(*id).role, Role::Intermediate | Role::Input)) {
                 let value = made.graph.value(id);
                 assert_eq!(made.weights.get(&value.name).unwrap().shape, value.shape, "{word}: {}", value.name);
             }
-            (made.graph.nodes.iter().map(|node| node.op.name()).collect(), made.kept)
+            // Bytes of two numbers, and the steps of their groups: 9 taps of one channel, 64 inputs.
+            if word.starts_with("int4") {
+                let shape = |name: &str| made.weights.get(name).unwrap().shape.clone();
+                assert_eq!([shape("conv.int4"), shape("conv.scale")], [[5, 4], [1, 4]], "{word}");
+                let groups = if word == "int4:32" { 2 } else { 1 };
+                assert_eq!([shape("first.int4"), shape("first.scale")], [[32, 6], [groups, 6]], "{word}");
+            }
+            made.graph.nodes.iter().map(|node| node.op.name()).collect()
         };
-        let (pool, no) = ("conv2d_relu_max_pool", Vec::<String>::new());
-        assert_eq!(ops("int8"), (vec!["conv2d_int8", "max_pool2d", "reshape", "linear_int8", "linear_int8"], no));
-        let kept = vec!["conv".to_string()];
-        assert_eq!(ops("int8-dynamic"), (vec![pool, "reshape", "linear_int8_dynamic", "linear_int8_dynamic"], kept.clone()));
-        assert_eq!(ops("int4:32"), (vec![pool, "reshape", "linear_int4", "linear_int4"], kept.clone()));
-        assert_eq!(ops("int4-gptq"), (vec![pool, "reshape", "linear_int4", "linear_int4"], kept.clone()));
-        assert_eq!(ops("mixed:size=0.5"), (vec![pool, "reshape", "linear_int4", "linear_int8"], kept));
+        let pool = "conv2d_relu_max_pool";
+        assert_eq!(ops("int8", &calibration), ["conv2d_int8", "max_pool2d", "reshape", "linear_int8", "linear_int8"]);
+        assert_eq!(
+            ops("int8-dynamic", &calibration),
+            ["conv2d_int8_dynamic", "max_pool2d", "reshape", "linear_int8_dynamic", "linear_int8_dynamic"]
+        );
+        for word in ["int4:32", "int4-gptq"] {
+            assert_eq!(ops(word, &calibration), ["dequantize_int4", pool, "reshape", "linear_int4", "linear_int4"], "{word}");
+        }
+        assert_eq!(ops("mixed:size=0.5", &calibration), [pool, "reshape", "linear_int4", "linear_int8"]);
+        calibration.choices[0].1 = LayerFormat::Int4 { group: 32, rounding: Rounding::Nearest };
+        assert_eq!(ops("mixed:size=0.5", &calibration), ["dequantize_int4", pool, "reshape", "linear_int4", "linear_int8"]);
     }
 
     #[test]

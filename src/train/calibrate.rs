@@ -6,7 +6,9 @@ use crate::{
     backend::{OpTime, Session, open},
     data::{DataSet, calibration_rows},
     graph::{Graph, Program, ValueId, fuse, lower},
-    strategy::{Calibration, LayerFormat, Quantized, StrategyError, Weights, quantizable_weights, quantize, watch_inputs},
+    strategy::{
+        Calibration, LayerFormat, Quantized, StrategyError, Weights, quantizable_weights, quantize, watch_inputs, window_of,
+    },
     vocab::{Device, Goal, Quantization, Range, Rounding},
 };
 
@@ -58,18 +60,24 @@ impl Probe<'_> {
     /// Runs the fp32 graph over calibration rows and notes the activations into each product in `calibration`. `forward` is the model at
     /// any batch.
     pub fn calibrate(&self, forward: &Graph, weights: &Weights, mut calibration: Calibration) -> Result<Calibration, TrainError> {
-        let program = lower(&watch_inputs(&fuse(forward.clone(), false)));
+        let fused = fuse(forward.clone(), false);
+        let program = lower(&watch_inputs(&fused));
         let batch = program.find("x").map_or(1, |x| program.value(x).shape[0]);
         let watched: Vec<(String, ValueId)> = program.outputs.clone();
         self.run(program, weights, |session, counted| {
             for (name, id) in &watched {
                 let Some(weight) = name.strip_prefix("into ") else { continue };
                 let value = session.program().value(*id);
-                let width = *value.shape.last().expect("what enters a product has axes");
+                let shape = value.shape.clone();
                 let mut activations = vec![0.0; value.elements()];
                 session.download_f32(*id, &mut activations)?;
                 activations.truncate(activations.len() / batch * counted);
-                calibration.observe(weight, width, &activations);
+                match (window_of(&fused, weight), &shape[..]) {
+                    (Some(window), [_, height, width, channels]) => {
+                        calibration.observe_images(weight, &window, [counted, *height, *width, *channels], &activations);
+                    }
+                    _ => calibration.observe(weight, *shape.last().expect("what enters a product has axes"), &activations),
+                }
             }
             Ok(())
         })?;
@@ -111,7 +119,7 @@ impl Probe<'_> {
         let fused = fuse(large.clone(), false);
         let mut layers = Vec::new();
         for name in quantizable_weights(&fused) {
-            layers.push(Layer { formats: formats(weights.get(&name)?.shape.len() == 2), options: Vec::new(), name });
+            layers.push(Layer { options: Vec::new(), name });
         }
         let word = Quantization::Mixed(goal);
         // All layers in fp32 but those that `format` answers something for.
@@ -122,7 +130,7 @@ impl Probe<'_> {
         let plain = with(&mut calibration, &fused, &|_| LayerFormat::Fp32, &layers)?;
         let exact = self.answers(&plain)?;
         for k in 0..layers.len() {
-            for format in layers[k].formats.clone() {
+            for format in FORMATS {
                 let divergence = match format {
                     LayerFormat::Fp32 => 0.0,
                     _ => {
@@ -140,9 +148,8 @@ impl Probe<'_> {
             Goal::Latency(share) => {
                 let at_batch = fuse(forward.clone(), false);
                 let mut uniform = Vec::new();
-                for number in 0..3 {
-                    let format = |layer: &Layer| *layer.formats.get(number).unwrap_or(&LayerFormat::Fp32);
-                    uniform.push(with(&mut calibration, &at_batch, &format, &layers)?);
+                for format in FORMATS {
+                    uniform.push(with(&mut calibration, &at_batch, &|_| format, &layers)?);
                 }
                 (share, self.time(&uniform, &mut layers)?)
             }
@@ -212,8 +219,9 @@ impl Probe<'_> {
         for (number, (session, runs)) in sessions.iter().enumerate() {
             let (mut current, mut seconds, mut before) = (None, vec![0.0; layers.len()], 0.0);
             for (k, step) in session.program().steps.iter().enumerate() {
+                // A product with a weight, or what widens it for the product behind.
                 let reads = |layer: &Layer| {
-                    step.inputs.get(1).is_some_and(|w| {
+                    step.inputs.iter().take(2).any(|w| {
                         let name = &session.program().value(*w).name;
                         let base = name.strip_suffix(".int8").or_else(|| name.strip_suffix(".int4")).unwrap_or(name);
                         base == layer.name
@@ -241,7 +249,6 @@ impl Probe<'_> {
 /// A product whose format is to be chosen.
 struct Layer {
     name: String,
-    formats: Vec<LayerFormat>,
     options: Vec<Choice>,
 }
 
@@ -258,14 +265,9 @@ struct Answers {
     classes: usize,
 }
 
-/// fp32 first.
-fn formats(is_linear: bool) -> Vec<LayerFormat> {
-    let mut out = vec![LayerFormat::Fp32, LayerFormat::Int8(Range::Largest)];
-    if is_linear {
-        out.push(LayerFormat::Int4 { group: MIXED_GROUP, rounding: Rounding::Nearest });
-    }
-    out
-}
+/// What a layer may become.
+const FORMATS: [LayerFormat; 3] =
+    [LayerFormat::Fp32, LayerFormat::Int8(Range::Largest), LayerFormat::Int4 { group: MIXED_GROUP, rounding: Rounding::Nearest }];
 
 /// Of a weight as stored, with its scales.
 fn bytes(shape: &[usize], format: LayerFormat) -> f64 {
@@ -274,7 +276,10 @@ fn bytes(shape: &[usize], format: LayerFormat) -> f64 {
     let bytes = match format {
         LayerFormat::Fp32 => 4 * elements,
         LayerFormat::Int8(_) | LayerFormat::Int8Dynamic => elements + 4 * outputs,
-        LayerFormat::Int4 { group, .. } => shape[0].div_ceil(2) * outputs + 2 * shape[0].div_ceil(group) * outputs,
+        LayerFormat::Int4 { group, .. } => {
+            let inputs = elements / outputs;
+            inputs.div_ceil(2) * outputs + 2 * inputs.div_ceil(group) * outputs
+        }
     };
     bytes as f64
 }
@@ -338,10 +343,9 @@ mod tests {
     use super::*;
 
     fn layer(options: &[(f64, f64)]) -> Layer {
-        let formats = formats(options.len() > 2);
         let choice =
-            |(at, (cost, divergence)): (usize, &(f64, f64))| Choice { format: formats[at], divergence: *divergence, cost: *cost };
-        Layer { name: "w".into(), formats: formats.clone(), options: options.iter().enumerate().map(choice).collect() }
+            |(at, (cost, divergence)): (usize, &(f64, f64))| Choice { format: FORMATS[at], divergence: *divergence, cost: *cost };
+        Layer { name: "w".into(), options: options.iter().enumerate().map(choice).collect() }
     }
 
     #[test]
@@ -391,6 +395,8 @@ mod tests {
         assert_eq!(bytes(&[65, 10], LayerFormat::Int8(Range::Largest)), 650.0 + 40.0);
         assert_eq!(bytes(&[65, 10], int4), 330.0 + 40.0);
         assert_eq!(bytes(&[3, 3, 1, 32], LayerFormat::Int8(Range::Largest)), 288.0 + 128.0);
+        assert_eq!(bytes(&[3, 3, 1, 32], int4), 5.0 * 32.0 + 2.0 * 32.0);
+        assert_eq!(bytes(&[3, 3, 15, 8], int4), 68.0 * 8.0 + 2.0 * 3.0 * 8.0);
     }
 
     #[test]

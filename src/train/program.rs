@@ -13,7 +13,7 @@ use crate::{
         round_weights, rounded_weights, scatter_gradients, schedule, split_tensor, start_reduces, to_storage, update_part,
         warp_input,
     },
-    vocab::{Compression, DType, Layout, Pattern, Precision, Quantization},
+    vocab::{Compression, DType, Layout, Pattern, Precision},
 };
 
 use std::{
@@ -422,9 +422,6 @@ pub fn inference_programs(
             if quantization.is_calibrated() { calibrate.take().expect("asked here first")()? } else { Calibration::default() };
         let made = quantize(&fused, &weights, &calibration, quantization)?;
         notes.extend(calibration.notes);
-        if !made.kept.is_empty() && !matches!(quantization, Quantization::Mixed(_)) {
-            notes.push(format!("{quantization} is for linear layers: fp32 stays {}", made.kept.join(", ")));
-        }
         (graph, weights) = (made.graph, made.weights);
     }
     let narrow = |graph: &Graph| -> Result<Graph, TrainError> {

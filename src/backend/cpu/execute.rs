@@ -44,7 +44,9 @@ impl Scratch {
                 Op::CrossEntropy { .. } => floats = floats.max(elements(&step.inputs[1])),
                 Op::LayerNorm { .. } => floats = floats.max(2 * elements(&step.outputs[1])),
                 Op::LayerNormGrad => floats = floats.max(2 * elements(&step.inputs[2])),
-                Op::LinearInt8 { .. } | Op::Conv2dInt8 { .. } => quantised = quantised.max(elements(&step.inputs[0])),
+                Op::LinearInt8 { .. } | Op::Conv2dInt8 { .. } | Op::Conv2dInt8Dynamic { .. } => {
+                    quantised = quantised.max(elements(&step.inputs[0]));
+                }
                 Op::LinearInt8Dynamic { .. } => {
                     let x = elements(&step.inputs[0]);
                     quantised = quantised.max(x);
@@ -535,10 +537,7 @@ impl Run<'_> {
             }
             Op::LinearInt4 { group, activation } => {
                 let ((rows, k), n) = (rows_and_columns(o.shape(0)), o.shape(1)[1]);
-                if !matches!(self.packed, Packed::Int4(_)) {
-                    *self.packed = Packed::Int4(PackedInt4::new(k, n, *group, o.get(1), o.get(2)));
-                }
-                let Packed::Int4(packed) = &*self.packed else { unreachable!("packed above") };
+                let packed = int4_weights(self.packed, || PackedInt4::new(k, n, *group, o.get(1), o.get(2)));
                 let y = first.as_mut_slice::<f32>(o.out_len(0));
                 kernels::int4_gemm(ctx, rows, o.get::<f32>(0), packed, epilogue(o.bias(3), *activation), y);
             }
@@ -553,14 +552,24 @@ impl Run<'_> {
                 let dx = first.as_mut_slice::<f32>(o.out_len(0));
                 kernels::fake_quantize_backward(ctx, o.get(0), o.get(1), o.get(2), dx);
             }
-            Op::Conv2dInt8 { window, input_scale, activation } => {
+            Op::Conv2dInt8 { window, activation, .. } | Op::Conv2dInt8Dynamic { window, activation } => {
                 let shape = conv(window, o.shape(0), o.shape(1)[3]);
                 let taps = o.len(1) / shape.out_channels;
                 let packed = int8_weights(self.packed, || PackedInt8::new(taps, shape.out_channels, o.get(1), o.get(2)));
-                let x = &mut self.quantised[..o.len(0)];
-                kernels::quantize_symmetric(ctx, o.get::<f32>(0), *input_scale as f32, x);
+                let (real, x) = (o.get::<f32>(0), &mut self.quantised[..o.len(0)]);
+                let scale = match o.step.op {
+                    Op::Conv2dInt8 { input_scale, .. } => input_scale as f32,
+                    _ => kernels::step_of(ctx, real),
+                };
+                kernels::quantize_symmetric(ctx, real, scale, x);
                 let (tail, y) = (epilogue(o.bias(3), *activation), first.as_mut_slice::<f32>(o.out_len(0)));
-                kernels::int8_conv2d(ctx, &shape, x, *input_scale as f32, packed, tail, y);
+                kernels::int8_conv2d(ctx, &shape, x, scale, packed, tail, y);
+            }
+            Op::DequantizeInt4 { shape, group } => {
+                let n = *shape.last().expect("checked by infer");
+                let k = o.out_len(0) / n;
+                let packed = int4_weights(self.packed, || PackedInt4::new(k, n, *group, o.get(0), o.get(1)));
+                kernels::dequantize_int4(ctx, packed, first.as_mut_slice::<f32>(k * n));
             }
             Op::Exchange(_) => unreachable!("run before operands are taken"),
         }
@@ -617,6 +626,17 @@ fn int8_weights(packed: &mut Packed, pack: impl FnOnce() -> PackedInt8) -> &Pack
     }
     match packed {
         Packed::Int8(packed) => packed,
+        _ => unreachable!("packed above"),
+    }
+}
+
+/// The same of an int4 step.
+fn int4_weights(packed: &mut Packed, pack: impl FnOnce() -> PackedInt4) -> &PackedInt4 {
+    if !matches!(packed, Packed::Int4(_)) {
+        *packed = Packed::Int4(pack());
+    }
+    match packed {
+        Packed::Int4(packed) => packed,
         _ => unreachable!("packed above"),
     }
 }

@@ -290,6 +290,14 @@ fn convolutions() -> Vec<Case> {
         Case(Op::Conv2dInt8 { window: window(), input_scale: 0.01, activation: Activation::None },
             vec![(IMAGES, F32), (W, DType::I8), (CHANNELS, F32), (CHANNELS, F32)],
             vec![full("quantize_i8", 5 * N), full("conv2d_i8", 5 * N + BYTES).bytes(2.97).sectors(1.1, 1.39)]),
+        // Each warp leaves its largest number, or reads the largest of all.
+        Case(Op::Conv2dInt8Dynamic { window: window(), activation: Activation::None },
+            vec![(IMAGES, F32), (W, DType::I8), (CHANNELS, F32), (CHANNELS, F32)],
+            vec![full("set_f32", 32), full("largest_f32", 4 * N).bytes(1.1), full("quantize_i8", 5 * N).bytes(1.1),
+                full("conv2d_i8", 5 * N + BYTES).bytes(3.1).sectors(1.1, 1.39)]),
+        // 3x3 windows of 32 channels to 32: 288 inputs in groups of 128, the last filled by a quarter.
+        Case(Op::DequantizeInt4 { shape: W.to_vec(), group: 128 }, vec![(&[144, 32], DType::I8), (&[3, 32], F16)],
+            vec![full("dequantize_i4_f32", 144 * 32 + 2 * 3 * 32 + 4 * 288 * 32).bytes(1.3)]),
         Case(Op::ConvReluPool { window: window() }, vec![(SMALL, F32), (SMALL_W, F32), (CHANNELS, F32)], vec![full("conv_relu_pool_f32", 4 * 512 + 5 * 4096).bytes(1.33).sectors(1.18, 1.21).wavefronts(1.012)]),
         Case(Op::ConvReluPoolGrad { window: window() }, vec![(SMALL, F32), (POOLED, F32), (POOLED, DType::U8)],
             vec![full("conv_relu_pool_grad_f32", 4 * 512 + 5 * 4096).bytes(1.15).wavefronts(1.011), full("conv_relu_pool_grad_sum", 4 * 3 * 320)]),

@@ -403,18 +403,12 @@ impl Planner<'_> {
                 let dy = at(1);
                 self.conv_grad_weight::<T>(window, inputs[0], dy, like, step.outputs[0]);
             }
-            Op::Conv2dInt8 { window, input_scale, activation } => {
-                let (x, w) = (inputs[0], inputs[1]);
-                let to = out(0);
-                let quantised = self.quantise(x, *input_scale);
-                let fields = conv_fields(window, self.shape(x), self.shape(step.outputs[0]), *activation);
-                let channels = self.shape(w)[3];
-                let grid = [ceil(n / channels, 64) * ceil(channels, 64), 1, 1];
-                type ConvInt8 = Kernel<(In<i8>, In<i8>, In<f32>, In<f32>, Out<f32>, [u32; 14], f32, u32)>;
-                let kernel: ConvInt8 = Kernel::new("conv2d_i8".into(), 128);
-                let [w, scales, bias] = [w, inputs[2], inputs[3]].map(|id| self.address(id));
-                let (x, w, scales, bias) = (In::at(quantised), In::at(w), In::at(scales), In::at(bias));
-                self.push(kernel.launch(grid, 0, (x, w, scales, bias, Out::at(to), fields, *input_scale as f32, 0)));
+            Op::Conv2dInt8 { window, input_scale, activation } => self.conv_int8(step, window, Some(*input_scale), *activation),
+            Op::Conv2dInt8Dynamic { window, activation } => self.conv_int8(step, window, None, *activation),
+            Op::DequantizeInt4 { group, .. } => {
+                let (weight, to) = ([at(0), at(1)], out(0));
+                let columns = self.shape(inputs[0])[1];
+                self.dequantize_int4(weight, [n / columns, columns], *group, to);
             }
             Op::ConvReluPool { window } => self.conv_relu_pool::<T>(step, window),
             Op::ConvReluPoolGrad { window } => self.conv_relu_pool_grad::<T>(step, window)?,
@@ -608,14 +602,43 @@ impl Planner<'_> {
         self.push(kernel.launch(self.blocks(elements), 0, arguments));
     }
 
-    /// x as i8 in scratch.
-    fn quantise(&mut self, x: ValueId, scale: f64) -> Address {
+    /// x as i8 in scratch, by a step of this size, or by the one of which 127 are the number at `largest`, where that is no null pointer.
+    fn quantise(&mut self, x: ValueId, largest: Address, scale: f32) -> Address {
         let n = self.len(x);
         let to = self.scratch(n);
-        let kernel: Kernel<(In<f32>, Out<i8>, u64, f32, u32)> = Kernel::new("quantize_i8".into(), THREADS);
-        let arguments = (In::at(self.address(x)), Out::at(to), n as u64, scale as f32, 0);
+        let kernel: Kernel<(In<f32>, In<f32>, Out<i8>, u64, f32, u32)> = Kernel::new("quantize_i8".into(), THREADS);
+        let arguments = (In::at(self.address(x)), In::at(largest), Out::at(to), n as u64, scale, 0);
         self.push(kernel.launch(self.blocks(n.div_ceil(4)), 0, arguments));
         to
+    }
+
+    /// The largest magnitude of x, in scratch.
+    fn largest(&mut self, x: ValueId) -> Address {
+        let (n, to) = (self.len(x), self.scratch(4));
+        self.clear(to);
+        let kernel: Kernel<(In<f32>, Out<f32>, u64)> = Kernel::new("largest_f32".into(), THREADS);
+        self.push(kernel.launch(self.blocks(n.div_ceil(4)), 0, (In::at(self.address(x)), Out::at(to), n as u64)));
+        to
+    }
+
+    /// Without an input scale all of x is quantised by its largest magnitude, which stays on the device.
+    fn conv_int8(&mut self, step: &Step, window: &Window, input_scale: Option<f64>, activation: Activation) {
+        let [x, w, scales, bias] = [step.inputs[0], step.inputs[1], step.inputs[2], step.inputs[3]];
+        let (largest, scale) = match input_scale {
+            Some(scale) => (0, scale as f32),
+            None => (self.largest(x), 1.0),
+        };
+        let quantised = self.quantise(x, largest, scale);
+        let fields = conv_fields(window, self.shape(x), self.shape(step.outputs[0]), activation);
+        let channels = self.shape(w)[3];
+        let pixels = self.len(step.outputs[0]) / channels;
+        type ConvInt8 = Kernel<(In<i8>, In<i8>, In<f32>, In<f32>, In<f32>, Out<f32>, [u32; 14], f32, u32)>;
+        let kernel: ConvInt8 = Kernel::new("conv2d_i8".into(), 128);
+        let [w, scales, bias] = [w, scales, bias].map(|id| self.address(id));
+        let (x, w, scales, bias) = (In::at(quantised), In::at(w), In::at(scales), In::at(bias));
+        let to = Out::at(self.address(step.outputs[0]));
+        let grid = [ceil(pixels, 64) * ceil(channels, 64), 1, 1];
+        self.push(kernel.launch(grid, 0, (x, w, scales, bias, In::at(largest), to, fields, scale, 0)));
     }
 
     /// Without an input scale each row is quantised by its own: the product then makes bare sums times the columns' scales, and a pass over
@@ -625,7 +648,7 @@ impl Planner<'_> {
         let (k, n) = (self.shape(w)[0], self.shape(w)[1]);
         let m = self.len(x) / k;
         let (quantised, of_rows) = match input_scale {
-            Some(scale) => (self.quantise(x, scale), None),
+            Some(scale) => (self.quantise(x, 0, scale as f32), None),
             None => {
                 let (to, steps) = (self.scratch(m * k), self.scratch(4 * m));
                 let kernel: Kernel<(In<f32>, Out<i8>, Out<f32>, u32, u32)> = Kernel::new("quantize_rows_i8".into(), THREADS);
@@ -666,11 +689,15 @@ impl Planner<'_> {
             return;
         }
         let wide = self.scratch(4 * k * n);
-        let kernel: Kernel<(In<i8>, In<f16>, Out<f32>, [u32; 4])> = Kernel::new("dequantize_i4_f32".into(), THREADS);
-        let arguments = (In::at(w), In::at(scales), Out::at(wide), [k as u32, n as u32, group as u32, 0]);
-        self.push(kernel.launch(self.blocks(k.div_ceil(2) * n.div_ceil(4)), 0, arguments));
+        self.dequantize_int4([w, scales], [k, n], group, wide);
         let product = Product { bias, activation, ..product_of([m, k, n], [false; 2]) };
         self.product::<f32, f32>(&product, x, wide, to);
+    }
+
+    fn dequantize_int4(&mut self, [w, scales]: [Address; 2], [k, n]: [usize; 2], group: usize, to: Address) {
+        let kernel: Kernel<(In<i8>, In<f16>, Out<f32>, [u32; 4])> = Kernel::new("dequantize_i4_f32".into(), THREADS);
+        let arguments = (In::at(w), In::at(scales), Out::at(to), [k as u32, n as u32, group as u32, 0]);
+        self.push(kernel.launch(self.blocks(k.div_ceil(2) * n.div_ceil(4)), 0, arguments));
     }
 
     fn product_into<T: Element>(&mut self, product: &Product, a: Address, b: Address, to: ValueId) {
@@ -1072,7 +1099,7 @@ impl Planner<'_> {
         let [x, scale, y, largest] =
             [step.inputs[0], step.inputs[1], step.outputs[0], step.outputs[1]].map(|id| self.address(id));
         let n = self.len(step.inputs[0]);
-        self.clear(step.outputs[1]);
+        self.clear(largest);
         let types = if From::SUFFIX == To::SUFFIX { To::SUFFIX.to_string() } else { format!("{}_{}", From::SUFFIX, To::SUFFIX) };
         let name = format!("round_{}_{types}", format.name());
         let kernel: Kernel<(In<From>, In<f32>, Out<To>, Out<f32>, u64)> = Kernel::new(name, THREADS);
@@ -1106,7 +1133,7 @@ impl Planner<'_> {
                 _ => None,
             };
             let Some(launch) = launch else { return false };
-            self.clear(step.outputs[1]);
+            self.clear(self.address(step.outputs[1]));
             self.push(launch);
             return true;
         }
@@ -1145,9 +1172,9 @@ impl Planner<'_> {
     }
 
     /// Writes a zero.
-    fn clear(&mut self, id: ValueId) {
+    fn clear(&mut self, at: Address) {
         let kernel: Kernel<(Out<f32>, f32, u32)> = Kernel::new("set_f32".into(), 32);
-        self.push(kernel.launch([1, 1, 1], 0, (Out::at(self.address(id)), 0.0, 0)));
+        self.push(kernel.launch([1, 1, 1], 0, (Out::at(at), 0.0, 0)));
     }
 
     fn clear_flag<T: Element>(&mut self, x: ValueId, flag: Address) {

@@ -1,6 +1,7 @@
 //! Weight-only int4: f32 activations x signed 4-bit weights in groups along K, each group and column with an fp16 scale.
 //! Eight weights along K lie in one 32-bit word, sixteen columns side by side: a product reads an eighth of what f32 weights are, and
 //! the scales (1/64 of that at groups of 128). Few rows are bound by that reading; for many the weights are widened once per eight rows.
+//! A convolution, which reads its weights for every pixel, has them widened whole before it.
 
 use super::gemm::{Epilogue, activate};
 use super::pool::{Buffer, Context, Shares, piece};
@@ -68,6 +69,35 @@ pub fn int4_gemm(ctx: &Context, m: usize, x: &[f32], w: &PackedInt4, epilogue: E
         // SAFETY: sizes checked; parts write disjoint columns.
         unsafe { simd!(ctx.isa(), int4_panels, [](m, x, w, &epilogue, piece(panels, parts, part, 1), out.ptr())) }
     });
+}
+
+/// The weights `[K, N]` as f32.
+pub fn dequantize_int4(ctx: &Context, w: &PackedInt4, y: &mut [f32]) {
+    assert!(y.len() >= w.k * w.n, "dequantize_int4: y is too short for [{}, {}]", w.k, w.n);
+    let out = Shares::new(y);
+    ctx.split(w.n.div_ceil(WIDTH), 16 * 1024 / (w.k * WIDTH).max(1) + 1, 1, |_, panels| {
+        // SAFETY: sizes checked; ranges of panels are disjoint columns.
+        unsafe { simd!(ctx.isa(), widen_panels, [](w, panels, out.ptr())) }
+    });
+}
+
+#[inline(always)]
+unsafe fn widen_panels<S: Simd>(w: &PackedInt4, panels: Range<usize>, y: *mut f32) {
+    unsafe {
+        let (deep, groups) = (w.k.div_ceil(DEEP), w.k.div_ceil(w.group * DEEP));
+        for panel in panels {
+            for h in (0..WIDTH).step_by(S::LANES).take_while(|h| panel * WIDTH + h < w.n) {
+                let j = panel * WIDTH + h;
+                for q in 0..deep {
+                    let scale = S::load_f16(w.scales.as_ptr().add((panel * groups + q / w.group) * WIDTH + h));
+                    let weights = S::load_nibbles(w.words.as_ptr().add((panel * deep + q) * WIDTH + h));
+                    for (l, weight) in weights.into_iter().enumerate().take(w.k - q * DEEP) {
+                        f32::store_part::<S>(y.add((q * DEEP + l) * w.n + j), S::mul(weight, scale), w.n - j);
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[inline(always)]
@@ -191,6 +221,27 @@ mod tests {
                 let epilogue = Epilogue { bias: Some(&bias), activation: Activation::Relu };
                 int4_gemm(&ctx, m, &x, &packed, epilogue, &mut c);
                 worst(&format!("[{m}, {n}, {k}] by {group} {:?}", ctx.isa()), &r, &c, &want, 2e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn widened_weights_are_those_that_were_packed() {
+        for ctx in contexts() {
+            let mut r = Random::new();
+            for (n, k, group) in
+                [(1usize, 1usize, 8usize), (17, 15, 8), (33, 9, 128), (31, 129, 64), (40, 257, 32), (64, 288, 128)]
+            {
+                let pairs: Vec<i8> = (0..k.div_ceil(2) * n).map(|_| r.next() as i8).collect();
+                let scales: Vec<f16> = (0..k.div_ceil(group) * n).map(|_| f16::from_f32(r.unit().abs() + 0.1)).collect();
+                let mut y = vec![f32::NAN; k * n + 1];
+                dequantize_int4(&ctx, &PackedInt4::new(k, n, group, &pairs, &scales), &mut y);
+                for (at, y) in y[..k * n].iter().enumerate() {
+                    let byte = pairs[at / n / 2 * n + at % n];
+                    let q = if (at / n).is_multiple_of(2) { byte << 4 >> 4 } else { byte >> 4 };
+                    assert_eq!(*y, f32::from(q) * scales[at / n / group * n + at % n].to_f32(), "[{k}, {n}] {at}");
+                }
+                assert!(y[k * n].is_nan());
             }
         }
     }

@@ -9,6 +9,7 @@ use super::pool::{Buffer, Context, Scratch, Shares};
 use super::simd::*;
 use std::arch::x86_64::*;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Columns of one packed panel.
 const WIDTH: usize = 32;
@@ -105,13 +106,29 @@ pub fn quantize_rows(ctx: &Context, k: usize, x: &[f32], q: &mut [i8], scales: &
             let x = &x[row * k..(row + 1) * k];
             // SAFETY: ranges are disjoint and inside all slices.
             unsafe {
-                let most = simd!(ctx.isa(), largest, [](x));
-                let scale = if most > 0.0 && most.is_finite() { most / 127.0 } else { 1.0 };
+                let scale = step_for(simd!(ctx.isa(), largest, [](x)));
                 steps.part(row..row + 1)[0] = scale;
                 simd!(ctx.isa(), quantize_range, [f32](x, 1.0 / scale, out.part(row * k..(row + 1) * k)));
             }
         }
     });
+}
+
+/// The step of a grid by which the largest magnitude of all of x is 127; 1 where all are zero.
+pub fn step_of(ctx: &Context, x: &[f32]) -> f32 {
+    // Numbers that are not negative are ordered as their bits are; a maximum is the same in any order.
+    let most = AtomicU32::new(0);
+    ctx.split(x.len(), 16 * 1024, 64, |_, range| {
+        // SAFETY: the machine has the context's instruction set; only x is read.
+        let part: f32 = unsafe { simd!(ctx.isa(), largest, [](&x[range])) };
+        most.fetch_max(part.to_bits(), Ordering::Relaxed);
+    });
+    step_for(f32::from_bits(most.into_inner()))
+}
+
+/// For what is not finite any step will do.
+fn step_for(most: f32) -> f32 {
+    if most > 0.0 && most.is_finite() { most / 127.0 } else { 1.0 }
 }
 
 #[inline(always)]
@@ -514,6 +531,25 @@ mod tests {
                     assert_eq!(q.iter().map(|q| q.unsigned_abs()).max(), Some(if i + 1 == m { 0 } else { 127 }));
                     assert!(q.iter().zip(row).all(|(q, v)| (f32::from(*q) * scales[i] - v).abs() <= scales[i] * 0.501));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_whole_tensor_uses_its_whole_grid_whichever_thread_finds_the_largest() {
+        for ctx in contexts() {
+            let mut r = Random::new();
+            for count in [1, 15, 17, 129, 16 * 1024 + 1, 100_000] {
+                let mut x: Vec<f32> = r.values(count);
+                for place in [0, count / 2, count - 1] {
+                    let before = std::mem::replace(&mut x[place], -5.0);
+                    assert_eq!(step_of(&ctx, &x), 5.0 / 127.0, "{count}, {place} {:?}", ctx.isa());
+                    x[place] = before;
+                }
+                x.fill(0.0);
+                assert_eq!(step_of(&ctx, &x), 1.0);
+                x[count - 1] = f32::INFINITY;
+                assert_eq!(step_of(&ctx, &x), 1.0);
             }
         }
     }

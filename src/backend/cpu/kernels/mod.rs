@@ -10,8 +10,8 @@
 //! | --- | --- |
 //! | `gemm` | [`gemm()`], [`batched_gemm`] |
 //! | `linear` | [`linear_backward_update`]: dX and the optimiser step in one pass over W |
-//! | `int8` | [`PackedInt8`], [`quantize_symmetric`], [`quantize_rows`], [`int8_gemm`], [`int8_conv2d`] |
-//! | `int4` | [`PackedInt4`], [`int4_gemm`] |
+//! | `int8` | [`PackedInt8`], [`quantize_symmetric`], [`quantize_rows`], [`step_of`], [`int8_gemm`], [`int8_conv2d`] |
+//! | `int4` | [`PackedInt4`], [`int4_gemm`], [`dequantize_int4`] |
 //! | `fake_quantize` | [`channel_scales`], [`fake_quantize()`], [`fake_quantize_backward`] |
 //! | `conv` | [`conv2d`], [`conv2d_grad_weight`], [`conv2d_grad_input`] |
 //! | `conv_pool` | [`conv_relu_pool`], [`conv_relu_pool_backward`]: conv + bias + ReLU + 2x2 max pool as one |
@@ -55,8 +55,8 @@ pub use elementwise::{Binary, Broadcast, Unary, all_finite, axpy, binary, cast, 
 pub use fake_quantize::{channel_scales, fake_quantize, fake_quantize_backward};
 pub use fp8::round_fp8;
 pub use gemm::{Activation, Batch, Epilogue, Gemm, batched_gemm, gemm};
-pub use int4::{PackedInt4, int4_gemm};
-pub use int8::{PackedInt8, int8_conv2d, int8_gemm, quantize_rows, quantize_symmetric};
+pub use int4::{PackedInt4, dequantize_int4, int4_gemm};
+pub use int8::{PackedInt8, int8_conv2d, int8_gemm, quantize_rows, quantize_symmetric, step_of};
 pub use layout::{permute, transpose};
 pub use linear::linear_backward_update;
 pub use optimizer::{Optimizer, Update, update};
