@@ -371,6 +371,48 @@ fn weights_that_went_stay_zero_with_their_optimizer_state_while_the_others_learn
 }
 
 #[test]
+fn pruned_weights_stay_zero_while_they_learn_the_grids_of_8_bits() {
+    let set = mnist();
+    let first = config(OptimizerKind::Sgd, 0.05, 64);
+    let rule = |kind| TrainConfig { l1: 1e-4, l2: 1e-3, ..config(kind, 0.001, 64) };
+    for name in ["mlp", "simple-cnn"] {
+        let (model, (_, whole)) = (find(name).unwrap(), trained(name, &set, Precision::Fp32, "single", &first, 30));
+        let forward = (model.build)(&Size { batch: 64, row: set.row, classes: set.classes.len() }).unwrap();
+        for kind in [OptimizerKind::Sgd, OptimizerKind::Adam] {
+            for word in ["2:4+int8-qat", "magnitude:0.8+int8-qat", "channel:0.5+int8-qat"] {
+                let compression: Compression = word.parse().unwrap();
+                let before = prune_once(&forward, &whole, compression.pruning.unwrap().pattern).unwrap().1;
+                let (after, run) = train_aware(model, set.clone(), compression, &rule(kind), &whole, Device::Cpu, 2).unwrap();
+                assert_eq!(run.epochs.len(), 1);
+                for one in &before.tensors {
+                    let now = after.get(&one.name).unwrap();
+                    assert_eq!(now.shape, one.shape, "{name} {kind:?} {word}: {}", one.name);
+                    assert!(now.data != one.data, "{name} {kind:?} {word}: {} does not learn", one.name);
+                    if one.shape.len() > 1 {
+                        let came_back = one.data.iter().zip(&now.data).filter(|(was, is)| **was == 0.0 && **is != 0.0).count();
+                        assert_eq!(came_back, 0, "{name} {kind:?} {word}: {}", one.name);
+                        assert!(after.get(&format!("{}.step", one.name)).unwrap().data[0] > 0.0);
+                    }
+                }
+                // The program that answers has the zeros, and whole weights are refused.
+                let candidate = Candidate { compression, ..candidate(Phase::Infer, Precision::Fp32, Layout::SINGLE, 64) };
+                let predictor = Predictor::new(model, &set, &after, &candidate).unwrap();
+                let int8 = predictor.program().weights.tensors.iter().filter(|t| t.name.ends_with(".int8"));
+                let (zeros, all) = int8
+                    .fold((0, 0), |(zeros, all), t| (zeros + t.data.iter().filter(|v| **v == 0.0).count(), all + t.data.len()));
+                let least = if word.starts_with("2:4") { 0.49 } else { 0.79 };
+                assert!(word.starts_with("channel") || zeros as f64 >= least * all as f64, "{name} {word}: {zeros} of {all}");
+                assert!(Predictor::new(model, &set, &whole, &candidate).is_err());
+            }
+        }
+    }
+    let plain = "2:4+int8".parse().unwrap();
+    let weights = Weights { tensors: Vec::new() };
+    let refused = train_aware(find("mlp").unwrap(), set.clone(), plain, &first, &weights, Device::Cpu, 2).unwrap_err();
+    assert!(refused.to_string().contains("2:4+int8"), "{refused}");
+}
+
+#[test]
 fn weights_of_a_smaller_model_make_the_graph_smaller_and_those_of_a_whole_one_are_no_tuned_ones() {
     for name in ["simple-cnn", "mlp", "transformer"] {
         let row = if name == "transformer" { texts().row } else { mnist().row };
@@ -460,6 +502,14 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
             let other = judge(precision, compression, batch_size);
             assert!((other - value).abs() <= 0.005, "{precision:?} {compression} b{batch_size}: {other} against {value}");
         }
+        // And trained on with the grids that it will have.
+        let int8_qat = format!("{words}+int8-qat").parse().unwrap();
+        let (aware, _) = train_aware(model, set.clone(), int8_qat, &config, &tuned, Device::Cpu, 2).unwrap();
+        let candidate = Candidate { compression: int8_qat, ..candidate(Phase::Infer, Precision::Fp32, Layout::SINGLE, 64) };
+        let mut predictor = Predictor::new(model, &set, &aware, &candidate).unwrap();
+        let value = predictor.judge(&set).unwrap().metrics[&Metric::Accuracy];
+        println!("{int8_qat}: {value:.4} against {fp32:.4}; {:?}", predictor.program().notes);
+        assert!(value >= fp32 - most, "{int8_qat}: {value} against {fp32}");
     }
     let quantized = |word: &str, weights: &Weights| {
         let compression = word.parse().unwrap();
@@ -491,7 +541,10 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
         };
         assert!(has(op) && has(other), "{word}");
     }
-    let (aware, run) = train_aware(model, &set, &weights, &config, 1, Device::Cpu, 2).unwrap();
+    let train_aware = |word: &str, weights: &Weights| {
+        train_aware(model, set.clone(), word.parse().unwrap(), &config, weights, Device::Cpu, 2).unwrap()
+    };
+    let (aware, run) = train_aware("int8-qat", &weights);
     assert!(run.epochs[0].train_loss.is_finite() && aware != weights);
     let (value, program) = quantized("int8-qat", &aware).unwrap();
     assert!((value - fp32).abs() <= 0.005, "int8-qat: {value} against {fp32}");
@@ -506,6 +559,18 @@ fn digits_are_learnt_to_097_and_no_precision_or_int8_costs_half_a_point() {
     };
     let step = aware.tensors.iter().find(|tensor| tensor.name == "fc1.weight.step").unwrap().data[0];
     assert_eq!(scale(&program, "linear_int8"), f64::from(step));
+    let whole = aware;
+    // Of a pruned model: what went stays away while the others learn their grids.
+    for (word, most) in [("2:4+int8-qat:3", 0.005), ("magnitude:0.8+int8-qat:3", 0.01), ("channel:0.5+int8-qat:3", 0.01)] {
+        let (aware, _) = train_aware(word, &weights);
+        let (value, program) = quantized(word, &aware).unwrap();
+        assert!(value >= fp32 - most, "{word}: {value} against {fp32}");
+        assert!(program.notes.iter().all(|note| !note.contains("not trained again")), "{:?}", program.notes);
+        assert!(quantized(word, &weights).is_err(), "{word}: these weights are whole and have no grids");
+        // A whole model cannot be told from a smaller one of a larger; zeros can.
+        let has_zeros = !word.starts_with("channel");
+        assert_eq!(quantized(word, &whole).is_err(), has_zeros, "{word}: these weights are whole");
+    }
     // Half of the bytes: formats are told, their bytes are below the goal, and the layers that change answers most are not int4.
     for share in [0.2, 0.3] {
         let (value, program) = quantized(&format!("mixed:size={share}"), &weights).unwrap();
@@ -554,7 +619,8 @@ fn the_sentiment_of_texts_is_learnt_to_076_and_no_precision_or_int8_costs_two_po
         let accuracy = judged.metrics[&Metric::Accuracy];
         assert!(accuracy >= run.metric - 0.02, "{precision:?} {compression:?}: {accuracy} after {}", run.metric);
     }
-    let (aware, _) = train_aware(model, &set, &weights, &config, 1, Device::Cpu, 2).unwrap();
+    let int8_qat = "int8-qat".parse().unwrap();
+    let (aware, _) = train_aware(model, set.clone(), int8_qat, &config, &weights, Device::Cpu, 2).unwrap();
     for word in ["int8:percentile", "int8:entropy", "int8-dynamic", "int4:64", "int4-gptq:64", "mixed:size=0.2", "int8-qat"] {
         let candidate = Candidate { compression: word.parse().unwrap(), ..candidate(Phase::Infer, Precision::Fp32) };
         let weights = if word == "int8-qat" { &aware } else { &weights };

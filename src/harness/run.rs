@@ -435,7 +435,7 @@ impl Conductor<'_, '_> {
         let trained_on = |candidate: &Candidate| {
             let Compression { pruning, quantization } = candidate.compression;
             let aware = quantization.filter(|kind| matches!(kind, Quantization::Int8Aware { .. }));
-            (pruning.filter(|pruning| pruning.is_tuned()), aware)
+            (pruning.filter(|pruning| pruning.is_tuned() || aware.is_some()), aware)
         };
         for candidate in remaining {
             let own = trained_on(candidate);

@@ -246,11 +246,6 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
             Quantization::Mixed(_) => format!("{quantization} chooses among fp32, int8 and int4 for each layer itself"),
         });
     }
-    if let (Some(quantization @ Quantization::Int8Aware { .. }), Some(pruning)) =
-        (candidate.compression.quantization, candidate.compression.pruning)
-    {
-        return Some(format!("{quantization} trains all weights on: what {pruning} has removed would come back"));
-    }
     None
 }
 
@@ -350,8 +345,8 @@ mod tests {
             ]
         );
         assert_eq!(
-            only("compression = [\"2:4+int8-qat\", \"2:4+int4\"]", TWO),
-            ["int8-qat trains all weights on: what 2:4 has removed would come back"]
+            only("compression = [\"2:4+int8-qat\", \"channel:0.5+tuned+int8-qat\", \"2:4+int4\"]", TWO),
+            Vec::<String>::new()
         );
         assert_eq!(only("layout = \"dp=4\"", TWO), ["dp=4 needs at least 4 threads, this candidate has 2"]);
         assert_eq!(only("threads = [1, 8]", TWO), ["8 threads on 2 cores would share cores, so its times say nothing"]);

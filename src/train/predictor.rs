@@ -82,9 +82,9 @@ impl Predictor {
         candidate: &Candidate,
     ) -> Result<Self, TrainError> {
         let layout = candidate.layout;
-        let unpruned = weights;
+        let (unpruned, pruning) = (weights, candidate.compression.trained_pruning());
         let ranges = || {
-            let (graph, weights) = match candidate.compression.pruning {
+            let (graph, weights) = match pruning {
                 Some(pruning) => prune(calibrated, weights, pruning)?,
                 None => (calibrated.clone(), weights.clone()),
             };
@@ -92,7 +92,7 @@ impl Predictor {
             if matches!(quantization, Quantization::Int8Aware { .. }) {
                 return Ok(trained_grids(&graph, &weights)?);
             }
-            let at_batch = match candidate.compression.pruning {
+            let at_batch = match pruning {
                 Some(pruning) => prune(forward, unpruned, pruning)?.0,
                 None => forward.clone(),
             };
@@ -100,7 +100,7 @@ impl Predictor {
             probe.observe(&at_batch, &graph, &weights, quantization)
         };
         let mut parts = inference_programs(forward, weights, candidate.precision, candidate.compression, layout, ranges)?;
-        if let Some(pruning) = candidate.compression.pruning {
+        if let Some(pruning) = pruning {
             let threads = (candidate.threads / layout.ranks()).max(1);
             let zeros = || {
                 let (graph, weights) = prune(calibrated, weights, pruning)?;

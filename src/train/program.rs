@@ -403,7 +403,7 @@ pub fn inference_programs(
     let (mut graph, mut weights) = (forward.clone(), weights.clone());
     let mut notes = Vec::new();
     let mut calibrate = Some(calibrate);
-    if let Some(pruning) = compression.pruning {
+    if let Some(pruning) = compression.trained_pruning() {
         let before: usize = graph.parameters().map(|id| graph.value(id).elements()).sum();
         (graph, weights) = prune(&graph, &weights, pruning)?;
         let what = match pruning.pattern {

@@ -7,6 +7,7 @@ use super::{TrainError, Trainer, masked_training_program, trainer::Start};
 use crate::{
     comm::Place,
     data::DataSet,
+    graph::Graph,
     models::{Model, Size},
     record::{Candidate, TrainConfig},
     strategy::{Shards, Weights, cubic_share, masked_weights, masks, prune_once},
@@ -75,11 +76,7 @@ pub fn tuner(
         Tuning::Gradual => (forward, weights.clone()),
         Tuning::Tuned | Tuning::None => prune_once(&forward, weights, pruning.pattern)?,
     };
-    let masked = match pruning.pattern {
-        // What is gone needs no mask.
-        Pattern::Channel(_) => HashSet::new(),
-        Pattern::Magnitude(_) | Pattern::TwoFour => masked_weights(&forward),
-    };
+    let masked = masked_by(pruning, &forward);
     weights.tensors.extend(masks(&masked, &weights));
     let program = masked_training_program(&forward, Precision::Fp32, &config, Layout::SINGLE, &masked)?;
     let steps = set.train.rows() / batch_size * config.epochs;
@@ -87,7 +84,25 @@ pub fn tuner(
         Pruning { pattern: Pattern::Magnitude(share), tuning: Tuning::Gradual } => Some(Gradual::new(share, masked, steps)),
         _ => None,
     };
-    let candidate = Candidate {
+    let candidate = on_one_rank(device, threads, batch_size);
+    let seed = config.first_seed;
+    let start = Start { forward, parts: vec![(program, Shards::default())], weights };
+    let mut trainer = Trainer::assemble(&Place::Threads, set, &candidate, config, seed, start)?;
+    (trainer.first_epoch, trainer.gradual) = (first_epoch, gradual);
+    Ok(trainer)
+}
+
+/// Weights of a pruned forward graph that have masks. What is gone needs none.
+pub(super) fn masked_by(pruning: Pruning, forward: &Graph) -> HashSet<String> {
+    match pruning.pattern {
+        Pattern::Channel(_) => HashSet::new(),
+        Pattern::Magnitude(_) | Pattern::TwoFour => masked_weights(forward),
+    }
+}
+
+/// What training goes on as: in fp32, on one rank.
+pub(super) fn on_one_rank(device: Device, threads: usize, batch_size: usize) -> Candidate {
+    Candidate {
         phase: Phase::Train,
         device,
         precision: Precision::Fp32,
@@ -95,12 +110,7 @@ pub fn tuner(
         layout: Layout::SINGLE,
         batch_size,
         threads,
-    };
-    let seed = config.first_seed;
-    let start = Start { forward, parts: vec![(program, Shards::default())], weights };
-    let mut trainer = Trainer::assemble(&Place::Threads, set, &candidate, config, seed, start)?;
-    (trainer.first_epoch, trainer.gradual) = (first_epoch, gradual);
-    Ok(trainer)
+    }
 }
 
 #[cfg(test)]

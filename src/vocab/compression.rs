@@ -76,6 +76,13 @@ impl Compression {
         Compression { pruning: self.pruning.map(|pruning| Pruning { tuning, ..pruning }), ..self }
     }
 
+    /// The pruning as the weights of a candidate come from training: what `int8-qat` trains on was pruned before, and comes with its zeros.
+    pub fn trained_pruning(self) -> Option<Pruning> {
+        let is_aware = matches!(self.quantization, Some(Quantization::Int8Aware { .. }));
+        let untuned_aware = |pruning: &Pruning| is_aware && !pruning.is_tuned();
+        self.pruning.map(|pruning| if untuned_aware(&pruning) { Pruning { tuning: Tuning::Tuned, ..pruning } } else { pruning })
+    }
+
     /// The forms a scenario may use, with their meaning.
     pub const FORMS: &'static [(&'static str, &'static str)] = &[
         ("none", "the trained weights as they are"),
@@ -104,6 +111,9 @@ impl Compression {
         ("channel:0.5+int8-dynamic", "pruned by channel, then quantised with grids of activations found at run time"),
         ("channel:0.5+int4", "pruned by channel, then 4-bit weights"),
         ("2:4+int8", "two of four weights become zero, then all are quantised"),
+        ("magnitude:0.8+int8-qat", "pruned by magnitude, then trained with simulated 8-bit grids, the same weights missing"),
+        ("channel:0.5+int8-qat", "pruned by channel, then the smaller model is trained with simulated 8-bit grids"),
+        ("2:4+int8-qat", "two of four weights become zero, then the others are trained with simulated 8-bit grids"),
         ("magnitude:0.8+tuned+int8", "pruned by magnitude, trained again, then quantised"),
         ("magnitude:0.8+gradual+int8", "pruned by magnitude during training, then quantised"),
         ("channel:0.5+tuned+int8", "pruned by channel, trained again, then quantised"),
@@ -234,6 +244,11 @@ mod tests {
             two_four,
             Compression { quantization: Some(Quantization::INT8), ..Compression::TWO_FOUR }.with_tuning(Tuning::Tuned)
         );
+        let once = "2:4+int8-qat".parse::<Compression>().unwrap();
+        assert_eq!((once.pruning.unwrap().tuning, once.trained_pruning().unwrap().tuning), (Tuning::None, Tuning::Tuned));
+        for (text, tuning) in [("2:4+int8", Tuning::None), ("magnitude:0.8+gradual+int8-qat", Tuning::Gradual)] {
+            assert_eq!(text.parse::<Compression>().unwrap().trained_pruning().unwrap().tuning, tuning);
+        }
         for text in
             ["tuned", "none+tuned", "int8+tuned", "2:4+int8+tuned", "2:4+tuned+tuned", "2:4+gradual", "channel:0.5+gradual"]
         {

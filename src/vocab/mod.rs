@@ -100,11 +100,20 @@ mod tests {
         check(&[Phase::Train, Phase::Infer]);
         check(&[Task::ImageClassification, Task::TextClassification]);
         check(&[OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::Adamw, OptimizerKind::Rmsprop]);
-        check(&[Schedule::Constant, Schedule::Cosine]);
+        check(&[Schedule::Constant, Schedule::Cosine, Schedule::Linear]);
         check(&[InitKind::Uniform, InitKind::Gaussian, InitKind::Xavier, InitKind::He]);
         check(&[Augmentation::Flip, Augmentation::Rotate, Augmentation::Scale]);
         use Objective as O;
         check(&[O::Cost, O::Time, O::Energy, O::Memory, O::Throughput, O::Accuracy]);
         check(&[self::Metric::Accuracy, PrecisionMacro, RecallMacro, F1Macro, PrecisionMicro, RecallMicro, F1Micro, RocAucMacro]);
+    }
+
+    #[test]
+    fn the_rate_falls_to_nothing_as_the_schedule_says() {
+        for (schedule, expected) in [(Schedule::Constant, [1.0; 4]), (Schedule::Linear, [1.0, 0.75, 0.5, 0.0])] {
+            assert_eq!([0, 2, 4, 8].map(|step| schedule.factor(step, 8)), expected, "{schedule:?}");
+        }
+        let cosine = [0, 4, 8].map(|step| Schedule::Cosine.factor(step, 8));
+        assert!(cosine.iter().zip([1.0, 0.5, 0.0]).all(|(got, want)| (got - want).abs() < 1e-12), "{cosine:?}");
     }
 }

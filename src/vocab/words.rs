@@ -206,17 +206,17 @@ pub enum Schedule {
     #[default]
     Constant,
     Cosine,
+    Linear,
 }
 
 impl Schedule {
     /// Factor on the learning rate at a step of a run of `steps` steps.
     pub fn factor(self, step: usize, steps: usize) -> f64 {
+        let done = (step as f64 / steps.max(1) as f64).min(1.0);
         match self {
             Schedule::Constant => 1.0,
-            Schedule::Cosine => {
-                let done = (step as f64 / steps.max(1) as f64).min(1.0);
-                0.5 * (1.0 + (std::f64::consts::PI * done).cos())
-            }
+            Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            Schedule::Linear => 1.0 - done,
         }
     }
 }
@@ -231,6 +231,7 @@ impl Vocabulary for Schedule {
             aliases: &[],
             about: "half a cosine from the learning rate down to zero (Loshchilov & Hutter 2017, one cycle)",
         },
+        Word { value: Schedule::Linear, name: "linear", aliases: &[], about: "from the learning rate down to zero in a line" },
     ];
 }
 

@@ -386,8 +386,8 @@ fn shared_weights(
             let tuned = tuned_weights(setup, model, set, pruning, &weights).map_err(shared)?;
             (hash, weights, note) = (tuned.hash, tuned.weights, Some(tuned.note));
         }
-        if let Some(Quantization::Int8Aware { epochs }) = setup.candidate.compression.quantization {
-            weights = aware_weights(setup, model, set, (&hash, weights), epochs).map_err(shared)?;
+        if matches!(setup.candidate.compression.quantization, Some(Quantization::Int8Aware { .. })) {
+            weights = aware_weights(setup, model, set, &hash, &weights).map_err(shared)?;
         }
         Ok((hash, weights.tensors.into_iter().map(|t| (t.name, t.shape, t.data)).collect(), note))
     })?;
@@ -498,20 +498,24 @@ fn calibration_note(quantization: Quantization, train_rows: usize) -> Option<Str
     Some(format!("{what} from {} training rows, none of them a test row", crate::train::CALIBRATION_ROWS.min(train_rows)))
 }
 
-/// `weights` of checkpoint `hash` after training with simulated int8 grids, kept beside it.
+/// `weights` of checkpoint `hash` after training with simulated int8 grids as the candidate says, kept beside it.
 fn aware_weights(
     setup: &Setup,
     model: &'static Model,
     set: &Arc<DataSet>,
-    (hash, weights): (&str, Weights),
-    epochs: usize,
+    hash: &str,
+    weights: &Weights,
 ) -> Result<Weights, Box<dyn std::error::Error>> {
-    let path = Checkpoint::path(&setup.checkpoints, &format!("{hash}-int8-qat-{epochs}"));
+    let compression = setup.candidate.compression;
+    // A tuned pruning has a checkpoint of its own; what is pruned here alone is told by its word.
+    let kind: String =
+        compression.to_string().chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    let path = Checkpoint::path(&setup.checkpoints, &format!("{hash}-{kind}"));
     if path.exists() {
         return Ok(Checkpoint::load(&path)?.weights);
     }
     let (device, threads) = (setup.reference_device, setup.reference_threads);
-    let (weights, run) = train_aware(model, set, &weights, &setup.train, epochs, device, threads)?;
+    let (weights, run) = train_aware(model, set.clone(), compression, &setup.train, weights, device, threads)?;
     let checkpoint = Checkpoint { weights, run };
     checkpoint.save(&path)?;
     Ok(checkpoint.weights)
@@ -631,6 +635,7 @@ mod tests {
         };
         let whole = describe("none", 32);
         let checkpoints = || std::fs::read_dir(dir.path()).unwrap().count();
+        let accuracy = |described: &Described| described.quality.as_ref().unwrap().metrics[&Metric::Accuracy];
         for (number, pruning) in
             ["2:4+tuned", "channel:0.5+tuned", "magnitude:0.8+tuned", "magnitude:0.8+gradual"].iter().enumerate()
         {
@@ -646,8 +651,28 @@ mod tests {
             for others in [describe(pruning, 1), describe(&format!("{pruning}+int8"), 32)] {
                 assert_eq!((checkpoints(), &others.checkpoint), (number + 2, &one.checkpoint), "{pruning}");
             }
-            let accuracy = |described: &Described| described.quality.as_ref().unwrap().metrics[&Metric::Accuracy];
             assert!(accuracy(&one) > accuracy(&whole) - 0.05, "{pruning}: {} after {}", accuracy(&one), accuracy(&whole));
+        }
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let set = Arc::new(DataSet::load(&DataSource::Shipped("digits-8x8".into()), &[root]).unwrap());
+        // Trained on with simulated grids, from what pruning leaves here, and from what tuning made of it.
+        let before = checkpoints();
+        for (number, word) in ["2:4+int8-qat", "2:4+tuned+int8-qat", "channel:0.5+int8-qat"].into_iter().enumerate() {
+            let one = describe(word, 32);
+            assert_eq!(checkpoints(), before + number + 1, "{word}");
+            assert!(
+                one.notes.iter().any(|note| note.contains("trained 1 more epoch with simulated int8 grids")),
+                "{:?}",
+                one.notes
+            );
+            assert!(accuracy(&one) > accuracy(&whole) - 0.05, "{word}: {} after {}", accuracy(&one), accuracy(&whole));
+            assert_eq!(describe(word, 1).model_size, one.model_size);
+            // The same program where it is counted and not run.
+            let Setup { candidate, train, .. } = setup(Phase::Infer, Layout::SINGLE, dir.path().into());
+            let candidate = Candidate { compression: word.parse().unwrap(), ..candidate };
+            let record = crate::workload::counted("mlp", &set, &candidate, &train).unwrap();
+            assert_eq!(record.flops_per_unit, one.flops_per_unit, "{word}");
+            assert_eq!(checkpoints(), before + number + 1, "{word}");
         }
         let shrunk = describe("channel:0.5+tuned", 32);
         let flops = 2 * (64 * 128 + 128 * 64 + 64 * 10) + 128 + 64 + 10 + 128 + 64;

@@ -7,7 +7,7 @@ use crate::{
     record::{Candidate, Neighbour, OpProfile, RunRecord, Source, Status, TrainConfig},
     train::{Predictor, Team, TrainError, Trainer, initial_weights},
     units::{Bytes, Flops},
-    vocab::{Compression, Layout, Phase, Pruning},
+    vocab::{Compression, Layout, Phase, Pruning, Quantization},
 };
 use std::sync::Arc;
 
@@ -75,9 +75,14 @@ pub fn counted(model: &str, set: &Arc<DataSet>, candidate: &Candidate, train: &T
         Phase::Infer => {
             let forward = (model.build)(&Size { batch: 1, row: set.row, classes: set.classes.len() })?;
             let weights = initial_weights(&forward, train.init, train.first_seed);
-            // Training after a pruning changes weights, not programs.
-            let pruning = candidate.compression.pruning.map(|pruning| Pruning::once(pruning.pattern));
-            let compression = Compression { pruning, ..candidate.compression };
+            // Training after a pruning, or with simulated grids, changes weights, not programs.
+            let Compression { pruning, quantization } = candidate.compression;
+            let pruning = pruning.map(|pruning| Pruning::once(pruning.pattern));
+            let quantization = quantization.map(|kind| match kind {
+                Quantization::Int8Aware { .. } => Quantization::INT8,
+                other => other,
+            });
+            let compression = Compression { pruning, quantization };
             let untuned = Candidate { compression, ..candidate.clone() };
             let mut predictor = Predictor::new(model, set, &weights, &untuned)?;
             let model_size = predictor.program().model_bytes;
