@@ -7,7 +7,10 @@ use super::{
     plan_file::{Limits, PlanObjective},
     search,
 };
-use crate::units::{Joules, Seconds, Usd, UsdPerHour};
+use crate::{
+    units::{Joules, Seconds, Usd, UsdPerHour},
+    vocab::Phase,
+};
 
 /// The answer to a plan.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -38,14 +41,15 @@ pub struct Row {
     pub gpus: u32,
     pub market: Market,
     pub layout: LayoutFigures,
-    /// Training: wall time of all tokens, with what failures add. Serving: from a request to the end of its answer.
+    /// Training: wall time of all tokens or examples, with what failures add. Serving: from a request to the end of its answer. Answers of a
+    /// graph: a step.
     pub time: Seconds,
-    /// Training: of all tokens. Serving: of a million output tokens. Absent where the price is unknown.
+    /// Training: of all tokens or examples. Serving: of a million output tokens. Answers of a graph: of a million. Absent where the price is unknown.
     pub cost: Option<Usd>,
     /// Of the same, at the power limit of the GPUs. Absent where a figure of the power is unknown.
     pub energy: Option<Joules>,
     pub usd_per_hour: Option<UsdPerHour>,
-    /// Tokens a second, of all GPUs: trained on, or answered with.
+    /// Tokens a second, of all GPUs: trained on, or answered with. Examples of a graph.
     pub tokens_per_s: f64,
     pub work: WorkFigures,
     /// Bytes on the fullest GPU, part by part.
@@ -79,6 +83,22 @@ impl Market {
 pub enum WorkFigures {
     Train(TrainFigures),
     Serve(ServeFigures),
+    Graph(GraphFigures),
+}
+
+/// Of the graph of a scenario.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GraphFigures {
+    pub phase: Phase,
+    /// What an example is: `image`.
+    pub unit: &'static str,
+    pub step: Seconds,
+    /// Of the whole training, or of a million answers.
+    pub steps: f64,
+    /// The same without failures and checkpoints.
+    pub work: Seconds,
+    pub goodput: f64,
+    pub interruptions: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -114,8 +134,9 @@ pub struct LayoutFigures {
     pub context: u32,
     pub expert: u32,
     pub data: u32,
-    /// Sequences of a step; this and what follows say nothing of serving.
+    /// Sequences or examples of a step; this and what follows say nothing of serving.
     pub batch: u32,
+    /// 0 where layouts are told apart by their batch instead.
     pub micro_batch: u32,
     pub interleaving: u32,
     pub recomputation: String,
@@ -139,7 +160,10 @@ impl LayoutFigures {
             if self.zero > 0 && self.data * self.context > 1 {
                 parts.push(format!("ZeRO-{}", self.zero));
             }
-            parts.push(format!("micro-batch {}", self.micro_batch));
+            parts.push(match self.micro_batch {
+                0 => format!("batch {}", thousands(self.batch)),
+                micro_batch => format!("micro-batch {micro_batch}"),
+            });
             if self.interleaving > 1 {
                 parts.push(format!("interleaved {}", self.interleaving));
             }
@@ -269,7 +293,12 @@ pub fn hold_against(rows: &mut [Row], limits: &Limits) {
             }
         };
         let days = |seconds: f64| format!("{} days", crate::units::three_figures(seconds / 86_400.0));
-        if matches!(row.work, WorkFigures::Train(_)) {
+        let trains = match &row.work {
+            WorkFigures::Train(_) => true,
+            WorkFigures::Serve(_) => false,
+            WorkFigures::Graph(graph) => graph.phase == Phase::Train,
+        };
+        if trains {
             check("max_days", Some(row.time.0), limits.time.map(|time| time.0), &days);
             check("max_usd", row.cost.map(|usd| usd.0), limits.cost.map(|usd| usd.0), &|usd| Usd(usd).to_string());
             let mwh = |joules: f64| format!("{} MWh", crate::units::three_figures(joules / 3.6e9));

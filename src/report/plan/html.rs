@@ -12,6 +12,7 @@ use super::{
 use crate::{
     predict::{Row, Work, WorkFigures, count_words, thousands},
     units::three_figures,
+    vocab::{Phase, Vocabulary},
 };
 use std::fmt::Write;
 
@@ -66,6 +67,13 @@ fn work(inputs: &PlanInputs) -> String {
             "{model}, {} tokens in sequences of {}, {} machines, objective {}",
             count_words(train.tokens),
             thousands(train.sequence_length),
+            plan.machines.len(),
+            plan.objective.name()
+        ),
+        Work::Graph(run) => format!(
+            "the graph of {}, {}, {} machines, objective {}",
+            plan.model.scenario.as_deref().unwrap_or_default(),
+            run.phase.name(),
             plan.machines.len(),
             plan.objective.name()
         ),
@@ -137,7 +145,14 @@ fn cell(text: Option<String>) -> String {
 fn head(out: &mut String, inputs: &PlanInputs, caption: &str) {
     put!(out, "<div class=\"scroll\"><table>\n<caption>{}</caption>\n<thead><tr><th>#</th>", escape(caption));
     put!(out, "<th class=\"text\">machines</th><th class=\"text\">layout</th>");
-    match inputs.plan.work {
+    match &inputs.plan.work {
+        Work::Graph(run) => {
+            let (time, cost) = match run.phase {
+                Phase::Train => ("time", "cost"),
+                Phase::Infer => ("an answer", "$ a million"),
+            };
+            put!(out, "<th>{time}</th><th>{cost}</th><th>step</th><th>examples a second</th>");
+        }
         Work::Train(_) => {
             put!(out, "<th>time</th><th>cost</th><th>step</th><th>tokens a second</th><th>MFU</th><th>work of the time</th>");
         }
@@ -171,6 +186,10 @@ fn line(out: &mut String, number: &str, row: &Row, is_pick: bool) {
             out.push_str(&cell(Some(three_figures(row.tokens_per_s))));
             out.push_str(&cell(train.mfu.map(words::percent)));
             out.push_str(&cell(Some(words::percent(train.goodput))));
+        }
+        WorkFigures::Graph(graph) => {
+            out.push_str(&cell(Some(graph.step.to_string())));
+            out.push_str(&cell(Some(three_figures(row.tokens_per_s))));
         }
         WorkFigures::Serve(serve) => {
             out.push_str(&cell(Some(serve.first_token.to_string())));
@@ -260,7 +279,8 @@ fn provenance(out: &mut String, inputs: &PlanInputs) {
         facts.push((format!("price of a {gpu}"), format!("{on_demand}{spot}: {}", price.explanation.replace('`', ""))));
     }
     let operation = &plan.operation;
-    if matches!(plan.work, Work::Train(_)) {
+    let trains = matches!(&plan.work, Work::Train(_)) || matches!(&plan.work, Work::Graph(run) if run.phase == Phase::Train);
+    if trains {
         facts.push(("failures".into(), format!("{} for each GPU and year", three_figures(operation.failures_per_gpu_year))));
         facts.push(("restart".into(), format!("{}", operation.restart)));
         facts.push((
@@ -277,9 +297,9 @@ fn provenance(out: &mut String, inputs: &PlanInputs) {
     facts.push(("power".into(), format!("limit of the GPUs, times {} for the building", operation.power_usage_effectiveness)));
     let counts = &answer.counts;
     let count = |value: u64| thousands(u32::try_from(value).unwrap_or(u32::MAX));
-    facts.push((
-        "search".into(),
-        format!(
+    let search = match &plan.work {
+        Work::Graph(_) => format!("all of {} candidates, {} of them too large", count(counts.evaluated), count(counts.too_large)),
+        _ => format!(
             "exact: {} arrangements of ranks, {} of them passed over because their floor lies above what was found; {} layouts evaluated, {} of \
              them too large",
             count(counts.arrangements),
@@ -287,7 +307,8 @@ fn provenance(out: &mut String, inputs: &PlanInputs) {
             count(counts.evaluated),
             count(counts.too_large)
         ),
-    ));
+    };
+    facts.push(("search".into(), search));
     put!(out, "<div class=\"scroll\"><table><tbody>");
     for (name, value) in facts {
         put!(out, "<tr><td class=\"text\">{}</td><td class=\"wrap\">{}</td></tr>", escape(&name), escape(&value));

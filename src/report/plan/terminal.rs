@@ -56,15 +56,23 @@ const COLUMNS: &[TableColumn] = &[
     ("cost", |r| r.cost.map_or("?".into(), words::money)),
     ("MFU", |r| match &r.work {
         WorkFigures::Train(train) => train.mfu.map_or("?".into(), |mfu| format!("{:.0} %", 100.0 * mfu)),
-        WorkFigures::Serve(_) => String::new(),
+        WorkFigures::Serve(_) | WorkFigures::Graph(_) => String::new(),
+    }),
+    ("a step", |r| match &r.work {
+        WorkFigures::Graph(graph) => graph.step.to_string(),
+        WorkFigures::Train(_) | WorkFigures::Serve(_) => String::new(),
+    }),
+    ("examples/s", |r| match &r.work {
+        WorkFigures::Graph(_) => three_figures(r.tokens_per_s),
+        WorkFigures::Train(_) | WorkFigures::Serve(_) => String::new(),
     }),
     ("first token", |r| match &r.work {
         WorkFigures::Serve(serve) => serve.first_token.to_string(),
-        WorkFigures::Train(_) => String::new(),
+        WorkFigures::Train(_) | WorkFigures::Graph(_) => String::new(),
     }),
     ("per token", |r| match &r.work {
         WorkFigures::Serve(serve) => serve.per_token.to_string(),
-        WorkFigures::Train(_) => String::new(),
+        WorkFigures::Train(_) | WorkFigures::Graph(_) => String::new(),
     }),
     ("error", |r| words::trust_short(&r.trust)),
     ("GiB a GPU", |r| three_figures(r.memory_bytes() / f64::from(1 << 30))),

@@ -3,10 +3,11 @@
 use super::PlanInputs;
 use crate::{
     predict::{
-        Answer, HOURS_PER_MONTH, Plan, PlanObjective, Row, ServeFigures, TrainFigures, Trust, Work, WorkFigures, binding,
-        thousands,
+        Answer, GraphFigures, HOURS_PER_MONTH, Plan, PlanObjective, Row, ServeFigures, TrainFigures, Trust, Work, WorkFigures,
+        binding, thousands,
     },
     units::{Bytes, Joules, Seconds, Usd, three_figures},
+    vocab::Phase,
 };
 
 /// What nothing is known of.
@@ -52,25 +53,31 @@ pub fn percent(share: f64) -> String {
 
 /// What a row's time is: a heading.
 pub fn time_title(plan: &Plan) -> &'static str {
-    match plan.work {
+    match &plan.work {
         Work::Train(_) => "days",
         Work::Serve(_) => "seconds an answer",
+        Work::Graph(run) if run.phase == Phase::Train => "hours",
+        Work::Graph(_) => "milliseconds a step",
     }
 }
 
 /// What a row's cost is: a heading.
 pub fn cost_title(plan: &Plan) -> &'static str {
-    match plan.work {
+    match &plan.work {
         Work::Train(_) => "dollars",
         Work::Serve(_) => "dollars a million output tokens",
+        Work::Graph(run) if run.phase == Phase::Train => "dollars",
+        Work::Graph(_) => "dollars a million answers",
     }
 }
 
 /// Time in the unit of `time_title`.
 pub fn time_value(plan: &Plan, row: &Row) -> f64 {
-    match plan.work {
+    match &plan.work {
         Work::Train(_) => row.time.0 / 86_400.0,
         Work::Serve(_) => row.time.0,
+        Work::Graph(run) if run.phase == Phase::Train => row.time.0 / 3600.0,
+        Work::Graph(_) => row.time.as_ms(),
     }
 }
 
@@ -79,6 +86,8 @@ pub fn objective(plan: &Plan) -> &'static str {
         (PlanObjective::Cost, _) => "lowest cost",
         (PlanObjective::Time, Work::Train(_)) => "shortest training",
         (PlanObjective::Time, Work::Serve(_)) => "fastest answers",
+        (PlanObjective::Time, Work::Graph(run)) if run.phase == Phase::Train => "shortest training",
+        (PlanObjective::Time, Work::Graph(_)) => "fastest answers",
         (PlanObjective::Energy, _) => "least energy",
     }
 }
@@ -137,6 +146,17 @@ pub fn figures(row: &Row) -> Vec<(&'static str, String)> {
             out.push(("each token", serve.per_token.to_string()));
             out.push(("replicas", thousands(serve.replicas)));
         }
+        WorkFigures::Graph(graph) if graph.phase == Phase::Train => {
+            out.push(("time", long_time(row.time)));
+            out.push(("cost", or_unknown(row.cost.map(money))));
+            out.push(("a step", graph.step.to_string()));
+            out.push(("examples a second", three_figures(row.tokens_per_s)));
+        }
+        WorkFigures::Graph(graph) => {
+            out.push(("a million answers", or_unknown(row.cost.map(money))));
+            out.push(("a step", graph.step.to_string()));
+            out.push(("examples a second", three_figures(row.tokens_per_s)));
+        }
     }
     out.push(("memory a GPU", format!("{} of {}", gib(row.memory_bytes()), gib(row.memory_limit))));
     out.push(("energy at most", or_unknown(row.energy.map(energy))));
@@ -149,6 +169,7 @@ pub fn reasons(inputs: &PlanInputs, row: &Row) -> Vec<String> {
     match &row.work {
         WorkFigures::Train(train) => out.extend(of_training(inputs, row, train)),
         WorkFigures::Serve(serve) => out.push(of_serving(serve)),
+        WorkFigures::Graph(graph) => out.push(of_graph(row, graph)),
     }
     if let Some((_, price)) = inputs.answer.prices.get(row.machine) {
         let hour = row.usd_per_hour.map(|usd| format!("{usd} for all {} GPUs; ", thousands(row.gpus))).unwrap_or_default();
@@ -188,6 +209,18 @@ fn of_training(inputs: &PlanInputs, row: &Row, train: &TrainFigures) -> Vec<Stri
         out.push(format!("the next layout on these machines is {} slower: {}", percent(slower), second.layout.title()));
     }
     out
+}
+
+fn of_graph(row: &Row, graph: &GraphFigures) -> String {
+    let what = if graph.phase == Phase::Train { "the training" } else { "a million answers" };
+    format!(
+        "{what}: {} steps of {} {}s, {} each; {}",
+        three_figures(graph.steps.ceil()),
+        thousands(row.layout.batch),
+        graph.unit,
+        graph.step,
+        parts(&row.time_parts)
+    )
 }
 
 fn of_serving(serve: &ServeFigures) -> String {
