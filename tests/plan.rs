@@ -9,6 +9,7 @@ use advisor::{
 use proptest::prelude::*;
 use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -282,6 +283,48 @@ fn a_graph_that_answers_is_told_by_the_million_and_stated_layouts_are_tried() {
     assert_eq!(only("[layouts]\npipeline = 2\n")["pp"], 2);
     assert_eq!(only("[layouts]\nzero = 1\n")["zero"], 1);
     assert_eq!(only("[layouts]\ntensor = 2\n")["tp"], 2);
+}
+
+/// At spot prices a served load takes spares, and stands beside the same on demand.
+#[test]
+fn serving_on_machines_that_may_be_taken_away_has_spares_beside_on_demand() {
+    let plan = |spot: &str| {
+        format!(
+            "name = \"small\"\nmodel = {{ shape = \"llama-3.1-8b\" }}\nserve = {{ requests_per_s = 40, input_tokens = 1000, output_tokens = 200 }}\n\
+             machines = {{ gpu = \"h100-sxm-80gb\", gpus = [16, 24, 32, 64] }}\n{spot}"
+        )
+    };
+    let answer = |spot: &str| {
+        let dir = folder_with(&plan(spot));
+        let run = advisor(&["plan", "small.toml", "--out", "out"], dir.path());
+        assert!(run.status.success(), "{}\n{}", text(&run.stdout), text(&run.stderr));
+        let table = fs::read_to_string(dir.path().join("out/small/plan.csv")).unwrap();
+        let head: Vec<String> = table.lines().next().unwrap().split(',').map(str::to_string).collect();
+        let row = move |line: &str| -> BTreeMap<String, String> {
+            head.iter().cloned().zip(line.split(',').map(str::to_string)).collect()
+        };
+        table.lines().skip(1).map(row).collect::<Vec<_>>()
+    };
+    let spot = |per_day: f64, minutes: f64| {
+        format!("operation = {{ spot = {{ interruptions_per_machine_day = {per_day}, replacement_minutes = {minutes} }} }}\n")
+    };
+    let of = |rows: &[BTreeMap<String, String>], market: &str, gpus: &str| {
+        rows.iter().find(|row| row["market"] == market && row["gpus"] == gpus).cloned()
+    };
+    let rows = answer(&spot(2.0, 30.0));
+    let [demand, spared] = ["on demand", "spot"].map(|market| of(&rows, market, "64").unwrap());
+    let number = |row: &BTreeMap<String, String>, key: &str| row[key].parse::<f64>().unwrap_or_else(|_| panic!("{key}: {row:?}"));
+    assert!(number(&spared, "spare_replicas") >= 1.0 && number(&spared, "availability") >= 0.999, "{spared:?}");
+    assert!(demand["spare_replicas"].is_empty() && number(&spared, "replicas") < number(&demand, "replicas"));
+    // What is paid for is every machine, spares too.
+    let of_million =
+        |row: &BTreeMap<String, String>| number(row, "cost_usd_per_million_output_tokens") * number(row, "tokens_per_s");
+    let hour = |row: &BTreeMap<String, String>| number(row, "price_usd_per_hour") / 3600.0 * 1e6;
+    assert!((of_million(&spared) / hour(&spared) - 1.0).abs() < 1e-9 && hour(&spared) < hour(&demand));
+    // Rarer and shorter losses need no more spares; without a word on them there is no answer at spot prices.
+    let rare = of(&answer(&spot(0.01, 5.0)), "spot", "64").unwrap();
+    assert!(number(&rare, "spare_replicas") <= number(&spared, "spare_replicas"));
+    assert!(of(&answer(""), "spot", "64").is_none());
 }
 
 #[test]

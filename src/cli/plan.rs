@@ -64,7 +64,7 @@ fn answer(args: &Args) -> anyhow::Result<Exit> {
     let mut exit = Exit::Done;
     let mut as_json = Vec::new();
     for path in &here {
-        let (ended, answer) = plan_here::run(path, &books.prices, args.json)?;
+        let (ended, answer) = plan_here::run(path, &books.prices, args.json, &args.out)?;
         if ended != Exit::Done {
             return Ok(ended);
         }

@@ -36,8 +36,9 @@ pub struct Answer {
 pub struct Row {
     /// Place in the plan's machines.
     pub machine: usize,
-    /// Name of the GPU in the hardware book.
+    /// Name of the GPU in the hardware book; of the processor where that is what works.
     pub gpu: String,
+    /// 0 where it is the machine at hand.
     pub gpus: u32,
     pub market: Market,
     pub layout: LayoutFigures,
@@ -86,6 +87,14 @@ pub enum WorkFigures {
     Graph(GraphFigures),
 }
 
+/// Replicas that may be taken away.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SpotFigures {
+    pub spares: u32,
+    /// Share of the time in which at least the replicas that the load needs are there.
+    pub availability: f64,
+}
+
 /// Of the graph of a scenario.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GraphFigures {
@@ -117,7 +126,10 @@ pub struct TrainFigures {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ServeFigures {
+    /// That the load is served by; spares come on top.
     pub replicas: u32,
+    /// At spot prices: what stands in for those that are taken away.
+    pub spot: Option<SpotFigures>,
     pub first_token: Seconds,
     pub per_token: Seconds,
     /// Requests that a replica works on at once.
@@ -142,7 +154,7 @@ pub struct LayoutFigures {
     pub recomputation: String,
     pub zero: u8,
     pub precision: String,
-    /// Copies of the model that share a served load; 0 in training.
+    /// Copies of the model that share a served load, spares left out; 0 in training.
     pub replicas: u32,
 }
 
@@ -254,7 +266,10 @@ impl Row {
     /// `1,024 x h100-sxm-80gb (spot)`.
     pub fn place(&self) -> String {
         let market = if self.market == Market::Spot { " (spot)" } else { "" };
-        format!("{} x {}{market}", thousands(self.gpus), self.gpu)
+        match self.gpus {
+            0 => format!("{}{market}", self.gpu),
+            gpus => format!("{} x {}{market}", thousands(gpus), self.gpu),
+        }
     }
 
     pub fn memory_bytes(&self) -> f64 {

@@ -170,9 +170,15 @@ pub struct Operation {
     pub power_usage_effectiveness: f64,
     /// Interruptions of one machine in a day at spot prices; absent where these are no answer.
     pub spot_interruptions_per_machine_day: Option<f64>,
+    /// From the loss of a machine at spot prices until another serves in its place; as `restart` where it is absent.
+    pub spot_replacement: Option<Seconds>,
+    /// Share of the time in which enough machines at spot prices must be there to serve the load.
+    pub spot_availability: f64,
 }
 
 impl Operation {
+    /// 43 minutes a month.
+    pub const SPOT_AVAILABILITY: f64 = 0.999;
     /// Llama 3 405B, 16,384 H100 (arXiv 2407.21783, section 3.3.4): 419 unexpected interruptions in 54 days, that is
     /// 419 / (16,384 x 54 / 365.25) for each GPU and year.
     pub const FAILURES_PER_GPU_YEAR: f64 = 419.0 * 365.25 / (16_384.0 * 54.0);
@@ -191,6 +197,8 @@ impl Default for Operation {
             checkpoint_bytes_per_s_per_gpu: Self::CHECKPOINT_BYTES_PER_S_PER_GPU,
             power_usage_effectiveness: 1.0,
             spot_interruptions_per_machine_day: None,
+            spot_replacement: None,
+            spot_availability: Self::SPOT_AVAILABILITY,
         }
     }
 }
@@ -536,6 +544,11 @@ fn operation(table: &Table) -> Operation {
             .map_or(plain.checkpoint_bytes_per_s_per_gpu, |rate| rate * 1e9),
         power_usage_effectiveness: table.number("power_usage_effectiveness").unwrap_or(plain.power_usage_effectiveness),
         spot_interruptions_per_machine_day: table.table("spot").and_then(|spot| spot.number("interruptions_per_machine_day")),
+        spot_replacement: table
+            .table("spot")
+            .and_then(|spot| spot.number("replacement_minutes"))
+            .map(|minutes| Seconds(60.0 * minutes)),
+        spot_availability: table.table("spot").and_then(|spot| spot.number("availability")).unwrap_or(plain.spot_availability),
     }
 }
 

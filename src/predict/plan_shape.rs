@@ -328,12 +328,26 @@ static OPERATION: Shape = Shape {
 };
 
 static SPOT: Shape = Shape {
-    fields: &[Field {
-        name: "interruptions_per_machine_day",
-        about: "How often one machine is taken away in a day; every one interrupts the run",
-        kind: Kind::Number(Interval::from(0.0, 1e4)),
-        need: Need::Required { example: "interruptions_per_machine_day = 0.05" },
-    }],
+    fields: &[
+        Field {
+            name: "interruptions_per_machine_day",
+            about: "How often one machine is taken away in a day; every one interrupts a training, and takes its replicas from what is served",
+            kind: Kind::Number(Interval::from(0.0, 1e4)),
+            need: Need::Required { example: "interruptions_per_machine_day = 0.05" },
+        },
+        optional(
+            "replacement_minutes",
+            "Serving: from the loss of a machine until another serves in its place",
+            "as `restart_minutes`",
+            Kind::Number(Interval::from(0.0, 1e4)),
+        ),
+        optional(
+            "availability",
+            "Serving: share of the time in which enough replicas must be there; spares are taken until it holds",
+            "0.999",
+            Kind::Number(Interval::between(0.0, 1.0)),
+        ),
+    ],
     exclusive: &[],
 };
 

@@ -402,6 +402,8 @@ fn swings(question: &GraphQuestion, basis: &Basis, parameters: &Parameters, plai
         });
         out.push(Swing { assumption: name.to_string(), ends });
     }
+    // What has no part in the answer goes without saying: links where one GPU is picked.
+    out.retain(|swing| swing.size(value) > 0.0);
     out.sort_by(|a, b| b.size(value).total_cmp(&a.size(value)));
     out
 }

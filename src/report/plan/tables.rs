@@ -41,6 +41,8 @@ pub const PLAN_COLUMNS: &[&str] = &[
     "interruptions",
     "checkpoint_interval_s",
     "replicas",
+    "spare_replicas",
+    "availability",
     "time_to_first_token_s",
     "time_per_output_token_s",
     "utilisation",
@@ -122,6 +124,8 @@ fn column(name: &str, inputs: &PlanInputs, rows: &[(usize, &Row)]) -> Column {
         "interruptions" => real(&|r| wall(r).map(|(.., interruptions)| interruptions)),
         "checkpoint_interval_s" => real(&|r| train(r).and_then(|t| t.checkpoint_interval).map(|s| s.0)),
         "replicas" => whole(&|r| serve(r).map(|s| s.replicas)),
+        "spare_replicas" => whole(&|r| serve(r).and_then(|s| s.spot).map(|spot| spot.spares)),
+        "availability" => real(&|r| serve(r).and_then(|s| s.spot).map(|spot| spot.availability)),
         "time_to_first_token_s" => real(&|r| serve(r).map(|s| s.first_token.0)),
         "time_per_output_token_s" => real(&|r| serve(r).map(|s| s.per_token.0)),
         "utilisation" => real(&|r| serve(r).map(|s| s.utilisation)),
@@ -275,6 +279,8 @@ fn row(row: &Row) -> Value {
                 "time_per_output_token_s": serve.per_token.0,
                 "concurrency": serve.concurrency,
                 "utilisation": serve.utilisation,
+                "spare_replicas": serve.spot.map(|spot| spot.spares),
+                "availability": serve.spot.map(|spot| spot.availability),
             });
         }
     }

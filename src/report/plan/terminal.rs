@@ -25,7 +25,8 @@ pub fn plan_terminal(inputs: &PlanInputs, width: usize, colour: bool) -> String 
             let row = &answer.rows[at];
             let title = format!("{}{}{}, for the {}", style.good, row.title(), style.off, words::objective(plan));
             lines.extend(wrap(&title, width, 0));
-            let figures: Vec<String> = words::figures(row).iter().map(|(name, value)| format!("{name} {value}")).collect();
+            let figures: Vec<String> =
+                words::figures(inputs, row).iter().map(|(name, value)| format!("{name} {value}")).collect();
             lines.extend(wrap(&figures.join("; "), width, 2));
             for reason in words::reasons(inputs, row) {
                 lines.extend(wrap(&format!("- {reason}"), width, 2));
