@@ -158,8 +158,9 @@ fn memory(program: &Program) -> GraphMemory {
     let mut memory = GraphMemory::default();
     for (at, slot) in program.slots.iter().enumerate() {
         // A slot that is kept is one value's, under whatever names.
-        let role = program.values.iter().zip(&program.slot_of).filter(|(_, of)| **of == Some(at)).map(|(value, _)| &value.role);
-        let kept = role.filter(|role| !matches!(role, Role::Intermediate)).next().filter(|_| slot.persistent);
+        let mut roles =
+            program.values.iter().zip(&program.slot_of).filter(|(_, of)| **of == Some(at)).map(|(value, _)| &value.role);
+        let kept = roles.find(|role| !matches!(role, Role::Intermediate)).filter(|_| slot.persistent);
         let part = match kept {
             Some(Role::Parameter { .. }) => &mut memory.weights,
             Some(Role::State) => &mut memory.state,
