@@ -88,6 +88,14 @@ fn single_ops_are_timed_once_and_what_follows_from_them_stands_beside_what_was_m
     let answer: Value = serde_json::from_slice(&plan.stdout).unwrap();
     assert_eq!(answer[0]["source"], "modelled");
     let planned = answer[0]["candidates"].as_array().unwrap();
+    for phase in ["train", "infer"] {
+        let folder = dir.path().join(format!("reports/small-{phase}-predicted"));
+        for file in ["plan.html", "plan.csv", "plan.json", "plots/memory.svg", "plots/time-split.svg"] {
+            assert!(folder.join(file).metadata().unwrap().len() > 100, "{phase} {file}");
+        }
+        let page = fs::read_to_string(folder.join("plan.html")).unwrap();
+        assert!(page.contains("on this machine") && !page.contains("NaN") && !page.contains("<script"), "{page}");
+    }
     for row in rows.iter().filter(|row| row[column("phase")] == "infer") {
         let same = planned.iter().find(|one| one["candidate"] == row[column("candidate")]).unwrap_or_else(|| panic!("{row:?}"));
         let (there, here) = (row[predicted].parse::<f64>().unwrap(), same["predicted_throughput_per_s"].as_f64().unwrap());

@@ -11,6 +11,8 @@ mod doctor;
 mod init;
 mod kernels;
 mod plan;
+mod plan_graph;
+mod plan_graphs;
 mod plan_here;
 mod plan_score;
 mod prices;

@@ -1,9 +1,9 @@
 //! `advisor plan`: layouts and costs on machines that are not here.
 
-use super::{Exit, plan_here, plan_score};
+use super::{Exit, plan_graph, plan_here, plan_score};
 use crate::{
     input::render,
-    predict::{Books, Plan, answer_plan},
+    predict::{Books, Plan, Work, answer_plan},
     report::{PlanInputs, plan_json, plan_terminal, write_plan},
 };
 use clap::Subcommand;
@@ -64,18 +64,25 @@ fn answer(args: &Args) -> anyhow::Result<Exit> {
     let mut exit = Exit::Done;
     let mut as_json = Vec::new();
     for path in &here {
-        let (ended, answer) = plan_here::run(path, &books.prices, args.json)?;
+        let (ended, answer) = plan_here::run(path, &books.prices, args.json, &args.out)?;
         if ended != Exit::Done {
             return Ok(ended);
         }
         as_json.extend(answer);
     }
     for plan in &plans {
-        let answer = match answer_plan(plan, &books) {
-            Ok(answer) => answer,
-            Err(error) => {
-                eprintln!("error: plan `{}`: {error}", plan.path.display());
-                return Ok(Exit::WrongInput);
+        let answer = if let Work::Graph(work) = &plan.work {
+            match plan_graph::answer(plan, work, &books)? {
+                Ok(answer) => answer,
+                Err(exit) => return Ok(exit),
+            }
+        } else {
+            match answer_plan(plan, &books) {
+                Ok(answer) => answer,
+                Err(error) => {
+                    eprintln!("error: plan `{}`: {error}", plan.path.display());
+                    return Ok(Exit::WrongInput);
+                }
             }
         };
         let command = command(args, &plan.path);

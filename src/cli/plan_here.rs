@@ -2,20 +2,27 @@
 
 use super::{Exit, rates};
 use crate::{
-    cost::{self, PriceBook, usd_per_million},
+    cost::{self, Price, PriceBook, usd_per_million},
     data::DataSet,
     input::{Source, render},
     measure::environment,
-    predict::{LocalRates, StepPrediction, predict_record},
+    predict::{
+        Answer, Counts, GpuPrice, GraphFigures, GraphWork, LayoutFigures, LayoutLimits, Limits, LocalRates, Market, ModelWords,
+        Operation, Plan, PlanObjective, Refusal, Row, StepPrediction, Trust, Work, WorkFigures, predict_record, rank,
+    },
     record::{Environment, RunRecord, Workers},
+    report::{PlanInputs, write_plan},
     scenario::{Known, Machine, Scenario},
     stats::median,
-    units::three_figures,
-    vocab::{Phase, Vocabulary},
+    units::{Seconds, three_figures},
+    vocab::{Compression, Phase, Vocabulary},
     workload::{self, counted},
 };
 use serde_json::{Value, json};
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Candidate rows shown of a phase.
 const MOST_ROWS: usize = 15;
@@ -39,7 +46,7 @@ pub fn is_scenario(path: &Path) -> bool {
 }
 
 /// Predicts one scenario; its JSON where `json` wants one, else it is printed.
-pub fn run(path: &Path, book: &PriceBook, json: bool) -> anyhow::Result<(Exit, Option<Value>)> {
+pub fn run(path: &Path, book: &PriceBook, json: bool, out: &Path) -> anyhow::Result<(Exit, Option<Value>)> {
     let (models, instances) = (super::known_models(), book.names());
     let scenario = match Scenario::load(path, &Known { models: &models, instances: &instances }) {
         Ok(scenario) => scenario,
@@ -72,6 +79,10 @@ pub fn run(path: &Path, book: &PriceBook, json: bool) -> anyhow::Result<(Exit, O
     let used = environment.rates.iter().filter(|table| workers.contains(&table.workers));
     let errors: Vec<f64> = used.filter_map(|table| LocalRates::new(table)?.median_error()).collect();
     let op_error = median(&errors);
+    for phase in &scenario.phases {
+        let page = page(&scenario, *phase, &foreseen, &refused, (&environment, op_error, &price), set.train.rows(), out)?;
+        eprintln!("report: {}", page.display());
+    }
     if json {
         return Ok((Exit::Done, Some(as_json(&scenario, &foreseen, op_error))));
     }
@@ -95,6 +106,119 @@ pub fn run(path: &Path, book: &PriceBook, json: bool) -> anyhow::Result<(Exit, O
         ))?;
     }
     Ok((Exit::Done, None))
+}
+
+/// Writes the page, the table and the figures of a phase, by the machinery of plans for other machines; returns the page.
+fn page(
+    scenario: &Scenario,
+    phase: Phase,
+    foreseen: &[Foreseen],
+    refused: &[(String, String)],
+    (machine, op_error, price): (&Environment, Option<f64>, &Price),
+    training_rows: usize,
+    out: &Path,
+) -> anyhow::Result<PathBuf> {
+    let path = scenario.path.display().to_string();
+    let examples = (phase == Phase::Train).then_some((scenario.train.epochs * training_rows) as f64);
+    let work = GraphWork { phase, examples, epochs: None, batches: None, precisions: None };
+    let plan = Plan {
+        path: scenario.path.clone(),
+        text: scenario.text.clone(),
+        name: format!("{}-{}-predicted", scenario.name, phase.name()),
+        question: scenario.question.clone(),
+        model: ModelWords { scenario: Some(path.clone()), ..ModelWords::default() },
+        work: Work::Graph(work),
+        machines: Vec::new(),
+        limits: Limits::default(),
+        objective: PlanObjective::Cost,
+        operation: Operation::default(),
+        layouts: LayoutLimits::default(),
+    };
+    let of_phase = foreseen.iter().filter(|one| one.record.candidate.phase == phase);
+    let mut rows: Vec<Row> =
+        of_phase.map(|one| row(one, scenario, examples.unwrap_or(1e6), (machine, op_error, price))).collect();
+    let pick = rank(&mut rows, plan.objective);
+    let refusals = refused.iter().map(|(title, reason)| Refusal {
+        gpu: title.clone(),
+        gpus: 0,
+        reason: reason.clone(),
+        remedies: Vec::new(),
+    });
+    let hour = GpuPrice { on_demand: Some(price.usd_per_hour), spot: None, explanation: price.explanation.clone() };
+    let answer = Answer {
+        pick,
+        refusals: refusals.collect(),
+        prices: vec![(machine.cpu.clone(), hour)],
+        counts: Counts { evaluated: rows.len() as u64, ..Counts::default() },
+        notes: vec![
+            "times rest on single ops that were timed on this machine, and on the counted work of each candidate's programs"
+                .into(),
+            "accuracy is not predicted: number formats and compressions change it, and `advisor run` measures by how much".into(),
+        ],
+        rows,
+        ..Answer::default()
+    };
+    let command = format!("advisor plan {path} --out {}", out.display());
+    Ok(write_plan(out, &PlanInputs { plan: &plan, answer: &answer, command: &command })?)
+}
+
+/// A candidate as a row of a plan: `volume` examples of training, or a million answers.
+fn row(one: &Foreseen, scenario: &Scenario, volume: f64, (machine, op_error, price): (&Environment, Option<f64>, &Price)) -> Row {
+    let candidate = &one.record.candidate;
+    let (step, phase) = (one.prediction.step, candidate.phase);
+    let work = Seconds(volume / one.per_second());
+    let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+    let layout = candidate.layout;
+    let compressed = candidate.compression != Compression::NONE;
+    let compression = if compressed { format!(", {}", candidate.compression) } else { String::new() };
+    let mut extrapolated = Vec::new();
+    if one.prediction.assumed_share >= 0.005 {
+        extrapolated
+            .push(format!("{:.0} % of the step in ops taken for others of their kind", 100.0 * one.prediction.assumed_share));
+    }
+    Row {
+        machine: candidate.threads,
+        gpu: format!("{}, {} thread{}", machine.cpu, candidate.threads, if candidate.threads == 1 { "" } else { "s" }),
+        gpus: 0,
+        market: Market::OnDemand,
+        layout: LayoutFigures {
+            tensor: size(layout.tensor_ranks()),
+            pipeline: size(layout.pipeline_ranks()),
+            context: 1,
+            expert: 1,
+            data: size(layout.data_ranks()),
+            batch: size(candidate.batch_size),
+            micro_batch: 0,
+            interleaving: 1,
+            recomputation: if layout.recomputes() { "full".into() } else { "none".into() },
+            zero: u8::from(layout.shares_state()),
+            precision: format!("{}{compression}", candidate.precision.name()),
+            replicas: 0,
+        },
+        time: if phase == Phase::Train { work } else { step },
+        cost: Some(price.usd_per_hour.times(work)),
+        energy: None,
+        usd_per_hour: Some(price.usd_per_hour),
+        tokens_per_s: one.per_second(),
+        work: WorkFigures::Graph(GraphFigures {
+            phase,
+            unit: workload::find(scenario.task).unit,
+            step,
+            steps: volume / candidate.batch_size as f64,
+            work,
+            goodput: 1.0,
+            interruptions: 0.0,
+        }),
+        memory: vec![("program", one.record.peak_memory.map_or(0.0, |bytes| bytes.0 as f64))],
+        memory_limit: machine.memory.0 as f64,
+        time_parts: vec![
+            ("timed ops", step.0 * (1.0 - one.prediction.assumed_share)),
+            ("ops taken for others", step.0 * one.prediction.assumed_share),
+        ],
+        trust: Trust { regime: "single ops of this machine".into(), error: op_error, extrapolated, ..Trust::default() },
+        breaches: Vec::new(),
+        on_front: false,
+    }
 }
 
 fn table(phase: Phase, unit: &str, foreseen: &[Foreseen]) -> anyhow::Result<()> {

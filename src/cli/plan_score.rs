@@ -1,6 +1,6 @@
 //! `advisor plan score` and `advisor plan calibrate`: how far predictions lie from published runs, and the fit that they rest on.
 
-use super::Exit;
+use super::{Exit, plan_graphs};
 use crate::predict::{
     Parameters,
     calibrate::{FOLDS, fit},
@@ -20,7 +20,7 @@ use std::{
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advisor plan score\n  advisor plan score --json\n  advisor plan score --out /tmp/held-out.csv\n  advisor plan score --table data/validation/nemo_b200.csv \
-                        --out /tmp/b200.csv\n\nWithout --table: the error on rows that the fit had not seen, whole groups of model, GPU and \
+                        --out /tmp/b200.csv\n  advisor plan score --graphs\n\nWithout --table: the error on rows that the fit had not seen, whole groups of model, GPU and \
                         precision held out.\nWith --table: every row of the file, predicted beside published, with the shipped parameters. \
                         Tables are known by their columns.\nExit codes: 0 done; 2 no such table; 5 done, but some rows were refused."
 )]
@@ -34,6 +34,9 @@ pub struct ScoreArgs {
     /// Where the rows go, predicted beside published: those of --table (instead of standard output), or those that were held out
     #[arg(long, value_name = "FILE.csv")]
     out: Option<PathBuf>,
+    /// Graphs of ours instead: steps and runs that a GPU measured, each predicted by a fit that had not seen its model in its phase
+    #[arg(long, conflicts_with_all = ["table", "with", "out"])]
+    graphs: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -48,6 +51,9 @@ pub struct CalibrateArgs {
     /// Fit the parameters of serving instead of those of training, and the errors that are printed beside an answer
     #[arg(long)]
     serving: bool,
+    /// Fit the parameters of graphs of ours, to what a GPU measured of them, and the errors that are printed beside an answer
+    #[arg(long, conflicts_with_all = ["serving", "with", "held_out"])]
+    graphs: bool,
     /// More tables to fit besides the shipped ones
     #[arg(long, value_name = "FILE.csv")]
     with: Vec<PathBuf>,
@@ -85,6 +91,9 @@ fn read_all(paths: &[PathBuf]) -> Option<Vec<Csv>> {
 }
 
 pub fn score(args: &ScoreArgs) -> anyhow::Result<Exit> {
+    if args.graphs {
+        return plan_graphs::score(args.json);
+    }
     if !args.table.is_empty() {
         return score_tables(args);
     }
@@ -144,7 +153,9 @@ fn score_tables(args: &ScoreArgs) -> anyhow::Result<Exit> {
 
 pub fn calibrate(args: &CalibrateArgs) -> anyhow::Result<Exit> {
     let Some(with) = read_all(&args.with) else { return Ok(Exit::WrongInput) };
-    let text = if args.serving {
+    let text = if args.graphs {
+        plan_graphs::calibrated()?.0.to_toml()
+    } else if args.serving {
         let (values, errors) = serve::score::calibrated(&with);
         serve::written(&values, &errors)
     } else {

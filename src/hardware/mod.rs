@@ -37,7 +37,8 @@ impl Generation {
     }
 }
 
-/// Dense rates of the tensor cores, operations a second; absent where the chip has no such unit.
+/// Dense rates, operations a second: of the tensor cores, absent where the chip has no such unit, and of the plain fp32 units, absent where
+/// no sheet was at hand.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Peaks {
     /// bfloat16 and float16 with 32-bit accumulation; float16 alone on chips without bfloat16.
@@ -46,6 +47,7 @@ pub struct Peaks {
     pub fp8: Option<f64>,
     pub fp4: Option<f64>,
     pub int8: Option<f64>,
+    pub fp32: Option<f64>,
 }
 
 /// The link between the GPUs of one domain (NVLink, or PCIe where there is none).
@@ -169,6 +171,7 @@ mod tests {
             let peaks = gpu.machine.peaks;
             assert!(peaks.fp8.is_none_or(|fp8| fp8 > 1.9 * peaks.bf16), "{}", gpu.name);
             assert!(peaks.fp4.is_none_or(|fp4| fp4 > peaks.fp8.unwrap()), "{}", gpu.name);
+            assert!(peaks.fp32.is_none_or(|fp32| fp32 < peaks.bf16), "{}", gpu.name);
             assert!(gpu.machine.power_w <= gpu.machine.full_power_w, "{}", gpu.name);
             assert!(gpu.machine.scale_up.bytes_per_second < gpu.machine.memory_bytes_per_second, "{}", gpu.name);
         }

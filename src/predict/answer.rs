@@ -7,7 +7,10 @@ use super::{
     plan_file::{Limits, PlanObjective},
     search,
 };
-use crate::units::{Joules, Seconds, Usd, UsdPerHour};
+use crate::{
+    units::{Joules, Seconds, Usd, UsdPerHour},
+    vocab::Phase,
+};
 
 /// The answer to a plan.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,19 +36,21 @@ pub struct Answer {
 pub struct Row {
     /// Place in the plan's machines.
     pub machine: usize,
-    /// Name of the GPU in the hardware book.
+    /// Name of the GPU in the hardware book; of the processor where that is what works.
     pub gpu: String,
+    /// 0 where it is the machine at hand.
     pub gpus: u32,
     pub market: Market,
     pub layout: LayoutFigures,
-    /// Training: wall time of all tokens, with what failures add. Serving: from a request to the end of its answer.
+    /// Training: wall time of all tokens or examples, with what failures add. Serving: from a request to the end of its answer. Answers of a
+    /// graph: a step.
     pub time: Seconds,
-    /// Training: of all tokens. Serving: of a million output tokens. Absent where the price is unknown.
+    /// Training: of all tokens or examples. Serving: of a million output tokens. Answers of a graph: of a million. Absent where the price is unknown.
     pub cost: Option<Usd>,
     /// Of the same, at the power limit of the GPUs. Absent where a figure of the power is unknown.
     pub energy: Option<Joules>,
     pub usd_per_hour: Option<UsdPerHour>,
-    /// Tokens a second, of all GPUs: trained on, or answered with.
+    /// Tokens a second, of all GPUs: trained on, or answered with. Examples of a graph.
     pub tokens_per_s: f64,
     pub work: WorkFigures,
     /// Bytes on the fullest GPU, part by part.
@@ -79,6 +84,30 @@ impl Market {
 pub enum WorkFigures {
     Train(TrainFigures),
     Serve(ServeFigures),
+    Graph(GraphFigures),
+}
+
+/// Replicas that may be taken away.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SpotFigures {
+    pub spares: u32,
+    /// Share of the time in which at least the replicas that the load needs are there.
+    pub availability: f64,
+}
+
+/// Of the graph of a scenario.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GraphFigures {
+    pub phase: Phase,
+    /// What an example is: `image`.
+    pub unit: &'static str,
+    pub step: Seconds,
+    /// Of the whole training, or of a million answers.
+    pub steps: f64,
+    /// The same without failures and checkpoints.
+    pub work: Seconds,
+    pub goodput: f64,
+    pub interruptions: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,7 +126,10 @@ pub struct TrainFigures {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ServeFigures {
+    /// That the load is served by; spares come on top.
     pub replicas: u32,
+    /// At spot prices: what stands in for those that are taken away.
+    pub spot: Option<SpotFigures>,
     pub first_token: Seconds,
     pub per_token: Seconds,
     /// Requests that a replica works on at once.
@@ -114,14 +146,15 @@ pub struct LayoutFigures {
     pub context: u32,
     pub expert: u32,
     pub data: u32,
-    /// Sequences of a step; this and what follows say nothing of serving.
+    /// Sequences or examples of a step; this and what follows say nothing of serving.
     pub batch: u32,
+    /// 0 where layouts are told apart by their batch instead.
     pub micro_batch: u32,
     pub interleaving: u32,
     pub recomputation: String,
     pub zero: u8,
     pub precision: String,
-    /// Copies of the model that share a served load; 0 in training.
+    /// Copies of the model that share a served load, spares left out; 0 in training.
     pub replicas: u32,
 }
 
@@ -139,7 +172,10 @@ impl LayoutFigures {
             if self.zero > 0 && self.data * self.context > 1 {
                 parts.push(format!("ZeRO-{}", self.zero));
             }
-            parts.push(format!("micro-batch {}", self.micro_batch));
+            parts.push(match self.micro_batch {
+                0 => format!("batch {}", thousands(self.batch)),
+                micro_batch => format!("micro-batch {micro_batch}"),
+            });
             if self.interleaving > 1 {
                 parts.push(format!("interleaved {}", self.interleaving));
             }
@@ -230,7 +266,10 @@ impl Row {
     /// `1,024 x h100-sxm-80gb (spot)`.
     pub fn place(&self) -> String {
         let market = if self.market == Market::Spot { " (spot)" } else { "" };
-        format!("{} x {}{market}", thousands(self.gpus), self.gpu)
+        match self.gpus {
+            0 => format!("{}{market}", self.gpu),
+            gpus => format!("{} x {}{market}", thousands(gpus), self.gpu),
+        }
     }
 
     pub fn memory_bytes(&self) -> f64 {
@@ -269,7 +308,12 @@ pub fn hold_against(rows: &mut [Row], limits: &Limits) {
             }
         };
         let days = |seconds: f64| format!("{} days", crate::units::three_figures(seconds / 86_400.0));
-        if matches!(row.work, WorkFigures::Train(_)) {
+        let trains = match &row.work {
+            WorkFigures::Train(_) => true,
+            WorkFigures::Serve(_) => false,
+            WorkFigures::Graph(graph) => graph.phase == Phase::Train,
+        };
+        if trains {
             check("max_days", Some(row.time.0), limits.time.map(|time| time.0), &days);
             check("max_usd", row.cost.map(|usd| usd.0), limits.cost.map(|usd| usd.0), &|usd| Usd(usd).to_string());
             let mwh = |joules: f64| format!("{} MWh", crate::units::three_figures(joules / 3.6e9));

@@ -57,9 +57,9 @@ struct Timed<'a> {
 }
 
 /// Where an op lies among sizes: logarithms of its bytes, its FLOPs and the last extents of its first two operands.
-type Place = [f64; 4];
+pub(super) type Place = [f64; 4];
 
-fn place(shape: &str, flops: u64, bytes: u64) -> Place {
+pub(super) fn place(shape: &str, flops: u64, bytes: u64) -> Place {
     let last = |operand: Option<&str>| {
         let extent = operand.and_then(|text| text.trim_matches(['[', ']', ' ']).rsplit(", ").next()?.parse::<f64>().ok());
         extent.unwrap_or(1.0).max(1.0).ln()
@@ -182,23 +182,29 @@ fn under((flops_per_s, bytes_per_s): (f64, f64), flops: u64, bytes: u64) -> f64 
 
 /// How far below the roof an op at `at` stays, by a regression over the nearest rows.
 fn nearest(rows: &[&Timed], at: &Place) -> f64 {
-    let mut close: Vec<(f64, &Timed)> = rows.iter().map(|timed| (distance(&timed.place, at), *timed)).collect();
+    regressed(&rows.iter().map(|timed| (timed.place, timed.beyond)).collect::<Vec<_>>(), at)
+}
+
+/// The value at `at` of a regression over the nearest of `points`, of which there is at least one.
+pub(super) fn regressed(points: &[(Place, f64)], at: &Place) -> f64 {
+    type Point = (Place, f64);
+    let mut close: Vec<(f64, Point)> = points.iter().map(|point| (distance(&point.0, at), *point)).collect();
     close.sort_by(|a, b| a.0.total_cmp(&b.0));
     close.truncate(NEIGHBOURS);
     let whole: f64 = close.iter().map(|(distance, _)| 1.0 / (distance + CLOSE)).sum();
     let weights: Vec<f64> = close.iter().map(|(distance, _)| 1.0 / (distance + CLOSE) / whole).collect();
     let mean =
-        |of: &dyn Fn(&Timed) -> f64| close.iter().zip(&weights).map(|((_, timed), weight)| weight * of(timed)).sum::<f64>();
-    let middle: Place = std::array::from_fn(|axis| mean(&|timed| timed.place[axis]));
-    let level = mean(&|timed| timed.beyond);
-    let apart = |timed: &Timed, axis: usize| timed.place[axis] - middle[axis];
+        |of: &dyn Fn(&Point) -> f64| close.iter().zip(&weights).map(|((_, point), weight)| weight * of(point)).sum::<f64>();
+    let middle: Place = std::array::from_fn(|axis| mean(&|point| point.0[axis]));
+    let level = mean(&|point| point.1);
+    let apart = |point: &Point, axis: usize| point.0[axis] - middle[axis];
     let matrix: [Place; 4] = std::array::from_fn(|a| {
-        std::array::from_fn(|b| mean(&|timed| apart(timed, a) * apart(timed, b)) + if a == b { DAMPING } else { 0.0 })
+        std::array::from_fn(|b| mean(&|point| apart(point, a) * apart(point, b)) + if a == b { DAMPING } else { 0.0 })
     });
-    let right: Place = std::array::from_fn(|axis| mean(&|timed| apart(timed, axis) * (timed.beyond - level)));
+    let right: Place = std::array::from_fn(|axis| mean(&|point| apart(point, axis) * (point.1 - level)));
     let slopes = solve(matrix, right);
     let value = level + slopes.iter().enumerate().map(|(axis, slope)| slope * (at[axis] - middle[axis])).sum::<f64>();
-    let values = || close.iter().map(|(_, timed)| timed.beyond);
+    let values = || close.iter().map(|(_, point)| point.1);
     value.clamp(values().fold(f64::INFINITY, f64::min) - BEYOND, values().fold(f64::NEG_INFINITY, f64::max) + BEYOND)
 }
 
@@ -221,7 +227,7 @@ fn solve<const N: usize>(mut a: [[f64; N]; N], mut b: [f64; N]) -> [f64; N] {
 
 /// When the last stage is done: each works through its ops in order, and waits for what neighbours have not sent yet. `None` where one waits
 /// for what nobody sends.
-fn timeline(stages: &[&[OpProfile]], seconds: &[Vec<f64>]) -> Option<f64> {
+pub(super) fn timeline(stages: &[&[OpProfile]], seconds: &[Vec<f64>]) -> Option<f64> {
     let mut clock = vec![0.0f64; stages.len()];
     let mut next = vec![0usize; stages.len()];
     // When what is under way has been sent: from a stage to the one behind it, and back.

@@ -10,9 +10,10 @@
 //! | `plan_file`, `plan_shape` | the file that asks |
 //! | `question` | from names to shapes, machines and prices |
 //! | `search`, `landscape` | the best layouts, exact |
-//! | `price`, `resilience` | what an hour costs, and what failures add |
+//! | `price`, `resilience`, `spot` | what an hour costs, what failures add, and spares for machines that are taken away |
 //! | `answer`, `training`, `serving` | rows, front, pick |
 //! | `sensitivity` | which assumption moves the answer |
+//! | `graphs` | graphs of ours instead of a transformer's shape |
 //! | `ranking` | whether layouts that people chose are predicted to be fast |
 //! | `trust` | the held-out error beside every answer |
 
@@ -21,6 +22,7 @@ pub mod calibrate;
 mod collective;
 mod domain;
 mod gemm;
+pub mod graphs;
 mod landscape;
 mod layout;
 mod local;
@@ -38,6 +40,7 @@ mod search;
 mod sensitivity;
 pub mod serve;
 mod serving;
+mod spot;
 mod step;
 pub mod tables;
 mod training;
@@ -45,8 +48,8 @@ mod transformer;
 mod trust;
 
 pub use answer::{
-    Answer, Breach, HOURS_PER_MONTH, LayoutFigures, Market, Refusal, Row, ServeFigures, Swing, SwingEnd, TrainFigures, Trust,
-    WorkFigures, binding, hold_against, rank, thousands,
+    Answer, Breach, GraphFigures, HOURS_PER_MONTH, LayoutFigures, Market, Refusal, Row, ServeFigures, SpotFigures, Swing,
+    SwingEnd, TrainFigures, Trust, WorkFigures, binding, hold_against, rank, thousands,
 };
 pub use collective::{Group, Links};
 pub use domain::Domain;
@@ -58,15 +61,16 @@ pub use memory::{Held, Memory};
 pub use models::{MODEL, ModelBook, read_model};
 pub use parameters::{GENERATION_KNOBS, Knob, OfGeneration, OfStack, Parameters, Place, STACK_KNOBS};
 pub use plan_file::{
-    ExpertWords, GpuCounts, Known, LayoutLimits, Limits, MachineWords, ModelWords, Operation, Plan, PlanObjective, PriceWords,
-    ServeWork, TrainWork, Work, count_words,
+    ExpertWords, GpuCounts, GraphWork, Known, LayoutLimits, Limits, MachineWords, ModelWords, Operation, Plan, PlanObjective,
+    PriceWords, ServeWork, TrainWork, Work, count_words,
 };
 pub use plan_shape::schema as plan_schema;
-pub use price::{GpuPrice, Names, gpu_price};
+pub use price::{GpuPrice, Names, gpu_price, gpu_prices};
 pub use question::{Books, PlanError, answer_plan, transformer_of};
 pub use resilience::{Interruptions, WallTime};
 pub use search::{Arrangement, Counts, Found, Landscape, Outcome, Schedule, Space, Verdict, enumerate, search};
 pub use serving::{ServingQuestion, serving_answer};
+pub use spot::Pool;
 pub use step::{StepEstimate, Sustained, TimeSplit, training_step, training_step_on};
 pub use training::{TrainingQuestion, gpus_per_machine, training_answer};
 pub use transformer::{Attention, Dense, Experts, Latent, Linear, Recurrent, RecurrentKind, Transformer, seen_causally};

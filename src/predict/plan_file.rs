@@ -10,6 +10,7 @@ use super::{
 use crate::{
     input::{self, Diagnostic, Report, Source, Table},
     units::{Joules, Seconds, Usd, UsdPerHour},
+    vocab::{Phase, Precision, Vocabulary},
 };
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,8 @@ pub struct Plan {
 /// A model as the file gives it: a published shape, numbers, or a shape with numbers changed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelWords {
+    /// The file of a scenario whose graph is meant, as the plan has it; nothing else is said then.
+    pub scenario: Option<String>,
     pub shape: Option<String>,
     pub layers: Option<u32>,
     pub hidden: Option<u32>,
@@ -62,6 +65,19 @@ pub struct ExpertWords {
 pub enum Work {
     Train(TrainWork),
     Serve(ServeWork),
+    Graph(GraphWork),
+}
+
+/// What the graph of a scenario does; what is left out is as the scenario says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GraphWork {
+    pub phase: Phase,
+    /// Of the whole training.
+    pub examples: Option<f64>,
+    pub epochs: Option<f64>,
+    /// Examples of a step over all GPUs, rising.
+    pub batches: Option<Vec<u32>>,
+    pub precisions: Option<Vec<Precision>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -154,9 +170,15 @@ pub struct Operation {
     pub power_usage_effectiveness: f64,
     /// Interruptions of one machine in a day at spot prices; absent where these are no answer.
     pub spot_interruptions_per_machine_day: Option<f64>,
+    /// From the loss of a machine at spot prices until another serves in its place; as `restart` where it is absent.
+    pub spot_replacement: Option<Seconds>,
+    /// Share of the time in which enough machines at spot prices must be there to serve the load.
+    pub spot_availability: f64,
 }
 
 impl Operation {
+    /// 43 minutes a month.
+    pub const SPOT_AVAILABILITY: f64 = 0.999;
     /// Llama 3 405B, 16,384 H100 (arXiv 2407.21783, section 3.3.4): 419 unexpected interruptions in 54 days, that is
     /// 419 / (16,384 x 54 / 365.25) for each GPU and year.
     pub const FAILURES_PER_GPU_YEAR: f64 = 419.0 * 365.25 / (16_384.0 * 54.0);
@@ -175,6 +197,8 @@ impl Default for Operation {
             checkpoint_bytes_per_s_per_gpu: Self::CHECKPOINT_BYTES_PER_S_PER_GPU,
             power_usage_effectiveness: 1.0,
             spot_interruptions_per_machine_day: None,
+            spot_replacement: None,
+            spot_availability: Self::SPOT_AVAILABILITY,
         }
     }
 }
@@ -219,10 +243,36 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The mistake of a plan whose scenario is not there, at its place in the file; `near` are scenarios that are.
+    pub fn without_scenario(&self, near: &[&str]) -> Vec<Diagnostic> {
+        let source = Source::new(&self.path, &self.text);
+        let told = input::parse(&source, &plan_shape::FILE, |file, report| {
+            let Some(table) = file.table("model") else { return };
+            let named = table.text("scenario").unwrap_or_default();
+            report.unknown(table.span("scenario"), "scenario", named, near);
+        });
+        told.err().unwrap_or_default()
+    }
+}
+
 /// Everything but `path` and `text`. What the checker found wrong reads as its default here: the value is dropped in the end.
 fn build(file: &Table, report: &mut Report, known: &Known) -> Plan {
     let model = file.table("model").map(|table| model(&table, report, known)).unwrap_or_default();
+    let run = file.table("run");
+    if let Some(table) = file.table("model") {
+        let (found, expected) = match (&model.scenario, &run) {
+            (Some(_), None) => ("`[model]` names a scenario, and there is no `[run]`", "`run` beside a `scenario`"),
+            (None, Some(_)) => ("`[run]` is for the graph of a scenario", "a `scenario` in `[model]`, or `train` or `serve`"),
+            _ => ("", ""),
+        };
+        if !found.is_empty() {
+            let key = if model.scenario.is_some() { "scenario" } else { "shape" };
+            report.add(table.span(key), found).expected(expected);
+        }
+    }
     let work = match (file.table("train"), file.table("serve")) {
+        (None, None) if run.is_some() => Work::Graph(self::run(&run.expect("seen above"), report)),
         (_, Some(serve)) => Work::Serve(self::serve(&serve, report, known)),
         (train, None) => Work::Train(train.map(|table| self::train(&table, report, known)).unwrap_or(TrainWork {
             tokens: 1.0,
@@ -233,6 +283,13 @@ fn build(file: &Table, report: &mut Report, known: &Known) -> Plan {
     };
     let name = model.shape.as_deref().unwrap_or("this model");
     let question = match &work {
+        Work::Graph(run) => {
+            let does = if run.phase == Phase::Train { "trains" } else { "answers with" };
+            format!(
+                "Which machine, and how many GPUs of it, {does} the graph of {} best?",
+                model.scenario.as_deref().unwrap_or("it")
+            )
+        }
         Work::Train(train) => {
             format!("On which machines, and laid out how, does {name} learn from {} tokens best?", count_words(train.tokens))
         }
@@ -283,12 +340,56 @@ fn named(table: &Table, key: &str, what: &str, names: &[&str], report: &mut Repo
     Some(if places.is_empty() { vec![0] } else { places })
 }
 
+/// Keys of `[model]` beside `scenario`.
+const SHAPE_KEYS: [&str; 11] = [
+    "shape",
+    "layers",
+    "hidden",
+    "heads",
+    "kv_heads",
+    "head_size",
+    "feed_forward",
+    "gated",
+    "vocabulary",
+    "tied_embeddings",
+    "experts",
+];
+
+fn run(table: &Table, report: &mut Report) -> GraphWork {
+    let phase = table.word("phase", |text| Phase::parse(text).ok()).unwrap_or(Phase::Train);
+    if phase == Phase::Infer {
+        for key in ["examples", "epochs"].into_iter().filter(|key| table.has(key)) {
+            report
+                .add(table.key_span(key), format!("`{key}` is for a training: answers are told by the million"))
+                .expected("`phase = \"train\"`, or no such key");
+        }
+    }
+    GraphWork {
+        phase,
+        examples: table.number("examples"),
+        epochs: table.number("epochs"),
+        batches: sizes(table, "batch_size"),
+        precisions: table.words("precision", |text| Precision::parse(text).ok()),
+    }
+}
+
 fn model(table: &Table, report: &mut Report, known: &Known) -> ModelWords {
+    let scenario = table.text("scenario").map(str::to_string);
+    if let Some(name) = &scenario {
+        for key in SHAPE_KEYS.iter().filter(|key| table.has(key)) {
+            report
+                .add(
+                    table.key_span(key),
+                    format!("`{key}` says something of a shape, and `{name}` is a scenario with a graph of its own"),
+                )
+                .expected("`scenario` alone");
+        }
+    }
     let shape = table.text("shape").map(str::to_string);
     if let Some(name) = shape.as_deref().filter(|name| !name.trim().is_empty() && !known.models.contains(name)) {
         report.unknown(table.span("shape"), "model", name, known.models);
     }
-    if shape.is_none() {
+    if shape.is_none() && scenario.is_none() {
         for key in ["layers", "hidden", "heads", "feed_forward", "vocabulary"] {
             if !table.has(key) {
                 report
@@ -311,6 +412,7 @@ fn model(table: &Table, report: &mut Report, known: &Known) -> ModelWords {
             .expected(format!("at most the {} experts of `count`", experts.count));
     }
     let words = ModelWords {
+        scenario,
         shape,
         layers: number32(table, "layers"),
         hidden: number32(table, "hidden"),
@@ -442,6 +544,11 @@ fn operation(table: &Table) -> Operation {
             .map_or(plain.checkpoint_bytes_per_s_per_gpu, |rate| rate * 1e9),
         power_usage_effectiveness: table.number("power_usage_effectiveness").unwrap_or(plain.power_usage_effectiveness),
         spot_interruptions_per_machine_day: table.table("spot").and_then(|spot| spot.number("interruptions_per_machine_day")),
+        spot_replacement: table
+            .table("spot")
+            .and_then(|spot| spot.number("replacement_minutes"))
+            .map(|minutes| Seconds(60.0 * minutes)),
+        spot_availability: table.table("spot").and_then(|spot| spot.number("availability")).unwrap_or(plain.spot_availability),
     }
 }
 

@@ -1,7 +1,10 @@
 //! The keys of a plan file. The checker, its messages, the JSON Schema and the reader all go by these tables.
 
 use super::{layout::Recompute, plan_file::Known};
-use crate::input::{self, Choice, Exclusive, Field, Interval, Kind, Need, Shape};
+use crate::{
+    input::{self, Choice, Exclusive, Field, Interval, Kind, Need, Shape},
+    vocab::{Phase, Precision, Vocabulary},
+};
 use serde_json::{Value, json};
 
 /// JSON Schema of a plan file; `known` has the names that it may use.
@@ -59,6 +62,7 @@ pub(super) static FILE: Shape = Shape {
         },
         optional("train", "What is trained", "", Kind::Table(&TRAIN)),
         optional("serve", "What is served", "", Kind::Table(&SERVE)),
+        optional("run", "What the graph of a scenario does", "", Kind::Table(&RUN)),
         Field {
             name: "machines",
             about: "The kinds of machines that may be taken, and how many",
@@ -70,11 +74,12 @@ pub(super) static FILE: Shape = Shape {
         optional("operation", "Failures, checkpoints and power of the machines", "", Kind::Table(&OPERATION)),
         optional("layouts", "Limits of the search over layouts; one left out does not bind", "", Kind::Table(&LAYOUTS)),
     ],
-    exclusive: &[Exclusive { keys: &["train", "serve"], required: true }],
+    exclusive: &[Exclusive { keys: &["train", "serve", "run"], required: true }],
 };
 
 static MODEL: Shape = Shape {
     fields: &[
+        optional("scenario", "The file of a scenario whose graph is meant, from the plan's folder", "", Kind::TEXT),
         optional("shape", "A published model by name", "", Kind::TEXT),
         optional("layers", "Transformer layers", "of the shape", Kind::Whole { low: 1, high: 10_000 }),
         optional("hidden", "Width of the residual stream", "of the shape", WIDTH),
@@ -178,6 +183,50 @@ static SERVE: Shape = Shape {
     exclusive: &[],
 };
 
+static RUN: Shape = Shape {
+    fields: &[
+        Field {
+            name: "phase",
+            about: "Whether it learns or answers",
+            kind: Kind::Word { what: "phase", choices: phases, hint: |_| None },
+            need: Need::Required { example: "phase = \"train\"" },
+        },
+        optional(
+            "epochs",
+            "Passes over the training rows of the scenario",
+            "of the scenario",
+            Kind::Number(Interval::above(0.0, 1e9)),
+        ),
+        optional("examples", "Examples of the whole training", "", Kind::Number(Interval::above(0.0, 1e18))),
+        optional("batch_size", "Examples of a step over all GPUs; several are an axis", "of the scenario", BATCHES),
+        optional(
+            "precision",
+            "Number format; several are an axis",
+            "of the scenario",
+            Kind::List {
+                of: &Kind::Word { what: "precision", choices: precisions, hint: |_| None },
+                least: 1,
+                most: LONGEST_AXIS,
+                bare: true,
+                distinct: true,
+            },
+        ),
+    ],
+    exclusive: &[Exclusive { keys: &["epochs", "examples"], required: false }],
+};
+
+fn phases() -> Vec<Choice> {
+    choices::<Phase>()
+}
+
+fn precisions() -> Vec<Choice> {
+    choices::<Precision>()
+}
+
+fn choices<T: Vocabulary>() -> Vec<Choice> {
+    T::WORDS.iter().map(|word| Choice { name: word.name, aliases: word.aliases, about: word.about }).collect()
+}
+
 const MILLISECONDS: Kind = Kind::Number(Interval::above(0.0, 1e7));
 
 static MACHINE: Shape = Shape {
@@ -279,12 +328,26 @@ static OPERATION: Shape = Shape {
 };
 
 static SPOT: Shape = Shape {
-    fields: &[Field {
-        name: "interruptions_per_machine_day",
-        about: "How often one machine is taken away in a day; every one interrupts the run",
-        kind: Kind::Number(Interval::from(0.0, 1e4)),
-        need: Need::Required { example: "interruptions_per_machine_day = 0.05" },
-    }],
+    fields: &[
+        Field {
+            name: "interruptions_per_machine_day",
+            about: "How often one machine is taken away in a day; every one interrupts a training, and takes its replicas from what is served",
+            kind: Kind::Number(Interval::from(0.0, 1e4)),
+            need: Need::Required { example: "interruptions_per_machine_day = 0.05" },
+        },
+        optional(
+            "replacement_minutes",
+            "Serving: from the loss of a machine until another serves in its place",
+            "as `restart_minutes`",
+            Kind::Number(Interval::from(0.0, 1e4)),
+        ),
+        optional(
+            "availability",
+            "Serving: share of the time in which enough replicas must be there; spares are taken until it holds",
+            "0.999",
+            Kind::Number(Interval::between(0.0, 1.0)),
+        ),
+    ],
     exclusive: &[],
 };
 

@@ -1,9 +1,13 @@
 //! What an hour of a GPU costs: a stated price, an entry of the price book, or the cheapest entry that has this GPU. Where the book has none the
 //! price is unknown, and nothing is put in its place.
 
-use super::plan_file::PriceWords;
+use super::{
+    plan_file::{Plan, PriceWords},
+    training::gpus_per_machine,
+};
 use crate::{
     cost::{Entry, PriceBook},
+    hardware::Gpu,
     units::UsdPerHour,
 };
 
@@ -23,6 +27,17 @@ pub struct Names<'a> {
     pub own: &'a [&'a str],
     /// Names in catalogues that may leave the form factor out.
     pub catalogue: &'a [&'a str],
+}
+
+/// The prices of the GPUs of a plan's machines, in their order.
+pub fn gpu_prices(plan: &Plan, gpus: &[Gpu], book: &PriceBook) -> Vec<GpuPrice> {
+    let price = |(machine, gpu): (&super::MachineWords, &Gpu)| {
+        let own: Vec<&str> = std::iter::once(gpu.name.as_str()).chain(gpu.aliases.iter().map(String::as_str)).collect();
+        let catalogue: Vec<&str> = gpu.price_names.iter().map(String::as_str).collect();
+        let names = Names { own: &own, catalogue: &catalogue };
+        gpu_price(&machine.price, machine.spot_usd_per_gpu_hour, names, gpus_per_machine(&gpu.machine), book)
+    };
+    plan.machines.iter().zip(gpus).map(price).collect()
 }
 
 /// The price of one GPU of machines with `per_machine` GPUs.

@@ -6,11 +6,11 @@ use super::{
     models::ModelBook,
     parameters::Parameters,
     plan_file::{ExpertWords, Known, ModelWords, Plan, Work},
-    price::{GpuPrice, Names, gpu_price},
+    price::gpu_prices,
     sensitivity,
     serve::{Engine, ServedFormat, ServingParameters},
     serving::{ENGINES, KV_CACHES, ServingQuestion, serving_answer},
-    training::{self, TrainingQuestion, gpus_per_machine},
+    training::{self, TrainingQuestion},
     transformer::{Attention, Dense, Experts, Transformer},
     trust::{ServingTrust, TrainingTrust},
 };
@@ -37,6 +37,8 @@ pub enum PlanError {
     Heads { heads: u32, kv_heads: u32 },
     #[error("`dense_layers` cannot be {dense}: the model has {layers} layers")]
     DenseLayers { dense: u32, layers: u32 },
+    #[error("the graph of `{scenario}` is answered by `graph_answer`, with its programs counted")]
+    Graph { scenario: String },
 }
 
 impl Books {
@@ -76,18 +78,12 @@ fn names(gpu: &Gpu) -> Vec<&str> {
 
 /// The answer with what moves it.
 pub fn answer_plan(plan: &Plan, books: &Books) -> Result<Answer, PlanError> {
+    if let Some(scenario) = &plan.model.scenario {
+        return Err(PlanError::Graph { scenario: scenario.clone() });
+    }
     let model = transformer_of(&plan.model, &books.models)?;
     let gpus: Vec<Gpu> = plan.machines.iter().map(|machine| books.hardware.gpus[machine.gpu].clone()).collect();
-    let prices: Vec<GpuPrice> = plan
-        .machines
-        .iter()
-        .zip(&gpus)
-        .map(|(machine, gpu)| {
-            let catalogue: Vec<&str> = gpu.price_names.iter().map(String::as_str).collect();
-            let names = Names { own: &names(gpu), catalogue: &catalogue };
-            gpu_price(&machine.price, machine.spot_usd_per_gpu_hour, names, gpus_per_machine(&gpu.machine), &books.prices)
-        })
-        .collect();
+    let prices = gpu_prices(plan, &gpus, &books.prices);
     match &plan.work {
         Work::Train(work) => {
             let precisions: Vec<TrainingPrecision> = work.precisions.iter().map(|place| TrainingPrecision::ALL[*place]).collect();
@@ -106,6 +102,7 @@ pub fn answer_plan(plan: &Plan, books: &Books) -> Result<Answer, PlanError> {
             answer.swings = sensitivity::swings(&question, &answer);
             Ok(answer)
         }
+        Work::Graph(_) => unreachable!("its model is a scenario: answered above"),
         Work::Serve(work) => Ok(serving_answer(&ServingQuestion {
             plan,
             work,

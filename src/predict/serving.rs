@@ -2,12 +2,14 @@
 
 use super::{
     answer::{
-        Answer, Breach, LayoutFigures, Market, Refusal, Row, ServeFigures, Swing, SwingEnd, WorkFigures, hold_against, rank,
+        Answer, Breach, LayoutFigures, Market, Refusal, Row, ServeFigures, SpotFigures, Swing, SwingEnd, WorkFigures,
+        hold_against, rank,
     },
     plan_file::{Plan, ServeWork},
     price::GpuPrice,
     search::{Counts, divisors},
     serve::{Arrival, Engine, Load, ServedFormat, ServingError, ServingEstimate, ServingLayout, ServingParameters, serving},
+    spot::Pool,
     training::{gpus_per_machine, machine_of},
     transformer::Transformer,
     trust::ServingTrust,
@@ -41,7 +43,12 @@ pub const KV_CACHES: [(&str, Option<f64>); 3] = [("auto", None), ("bf16", Some(2
 pub const ENGINES: [Engine; 3] = [Engine::TensorRt, Engine::Vllm, Engine::Sglang];
 
 /// A layout with what it comes to.
-type Tried = (ServingLayout, ServingEstimate);
+struct Tried {
+    layout: ServingLayout,
+    /// Where its machines may be taken away.
+    spot: Option<SpotFigures>,
+    estimate: ServingEstimate,
+}
 
 impl ServingQuestion<'_> {
     fn load(&self) -> Load {
@@ -92,11 +99,37 @@ impl ServingQuestion<'_> {
         out
     }
 
+    /// The replicas of a layout on machines that may be taken away: those that are there for as long as the plan wants, which carry the load, and
+    /// what stands in for them. `None` where too few are.
+    fn on_spot(&self, layout: ServingLayout, machine: &Machine, gpus: u32) -> Option<(ServingLayout, SpotFigures)> {
+        let operation = &self.plan.operation;
+        // What is lost together: a machine with all its replicas, or a replica that needs several; of less than a machine all of it.
+        let per_machine = gpus_per_machine(machine).min(gpus);
+        let unit = layout.replica_gpus().max(per_machine);
+        if !unit.is_multiple_of(layout.replica_gpus()) {
+            return None;
+        }
+        let machines = f64::from(unit) / f64::from(per_machine);
+        let pool = Pool::new(operation, gpus / unit, machines.ceil(), f64::from(per_machine))?;
+        let needed = pool.reliable(operation.spot_availability);
+        let each = unit / layout.replica_gpus();
+        let spares = (pool.units - needed) * each;
+        let figures = SpotFigures { spares, availability: pool.availability(needed) };
+        (needed > 0).then_some((ServingLayout { replicas: needed * each, ..layout }, figures))
+    }
+
     /// The best layout of so many GPUs: the fastest answer among those that carry the load within its limits, or what comes nearest.
-    fn best(&self, machine: &Machine, gpus: u32, counts: &mut Counts) -> Option<Tried> {
+    fn best(&self, machine: &Machine, gpus: u32, market: Market, counts: &mut Counts) -> Option<Tried> {
         let load = self.load();
         let mut best: Option<((bool, f64, f64), Tried)> = None;
         for layout in self.layouts(machine, gpus) {
+            let (layout, spot) = match market {
+                Market::OnDemand => (layout, None),
+                Market::Spot => match self.on_spot(layout, machine, gpus) {
+                    Some((layout, figures)) => (layout, Some(figures)),
+                    None => continue,
+                },
+            };
             let estimate = serving(self.model, machine, &layout, &load, self.parameters);
             counts.evaluated += 1;
             let miss = match &estimate.verdict {
@@ -116,7 +149,7 @@ impl ServingQuestion<'_> {
                 key.0.cmp(&other.0).then(key.1.total_cmp(&other.1)).then(key.2.total_cmp(&other.2)).is_lt()
             });
             if is_better {
-                best = Some((key, (layout, estimate)));
+                best = Some((key, Tried { layout, spot, estimate }));
             }
         }
         best.map(|(_, tried)| tried)
@@ -127,9 +160,11 @@ impl ServingQuestion<'_> {
         estimate.first_token.0 + f64::from(self.work.output_tokens.saturating_sub(1)) * estimate.per_token.0
     }
 
-    fn row(&self, at: usize, machine: &Machine, gpus: u32, (layout, estimate): &Tried) -> Row {
+    fn row(&self, at: usize, machine: &Machine, gpus: u32, Tried { layout, spot, estimate }: &Tried) -> Row {
         let price = &self.prices[at];
-        let usd_per_hour = price.on_demand.map(|usd| UsdPerHour(usd.0 * f64::from(gpus)));
+        let market = if spot.is_some() { Market::Spot } else { Market::OnDemand };
+        let usd_per_gpu = if market == Market::Spot { price.spot } else { price.on_demand };
+        let usd_per_hour = usd_per_gpu.map(|usd| UsdPerHour(usd.0 * f64::from(gpus)));
         let tokens_per_s = estimate.output_tokens_per_second;
         let seconds_per_million = 1e6 / tokens_per_s;
         let watts = machine.power_w * f64::from(gpus) * self.plan.operation.power_usage_effectiveness;
@@ -140,7 +175,7 @@ impl ServingQuestion<'_> {
             machine: at,
             gpu: self.gpus[at].name.clone(),
             gpus,
-            market: Market::OnDemand,
+            market,
             layout: LayoutFigures {
                 tensor: layout.tensor,
                 pipeline: layout.pipeline,
@@ -162,6 +197,7 @@ impl ServingQuestion<'_> {
             tokens_per_s,
             work: WorkFigures::Serve(ServeFigures {
                 replicas: layout.replicas,
+                spot: *spot,
                 first_token: estimate.first_token,
                 per_token: estimate.per_token,
                 concurrency: estimate.live,
@@ -214,8 +250,13 @@ impl ServingQuestion<'_> {
     fn rows(&self, answer: &mut Answer) {
         for (at, (machine, counts)) in self.machines().iter().enumerate() {
             for gpus in counts {
-                let Some(tried) = self.best(machine, *gpus, &mut answer.counts) else { continue };
-                match &tried.1.verdict {
+                // At spot prices only where there is one, and the plan says how often machines go.
+                let has_spot = self.prices[at].spot.is_some() && self.plan.operation.spot_interruptions_per_machine_day.is_some();
+                let spot = if has_spot { self.best(machine, *gpus, Market::Spot, &mut answer.counts) } else { None };
+                let fits = |tried: &Tried| !matches!(tried.estimate.verdict, Err(ServingError::Memory { .. }));
+                answer.rows.extend(spot.filter(fits).map(|tried| self.row(at, machine, *gpus, &tried)));
+                let Some(tried) = self.best(machine, *gpus, Market::OnDemand, &mut answer.counts) else { continue };
+                match &tried.estimate.verdict {
                     Err(error @ ServingError::Memory { .. }) => answer.refusals.push(Refusal {
                         gpu: self.gpus[at].name.clone(),
                         gpus: *gpus,
@@ -237,6 +278,16 @@ pub fn serving_answer(question: &ServingQuestion) -> Answer {
     question.rows(&mut answer);
     answer.prices = question.gpus.iter().map(|gpu| gpu.name.clone()).zip(question.prices.iter().cloned()).collect();
     answer.swings = swings(question, &answer);
+    let operation = &question.plan.operation;
+    if answer.rows.iter().any(|row| row.market == Market::Spot) {
+        let Seconds(replacement) = operation.spot_replacement.unwrap_or(operation.restart);
+        answer.notes.push(format!(
+            "spot: spares are counted so that {} % of the time as many replicas as the load needs are there, machines being lost one by one and replaced \
+             in {:.0} minutes; where a provider takes many at once, more are needed. Requests on a machine that goes are asked again",
+            100.0 * operation.spot_availability,
+            replacement / 60.0
+        ));
+    }
     answer
 }
 
@@ -263,7 +314,7 @@ fn swings(question: &ServingQuestion, plain: &Answer) -> Vec<Swing> {
             work.output_tokens = (f64::from(work.output_tokens) * factor).round().max(1.0) as u32;
         }),
         ("price of an hour", [0.8, 1.25], |_, _, prices, factor| {
-            prices.iter_mut().flat_map(|price| &mut price.on_demand).for_each(|usd| usd.0 *= factor);
+            prices.iter_mut().flat_map(|price| [&mut price.on_demand, &mut price.spot]).flatten().for_each(|usd| usd.0 *= factor);
         }),
     ];
     let mut out: Vec<Swing> = Vec::new();

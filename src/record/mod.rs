@@ -5,6 +5,7 @@
 
 mod candidate;
 mod communication;
+mod counted;
 mod goal;
 mod gpu;
 mod kernels;
@@ -16,6 +17,7 @@ pub mod store;
 
 pub use candidate::Candidate;
 pub use communication::{COMMUNICATION_VERSION, CommunicationFile, CommunicationRow, CommunicationRun};
+pub use counted::{CountedGraph, CountedOp, GraphMemory};
 pub use goal::{Constraints, CostBasis, Goal, Owned, Target};
 pub use gpu::Gpu;
 pub use kernels::{CheckRow, KernelRow, KernelRun, StepRow};

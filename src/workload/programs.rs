@@ -1,13 +1,15 @@
-//! The programs of a candidate with their work, counted: of one that runs, and of one that only might.
+//! The programs of a candidate with their work, counted: of one that runs, of one that only might, and of one for GPUs that are not here.
 
 use crate::{
+    backend::cuda::{self, Facts},
     data::DataSet,
-    graph::{Exchange, Op, Program},
-    models::{self, Size},
-    record::{Candidate, Neighbour, OpProfile, RunRecord, Source, Status, TrainConfig},
-    train::{Predictor, Team, TrainError, Trainer, initial_weights},
+    graph::{Exchange, Op, Program, Role},
+    models::{self, Model, Size},
+    record::{Candidate, CountedGraph, CountedOp, GraphMemory, Neighbour, OpProfile, RunRecord, Source, Status, TrainConfig},
+    strategy::Calibration,
+    train::{Predictor, Team, TrainError, Trainer, inference_programs, initial_weights, training_programs},
     units::{Bytes, Flops},
-    vocab::{Compression, Layout, Phase, Pruning, Quantization},
+    vocab::{Compression, Layout, Phase, Pruning, Quantization, RowShape},
 };
 use std::sync::Arc;
 
@@ -75,18 +77,166 @@ pub fn counted(model: &str, set: &Arc<DataSet>, candidate: &Candidate, train: &T
         Phase::Infer => {
             let forward = (model.build)(&Size { batch: 1, row: set.row, classes: set.classes.len() })?;
             let weights = initial_weights(&forward, train.init, train.first_seed);
-            // Training after a pruning, or with simulated grids, changes weights, not programs.
-            let Compression { pruning, quantization } = candidate.compression;
-            let pruning = pruning.map(|pruning| Pruning::once(pruning.pattern));
-            let quantization = quantization.map(|kind| match kind {
-                Quantization::Int8Aware { .. } => Quantization::INT8,
-                other => other,
-            });
-            let compression = Compression { pruning, quantization };
-            let untuned = Candidate { compression, ..candidate.clone() };
+            let untuned = Candidate { compression: untuned(candidate.compression), ..candidate.clone() };
             let mut predictor = Predictor::new(model, set, &weights, &untuned)?;
             let model_size = predictor.program().model_bytes;
             of_team(predictor.team(), model_size)
         }
     })
+}
+
+/// Training after a pruning, or with simulated grids, changes weights, not programs.
+fn untuned(compression: Compression) -> Compression {
+    Compression {
+        pruning: compression.pruning.map(|pruning| Pruning::once(pruning.pattern)),
+        quantization: compression.quantization.map(|kind| match kind {
+            Quantization::Int8Aware { .. } => Quantization::INT8,
+            other => other,
+        }),
+    }
+}
+
+/// What a model's rows are and how many classes they have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rows {
+    pub row: RowShape,
+    pub classes: usize,
+}
+
+/// The programs of a candidate as a GPU like `facts` would run them: built from the graph, never loaded, so that a layout may have any number
+/// of ranks. Weights that are pruned stay in dense products.
+///
+/// # Errors
+/// What keeps the candidate from being run keeps it from being counted.
+pub fn counted_on_gpu(
+    model: &Model,
+    rows: Rows,
+    candidate: &Candidate,
+    train: &TrainConfig,
+    facts: &Facts,
+) -> Result<CountedGraph, TrainError> {
+    let (layout, batch_size) = (candidate.layout, candidate.batch_size);
+    let ranks = layout.data_ranks();
+    if !batch_size.is_multiple_of(ranks) {
+        return Err(TrainError::Split { batch_size, ranks });
+    }
+    let size = Size { batch: batch_size / ranks, row: rows.row, classes: rows.classes };
+    let forward = (model.build)(&size)?;
+    let mut model_size = None;
+    let programs: Vec<Program> = match candidate.phase {
+        Phase::Train => {
+            let pieces = layout.micro_batches(size.batch);
+            let of_piece = if pieces == 1 { forward } else { (model.build)(&Size { batch: size.batch / pieces, ..size })? };
+            let parts = training_programs(&of_piece, pieces, candidate.precision, train, layout)?;
+            parts.into_iter().map(|(part, _)| part.program).collect()
+        }
+        Phase::Infer => {
+            let weights = initial_weights(&forward, train.init, train.first_seed);
+            let compression = untuned(candidate.compression);
+            let parts =
+                inference_programs(&forward, &weights, candidate.precision, compression, layout, || Ok(Calibration::default()))?;
+            model_size = parts.first().map(|(part, _)| Bytes(part.model_bytes));
+            parts.into_iter().map(|(part, _)| part.program).collect()
+        }
+    };
+    let memories = programs.iter().map(|program| Ok((memory(program), cuda::launches(program, facts)?)));
+    let memories: Vec<(GraphMemory, (Vec<usize>, usize))> = memories.collect::<Result<_, TrainError>>()?;
+    let fullest = memories.iter().map(|(memory, (_, scratch))| GraphMemory { scratch: Bytes(*scratch as u64), ..*memory });
+    let fullest = fullest.max_by_key(|memory| memory.total().0).unwrap_or_default();
+    let is_first = |part: &usize| layout.part_place(*part).1 == 0;
+    let stages: Vec<Vec<CountedOp>> = (0..programs.len())
+        .filter(is_first)
+        .map(|part| {
+            let launches = memories[part].1.0.iter();
+            untimed(&programs[part]).zip(launches).map(|(profile, launches)| CountedOp { profile, launches: *launches }).collect()
+        })
+        .collect();
+    Ok(CountedGraph {
+        candidate: candidate.clone(),
+        stages,
+        input_bytes: Bytes(programs.iter().map(Program::input_bytes).max().unwrap_or(0)),
+        memory: fullest,
+        model_size: model_size.unwrap_or(fullest.weights),
+    })
+}
+
+/// The memory of a program, slot by slot; its last part is the backend's to say.
+fn memory(program: &Program) -> GraphMemory {
+    let mut memory = GraphMemory::default();
+    for (at, slot) in program.slots.iter().enumerate() {
+        // A slot that is kept is one value's, under whatever names.
+        let mut roles =
+            program.values.iter().zip(&program.slot_of).filter(|(_, of)| **of == Some(at)).map(|(value, _)| &value.role);
+        let kept = roles.find(|role| !matches!(role, Role::Intermediate)).filter(|_| slot.persistent);
+        let part = match kept {
+            Some(Role::Parameter { .. }) => &mut memory.weights,
+            Some(Role::State) => &mut memory.state,
+            Some(Role::Input) => &mut memory.rows,
+            Some(Role::Intermediate) | None => &mut memory.working,
+        };
+        part.0 += slot.bytes as u64;
+    }
+    memory
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vocab::{Device, Precision};
+
+    const H200: Facts = Facts {
+        name: String::new(),
+        capability: (9, 0),
+        multiprocessors: 132,
+        shared_bytes_per_block: 232_448,
+        memory_bytes: 150_109_880_320,
+    };
+
+    fn counted(phase: Phase, layout: &str, batch_size: usize) -> CountedGraph {
+        let model = models::find("mlp").unwrap();
+        let rows = Rows { row: RowShape::Image([28, 28, 1]), classes: 10 };
+        let optimizer = crate::record::OptimizerConfig::new(crate::vocab::OptimizerKind::Adam, 0.001);
+        let layout: Layout = layout.parse().unwrap();
+        let candidate = Candidate {
+            phase,
+            device: Device::Cuda(0),
+            precision: Precision::Fp32,
+            compression: Compression::NONE,
+            layout,
+            batch_size,
+            threads: layout.ranks(),
+        };
+        counted_on_gpu(model, rows, &candidate, &TrainConfig::new(1, optimizer, batch_size), &H200).unwrap()
+    }
+
+    #[test]
+    fn memory_has_a_place_for_every_byte_of_the_program() {
+        let parameters = 4 * (784 * 256 + 256 + 256 * 128 + 128 + 1290);
+        let train = counted(Phase::Train, "single", 64);
+        assert_eq!((train.memory.weights, train.memory.state), (Bytes(parameters), Bytes(2 * parameters)));
+        assert_eq!(train.memory.rows, Bytes(64 * (4 * 784 + 4)));
+        assert!(train.memory.working.0 > 0 && train.memory.working.0 < 8 * parameters, "{:?}", train.memory);
+        let infer = counted(Phase::Infer, "single", 64);
+        assert_eq!(
+            (infer.memory.weights, infer.memory.state, infer.model_size),
+            (Bytes(parameters), Bytes(0), Bytes(parameters))
+        );
+    }
+
+    /// A thousand ranks are counted as one is: nothing is loaded.
+    #[test]
+    fn a_rank_of_many_has_its_share_of_the_batch_and_exchanges_gradients() {
+        let one = counted(Phase::Train, "single", 64);
+        let many = counted(Phase::Train, "dp=1024", 65_536);
+        let flops = |graph: &CountedGraph, is_exchange: bool| -> u64 {
+            let ops = graph.stages[0].iter().filter(|op| (op.profile.op == "all_reduce") == is_exchange);
+            ops.map(|op| op.profile.flops.0).sum()
+        };
+        let share = flops(&many, false) as f64 / flops(&one, false) as f64;
+        assert!((share - 1.0).abs() < 0.01, "{share}");
+        let numbers = 784 * 256 + 256 + 256 * 128 + 128 + 1290;
+        assert_eq!((flops(&one, true), flops(&many, true)), (0, numbers));
+        assert_eq!(counted(Phase::Train, "pp=2", 64).stages.len(), 2);
+        assert!(one.stages[0].iter().map(|op| op.launches).sum::<usize>() > 8);
+    }
 }

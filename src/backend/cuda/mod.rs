@@ -71,6 +71,16 @@ pub fn multiplies_8_bits(ordinal: usize) -> Result<bool, CudaError> {
     facts(ordinal).map(|facts| fp8::runs_on(&facts))
 }
 
+/// The launches of each step of `program` on a device like `facts`, and the bytes of partial results between them. Nothing is asked of a
+/// device.
+///
+/// # Errors
+/// Where no kernel runs a step.
+pub fn launches(program: &Program, facts: &Facts) -> Result<(Vec<usize>, usize), BackendError> {
+    let plan = plan::plan(program, facts, &Choices::default(), &plan::Places::nowhere(program))?;
+    Ok((plan.steps.iter().map(Vec::len).collect(), plan.scratch_bytes))
+}
+
 fn one_line(facts: &Facts) -> String {
     let (major, minor) = facts.capability;
     let image = image_for(facts.capability).unwrap_or("none");

@@ -16,9 +16,15 @@ use plotters::{coord::ranged1d::ValueFormatter, prelude::*};
 /// Most rows in a figure with one bar a row.
 const MOST_BARS: usize = 16;
 
+/// How many times the longest bar a limit may lie from zero and still be drawn.
+const FAR: f64 = 20.0;
+
 /// All figures; one without anything to show is left out.
 pub(super) fn figures(inputs: &PlanInputs) -> Result<Vec<Plot>, ReportError> {
-    let memory = bars(inputs, "memory", "memory of the fullest GPU, GiB", |_| f64::from(1 << 30), |row| &row.memory)?;
+    let most = inputs.answer.rows.iter().map(Row::memory_bytes).fold(0.0, f64::max);
+    let (unit, name) = if most < f64::from(1 << 30) { (1 << 20, "MiB") } else { (1 << 30, "GiB") };
+    let whose = if words::is_here(inputs.plan) { "of the program" } else { "of the fullest GPU" };
+    let memory = bars(inputs, "memory", &format!("memory {whose}, {name}"), |_| f64::from(unit), |row| &row.memory)?;
     let percent = |row: &Row| row.time_parts.iter().map(|(_, seconds)| seconds).sum::<f64>() / 100.0;
     let time = bars(inputs, "time-split", "percent of a step", percent, |row| &row.time_parts)?;
     Ok([front(inputs)?, swings(inputs)?, memory, time].into_iter().flatten().collect())
@@ -58,8 +64,9 @@ fn front(inputs: &PlanInputs) -> Result<Option<Plot>, ReportError> {
             paint_front(chart, inputs, &points)
         }
     })?;
+    let numbers = if words::is_here(inputs.plan) { "batch sizes" } else { "GPUs" };
     let caption = format!(
-        "{caption}. Numbers are GPUs; the line joins rows that no other beats in both; hollow ones break a limit; \
+        "{caption}. Numbers are {numbers}; the line joins rows that no other beats in both; hollow ones break a limit; \
          the large one is the answer."
     );
     Ok(Some(Plot { stem: "front".into(), caption, svg }))
@@ -120,7 +127,8 @@ where
         }
         is_free
     });
-    chart.draw_series(named.iter().map(|p| Text::new(thousands(p.1.gpus), (p.2, p.3), font(12).pos(above_right()))))?;
+    let label = |row: &Row| if words::is_here(inputs.plan) { row.layout.batch } else { row.gpus };
+    chart.draw_series(named.iter().map(|p| Text::new(thousands(label(p.1)), (p.2, p.3), font(12).pos(above_right()))))?;
     draw_legend(&mut chart, SeriesLabelPosition::UpperRight)
 }
 
@@ -154,11 +162,18 @@ fn bars(
         }
     }
     let whole = |row: &Row| parts_of(row).iter().map(|(_, value)| value).sum::<f64>() / unit(row);
-    let limit = |row: &Row| if stem == "memory" { row.memory_limit / unit(row) } else { 0.0 };
+    // A limit that lies far beyond every bar would make them all a line.
+    let most = rows.iter().map(|(_, row)| whole(row)).fold(0.0, f64::max);
+    let is_near = |limit: f64| limit <= FAR * most;
+    let limit = |row: &Row| {
+        let limit = row.memory_limit / unit(row);
+        if stem == "memory" && is_near(limit) { limit } else { 0.0 }
+    };
     let high = rows.iter().map(|(_, row)| whole(row).max(limit(row))).fold(0.0, f64::max);
     let count = rows.len();
     let caption = format!("Where it goes: {title}");
-    let titles: Vec<String> = rows.iter().map(|(at, row)| format!("#{} {}", number(*at), row.place())).collect();
+    let named = |row: &Row| if words::is_here(inputs.plan) { row.layout.title() } else { row.place() };
+    let titles: Vec<String> = rows.iter().map(|(at, row)| format!("#{} {}", number(*at), named(row))).collect();
     let frame = Frame { titles: &titles, title_width: 230, x_title: title, x_label: &|v| three_figures(*v) };
     let svg = by_line("figure of parts", 24 * count as u32 + 76, &caption, 0.0..high * 1.04, &frame, |chart| {
         for (k, (_, row)) in rows.iter().enumerate() {
@@ -184,7 +199,11 @@ fn bars(
     if names.len() > last {
         key.push(format!("{} {}", COLOUR_NAMES[last], names[last..].join(" and ")));
     }
-    let limits = if stem == "memory" { " The line is what may be used." } else { "" };
+    let limits = match (stem == "memory", rows.iter().any(|(_, row)| limit(row) > 0.0)) {
+        (false, _) => "",
+        (true, true) => " The line is what may be used.",
+        (true, false) => " What may be used lies far beyond.",
+    };
     Ok(Some(Plot { stem: stem.into(), caption: format!("{caption}: {}.{limits}", key.join(", ")), svg }))
 }
 

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     predict::{Row, Work, WorkFigures, count_words, thousands},
     units::three_figures,
+    vocab::Phase,
 };
 use std::fmt::Write;
 
@@ -31,8 +32,9 @@ pub fn plan_html(inputs: &PlanInputs) -> Result<String, ReportError> {
     put!(out, "<header>\n<p class=\"soft\">advisor plan: {}</p>\n<h1>{}</h1>", escape(&plan.name), escape(&plan.question));
     put!(
         out,
-        "<p class=\"soft\">{}. Every figure is modelled; none was measured on these machines.</p>\n</header>",
-        escape(&work(inputs))
+        "<p class=\"soft\">{}. Every figure is modelled; {}.</p>\n</header>",
+        escape(&work(inputs)),
+        if words::is_here(plan) { "nothing was run but single ops" } else { "none was measured on these machines" }
     );
     answer_box(&mut out, inputs);
     draw(&mut out, &plots, "front");
@@ -69,6 +71,13 @@ fn work(inputs: &PlanInputs) -> String {
             plan.machines.len(),
             plan.objective.name()
         ),
+        Work::Graph(run) => format!(
+            "the graph of {}, {}, {}, objective {}",
+            plan.model.scenario.as_deref().unwrap_or_default(),
+            if run.phase == Phase::Train { "training" } else { "inference" },
+            if words::is_here(plan) { "on this machine".to_string() } else { format!("{} machines", plan.machines.len()) },
+            plan.objective.name()
+        ),
         Work::Serve(serve) => format!(
             "{model}, {} requests a second of {} tokens, answers of {}, {} machines, objective {}",
             count_words(serve.requests_per_s),
@@ -91,7 +100,7 @@ fn answer_box(out: &mut String, inputs: &PlanInputs) {
                 words::objective(inputs.plan)
             );
             put!(out, "<div class=\"pick\">{}</div>\n<div class=\"figures\">", escape(&row.title()));
-            for (name, value) in words::figures(row) {
+            for (name, value) in words::figures(inputs, row) {
                 put!(out, "<div><div class=\"name\">{}</div><div class=\"value\">{}</div></div>", escape(name), escape(&value));
             }
             put!(out, "</div>");
@@ -137,7 +146,14 @@ fn cell(text: Option<String>) -> String {
 fn head(out: &mut String, inputs: &PlanInputs, caption: &str) {
     put!(out, "<div class=\"scroll\"><table>\n<caption>{}</caption>\n<thead><tr><th>#</th>", escape(caption));
     put!(out, "<th class=\"text\">machines</th><th class=\"text\">layout</th>");
-    match inputs.plan.work {
+    match &inputs.plan.work {
+        Work::Graph(run) => {
+            let (time, cost) = match run.phase {
+                Phase::Train => ("time", "cost"),
+                Phase::Infer => ("an answer", "$ a million"),
+            };
+            put!(out, "<th>{time}</th><th>{cost}</th><th>step</th><th>examples a second</th>");
+        }
         Work::Train(_) => {
             put!(out, "<th>time</th><th>cost</th><th>step</th><th>tokens a second</th><th>MFU</th><th>work of the time</th>");
         }
@@ -172,6 +188,10 @@ fn line(out: &mut String, number: &str, row: &Row, is_pick: bool) {
             out.push_str(&cell(train.mfu.map(words::percent)));
             out.push_str(&cell(Some(words::percent(train.goodput))));
         }
+        WorkFigures::Graph(graph) => {
+            out.push_str(&cell(Some(graph.step.to_string())));
+            out.push_str(&cell(Some(three_figures(row.tokens_per_s))));
+        }
         WorkFigures::Serve(serve) => {
             out.push_str(&cell(Some(serve.first_token.to_string())));
             out.push_str(&cell(Some(serve.per_token.to_string())));
@@ -196,7 +216,11 @@ fn table(out: &mut String, inputs: &PlanInputs) {
         put!(out, "<p>No layout fits on any of these machines.</p>");
         return;
     }
-    let caption = "The best layout of each kind and number of machines, best first. Energy is at the power limit of the GPUs.";
+    let caption = if words::is_here(inputs.plan) {
+        "Every candidate of the scenario on this machine, best first."
+    } else {
+        "The best layout of each kind and number of machines, best first. Energy is at the power limit of the GPUs."
+    };
     head(out, inputs, caption);
     let is_open = |at: usize| at < OPEN_ROWS || rows[at].on_front;
     for (at, row) in rows.iter().enumerate().filter(|(at, _)| is_open(*at)) {
@@ -239,8 +263,8 @@ fn refusals(out: &mut String, inputs: &PlanInputs) {
     for refusal in refusals {
         put!(
             out,
-            "<tr><td class=\"text\">{} x {}</td><td class=\"wrap\">{}</td><td class=\"wrap\">{}</td></tr>",
-            thousands(refusal.gpus),
+            "<tr><td class=\"text\">{}{}</td><td class=\"wrap\">{}</td><td class=\"wrap\">{}</td></tr>",
+            if refusal.gpus == 0 { String::new() } else { format!("{} x ", thousands(refusal.gpus)) },
             escape(&refusal.gpu),
             escape(&refusal.reason),
             escape(&refusal.remedies.join("; "))
@@ -260,7 +284,8 @@ fn provenance(out: &mut String, inputs: &PlanInputs) {
         facts.push((format!("price of a {gpu}"), format!("{on_demand}{spot}: {}", price.explanation.replace('`', ""))));
     }
     let operation = &plan.operation;
-    if matches!(plan.work, Work::Train(_)) {
+    let trains = matches!(&plan.work, Work::Train(_)) || matches!(&plan.work, Work::Graph(run) if run.phase == Phase::Train);
+    if trains && !words::is_here(plan) {
         facts.push(("failures".into(), format!("{} for each GPU and year", three_figures(operation.failures_per_gpu_year))));
         facts.push(("restart".into(), format!("{}", operation.restart)));
         facts.push((
@@ -270,16 +295,19 @@ fn provenance(out: &mut String, inputs: &PlanInputs) {
                 three_figures(operation.checkpoint_bytes_per_s_per_gpu / 1e9)
             ),
         ));
-        if let Some(rate) = operation.spot_interruptions_per_machine_day {
-            facts.push(("spot".into(), format!("{rate} interruptions for each machine and day, beside the failures")));
-        }
     }
-    facts.push(("power".into(), format!("limit of the GPUs, times {} for the building", operation.power_usage_effectiveness)));
+    if let Some(rate) = operation.spot_interruptions_per_machine_day {
+        facts.push(("spot".into(), format!("{rate} interruptions for each machine and day, beside the failures")));
+    }
+    if !words::is_here(plan) {
+        facts
+            .push(("power".into(), format!("limit of the GPUs, times {} for the building", operation.power_usage_effectiveness)));
+    }
     let counts = &answer.counts;
     let count = |value: u64| thousands(u32::try_from(value).unwrap_or(u32::MAX));
-    facts.push((
-        "search".into(),
-        format!(
+    let search = match &plan.work {
+        Work::Graph(_) => format!("all of {} candidates, {} of them too large", count(counts.evaluated), count(counts.too_large)),
+        _ => format!(
             "exact: {} arrangements of ranks, {} of them passed over because their floor lies above what was found; {} layouts evaluated, {} of \
              them too large",
             count(counts.arrangements),
@@ -287,7 +315,8 @@ fn provenance(out: &mut String, inputs: &PlanInputs) {
             count(counts.evaluated),
             count(counts.too_large)
         ),
-    ));
+    };
+    facts.push(("search".into(), search));
     put!(out, "<div class=\"scroll\"><table><tbody>");
     for (name, value) in facts {
         put!(out, "<tr><td class=\"text\">{}</td><td class=\"wrap\">{}</td></tr>", escape(&name), escape(&value));
@@ -296,6 +325,6 @@ fn provenance(out: &mut String, inputs: &PlanInputs) {
     put!(out, "<details><summary>The plan file</summary><pre>{}</pre></details>", escape(&plan.text));
     put!(
         out,
-        "<footer>Every figure is modelled, with the error of the model on published runs beside it; unknown ones say so. All rows: plan.csv, plan.json.</footer>"
+        "<footer>Every figure is modelled, with the error of the model beside it; unknown ones say so. All rows: plan.csv, plan.json.</footer>"
     );
 }

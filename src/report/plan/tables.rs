@@ -4,6 +4,7 @@ use super::{super::ReportError, PlanInputs};
 use crate::{
     predict::{Row, Trust, WorkFigures},
     record::Source,
+    vocab::{Phase, Vocabulary},
 };
 use polars::prelude::{Column, CsvWriter, DataFrame, IntoColumn, NamedFrom, SerWriter, Series};
 use serde_json::{Value, json};
@@ -32,6 +33,7 @@ pub const PLAN_COLUMNS: &[&str] = &[
     "reason",
     "step_time_s",
     "tokens_per_s",
+    "examples_per_s",
     "mfu",
     "time_s",
     "work_s",
@@ -39,12 +41,15 @@ pub const PLAN_COLUMNS: &[&str] = &[
     "interruptions",
     "checkpoint_interval_s",
     "replicas",
+    "spare_replicas",
+    "availability",
     "time_to_first_token_s",
     "time_per_output_token_s",
     "utilisation",
     "price_usd_per_hour",
     "cost_usd",
     "cost_usd_per_million_output_tokens",
+    "cost_usd_per_million_examples",
     "energy_j",
     "memory_bytes",
     "memory_limit_bytes",
@@ -73,13 +78,24 @@ fn column(name: &str, inputs: &PlanInputs, rows: &[(usize, &Row)]) -> Column {
     let whole = |of: &dyn Fn(&Row) -> Option<u32>| Series::new(name.into(), rows.iter().map(|(_, r)| of(r)).collect::<Vec<_>>());
     let train = |row: &Row| match &row.work {
         WorkFigures::Train(train) => Some(*train),
-        WorkFigures::Serve(_) => None,
+        WorkFigures::Serve(_) | WorkFigures::Graph(_) => None,
     };
     let serve = |row: &Row| match &row.work {
         WorkFigures::Serve(serve) => Some(*serve),
-        WorkFigures::Train(_) => None,
+        WorkFigures::Train(_) | WorkFigures::Graph(_) => None,
     };
-    let trains = |row: &Row| train(row).is_some();
+    let graph = |row: &Row| match &row.work {
+        WorkFigures::Graph(graph) => Some(*graph),
+        WorkFigures::Train(_) | WorkFigures::Serve(_) => None,
+    };
+    // What a training has: of a transformer, or of a graph.
+    let trains = |row: &Row| train(row).is_some() || graph(row).is_some_and(|graph| graph.phase == Phase::Train);
+    let steps = |row: &Row| train(row).is_some() || graph(row).is_some();
+    let wall = |row: &Row| match &row.work {
+        WorkFigures::Train(train) => Some((train.work, train.goodput, train.interruptions)),
+        WorkFigures::Graph(graph) if trains(row) => Some((graph.work, graph.goodput, graph.interruptions)),
+        WorkFigures::Serve(_) | WorkFigures::Graph(_) => None,
+    };
     let series = match name {
         "plan" => text(&|_| inputs.plan.name.clone()),
         "gpu" => text(&|r| r.gpu.clone()),
@@ -91,28 +107,34 @@ fn column(name: &str, inputs: &PlanInputs, rows: &[(usize, &Row)]) -> Column {
         "cp" => whole(&|r| Some(r.layout.context)),
         "ep" => whole(&|r| Some(r.layout.expert)),
         "dp" => whole(&|r| Some(r.layout.data)),
-        "global_batch" => whole(&|r| trains(r).then_some(r.layout.batch)),
-        "micro_batch" => whole(&|r| trains(r).then_some(r.layout.micro_batch)),
+        "global_batch" => whole(&|r| steps(r).then_some(r.layout.batch)),
+        "micro_batch" => whole(&|r| train(r).map(|_| r.layout.micro_batch)),
         "interleaving" => whole(&|r| trains(r).then_some(r.layout.interleaving)),
         "recomputation" => text(&|r| if trains(r) { r.layout.recomputation.to_string() } else { String::new() }),
         "zero" => whole(&|r| trains(r).then_some(u32::from(r.layout.zero))),
         "status" => text(&|r| if r.breaches.is_empty() { "ok" } else { "infeasible" }.to_string()),
         "reason" => text(&|r| r.breaches.iter().map(|b| b.text.clone()).collect::<Vec<_>>().join("; ")),
-        "step_time_s" => real(&|r| train(r).map(|t| t.step.0)),
-        "tokens_per_s" => real(&|r| Some(r.tokens_per_s)),
+        "step_time_s" => real(&|r| train(r).map(|t| t.step.0).or(graph(r).map(|g| g.step.0))),
+        "tokens_per_s" => real(&|r| graph(r).is_none().then_some(r.tokens_per_s)),
+        "examples_per_s" => real(&|r| graph(r).map(|_| r.tokens_per_s)),
         "mfu" => real(&|r| train(r).and_then(|t| t.mfu)),
         "time_s" => real(&|r| Some(r.time.0)),
-        "work_s" => real(&|r| train(r).map(|t| t.work.0)),
-        "goodput" => real(&|r| train(r).map(|t| t.goodput)),
-        "interruptions" => real(&|r| train(r).map(|t| t.interruptions)),
+        "work_s" => real(&|r| wall(r).map(|(work, ..)| work.0)),
+        "goodput" => real(&|r| wall(r).map(|(_, goodput, _)| goodput)),
+        "interruptions" => real(&|r| wall(r).map(|(.., interruptions)| interruptions)),
         "checkpoint_interval_s" => real(&|r| train(r).and_then(|t| t.checkpoint_interval).map(|s| s.0)),
         "replicas" => whole(&|r| serve(r).map(|s| s.replicas)),
+        "spare_replicas" => whole(&|r| serve(r).and_then(|s| s.spot).map(|spot| spot.spares)),
+        "availability" => real(&|r| serve(r).and_then(|s| s.spot).map(|spot| spot.availability)),
         "time_to_first_token_s" => real(&|r| serve(r).map(|s| s.first_token.0)),
         "time_per_output_token_s" => real(&|r| serve(r).map(|s| s.per_token.0)),
         "utilisation" => real(&|r| serve(r).map(|s| s.utilisation)),
         "price_usd_per_hour" => real(&|r| r.usd_per_hour.map(|usd| usd.0)),
         "cost_usd" => real(&|r| r.cost.filter(|_| trains(r)).map(|usd| usd.0)),
-        "cost_usd_per_million_output_tokens" => real(&|r| r.cost.filter(|_| !trains(r)).map(|usd| usd.0)),
+        "cost_usd_per_million_output_tokens" => real(&|r| r.cost.filter(|_| serve(r).is_some()).map(|usd| usd.0)),
+        "cost_usd_per_million_examples" => {
+            real(&|r| r.cost.filter(|_| graph(r).is_some_and(|graph| graph.phase == Phase::Infer)).map(|usd| usd.0))
+        }
         "energy_j" => real(&|r| r.energy.map(|joules| joules.0)),
         "memory_bytes" => real(&|r| Some(r.memory_bytes().round())),
         "memory_limit_bytes" => real(&|r| Some(r.memory_limit.round())),
@@ -216,6 +238,23 @@ fn row(row: &Row) -> Value {
         "breaches": row.breaches.iter().map(|b| json!({ "limit": b.limit, "text": b.text })).collect::<Vec<_>>(),
     });
     match &row.work {
+        WorkFigures::Graph(graph) => {
+            out["layout"]["global_batch"] = json!(layout.batch);
+            out["layout"]["recomputation"] = json!(layout.recomputation);
+            out["layout"]["zero"] = json!(layout.zero);
+            // Examples are no tokens.
+            out.as_object_mut().expect("made above").remove("tokens_per_s");
+            out["graph"] = json!({
+                "phase": graph.phase.name(),
+                "unit": graph.unit,
+                "step_time_s": graph.step.0,
+                "steps": graph.steps,
+                "examples_per_s": row.tokens_per_s,
+                "work_s": graph.work.0,
+                "goodput": graph.goodput,
+                "interruptions": graph.interruptions,
+            });
+        }
         WorkFigures::Train(train) => {
             out["layout"]["global_batch"] = json!(layout.batch);
             out["layout"]["micro_batch"] = json!(layout.micro_batch);
@@ -240,6 +279,8 @@ fn row(row: &Row) -> Value {
                 "time_per_output_token_s": serve.per_token.0,
                 "concurrency": serve.concurrency,
                 "utilisation": serve.utilisation,
+                "spare_replicas": serve.spot.map(|spot| spot.spares),
+                "availability": serve.spot.map(|spot| spot.availability),
             });
         }
     }

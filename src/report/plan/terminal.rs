@@ -25,7 +25,8 @@ pub fn plan_terminal(inputs: &PlanInputs, width: usize, colour: bool) -> String 
             let row = &answer.rows[at];
             let title = format!("{}{}{}, for the {}", style.good, row.title(), style.off, words::objective(plan));
             lines.extend(wrap(&title, width, 0));
-            let figures: Vec<String> = words::figures(row).iter().map(|(name, value)| format!("{name} {value}")).collect();
+            let figures: Vec<String> =
+                words::figures(inputs, row).iter().map(|(name, value)| format!("{name} {value}")).collect();
             lines.extend(wrap(&figures.join("; "), width, 2));
             for reason in words::reasons(inputs, row) {
                 lines.extend(wrap(&format!("- {reason}"), width, 2));
@@ -56,15 +57,23 @@ const COLUMNS: &[TableColumn] = &[
     ("cost", |r| r.cost.map_or("?".into(), words::money)),
     ("MFU", |r| match &r.work {
         WorkFigures::Train(train) => train.mfu.map_or("?".into(), |mfu| format!("{:.0} %", 100.0 * mfu)),
-        WorkFigures::Serve(_) => String::new(),
+        WorkFigures::Serve(_) | WorkFigures::Graph(_) => String::new(),
+    }),
+    ("a step", |r| match &r.work {
+        WorkFigures::Graph(graph) => graph.step.to_string(),
+        WorkFigures::Train(_) | WorkFigures::Serve(_) => String::new(),
+    }),
+    ("examples/s", |r| match &r.work {
+        WorkFigures::Graph(_) => three_figures(r.tokens_per_s),
+        WorkFigures::Train(_) | WorkFigures::Serve(_) => String::new(),
     }),
     ("first token", |r| match &r.work {
         WorkFigures::Serve(serve) => serve.first_token.to_string(),
-        WorkFigures::Train(_) => String::new(),
+        WorkFigures::Train(_) | WorkFigures::Graph(_) => String::new(),
     }),
     ("per token", |r| match &r.work {
         WorkFigures::Serve(serve) => serve.per_token.to_string(),
-        WorkFigures::Train(_) => String::new(),
+        WorkFigures::Train(_) | WorkFigures::Graph(_) => String::new(),
     }),
     ("error", |r| words::trust_short(&r.trust)),
     ("GiB a GPU", |r| three_figures(r.memory_bytes() / f64::from(1 << 30))),

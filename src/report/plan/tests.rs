@@ -3,10 +3,11 @@
 use super::*;
 use crate::{
     predict::{
-        Answer, GpuPrice, Known, LayoutFigures, Market, Refusal, Row, ServeFigures, Swing, SwingEnd, TrainFigures, Trust,
-        WorkFigures, hold_against, rank,
+        Answer, GpuPrice, GraphFigures, Known, LayoutFigures, Market, PlanObjective, Refusal, Row, ServeFigures, SpotFigures,
+        Swing, SwingEnd, TrainFigures, Trust, WorkFigures, hold_against, rank,
     },
     units::{Joules, Seconds, Usd, UsdPerHour},
+    vocab::Phase,
 };
 
 const PLAN: &str = r#"name = "small"
@@ -165,22 +166,134 @@ fn a_served_model_is_told_in_its_own_words() {
     let text = "name = \"chat\"\nmodel = { shape = \"llama-3.1-70b\" }\nserve = { requests_per_s = 20, input_tokens = 1000, output_tokens = 200 }\n\
                 machines = { gpu = \"h100\", gpus = 8 }\n";
     let plan = plan(text);
+    let answer = served();
+    let inputs = PlanInputs { plan: &plan, answer: &answer, command: "advisor plan chat.toml" };
+    insta::assert_snapshot!(plan_terminal(&inputs, 100, false));
+    let page = plan_html(&inputs).unwrap();
+    assert!(
+        page.contains("a million output tokens") && page.contains("2 spares, so that as many are there 99.930 % of the time")
+    );
+    insta::assert_snapshot!("page-of-a-served-model", page);
+    let csv = String::from_utf8(plan_csv(&inputs).unwrap()).unwrap();
+    assert!(csv.lines().any(|line| line.contains(",spot,") && line.contains(",3,2,0.9993,")), "{csv}");
+}
+
+/// On demand, and at spot prices with spares beside it.
+fn served() -> Answer {
     let mut answer = trained();
     answer.rows.truncate(1);
     let row = &mut answer.rows[0];
     row.breaches.clear();
     row.work = WorkFigures::Serve(ServeFigures {
         replicas: 3,
+        spot: None,
         first_token: Seconds(0.31),
         per_token: Seconds(0.021),
         concurrency: 31.5,
         utilisation: 0.72,
     });
     (row.time, row.cost, row.layout.replicas) = (Seconds(4.5), Some(Usd(0.83)), 3);
-    (answer.pick, answer.alternatives, answer.swings) = (Some(0), vec![], vec![]);
-    let inputs = PlanInputs { plan: &plan, answer: &answer, command: "advisor plan chat.toml" };
+    let mut spot = answer.rows[0].clone();
+    (spot.market, spot.gpus, spot.cost, spot.usd_per_hour) = (Market::Spot, 40, Some(Usd(0.58)), Some(UsdPerHour(50.0)));
+    let WorkFigures::Serve(figures) = &mut spot.work else { unreachable!("served above") };
+    figures.spot = Some(SpotFigures { spares: 2, availability: 0.9993 });
+    answer.rows.push(spot);
+    (answer.alternatives, answer.swings) = (vec![], vec![]);
+    answer.pick = rank(&mut answer.rows, PlanObjective::Cost);
+    answer
+}
+
+#[test]
+fn the_page_of_a_training() {
+    let (plan, answer) = (plan(PLAN), trained());
+    let inputs = PlanInputs { plan: &plan, answer: &answer, command: "advisor plan plans/small.toml" };
+    insta::assert_snapshot!("page-of-a-training", plan_html(&inputs).unwrap());
+}
+
+/// The graph of a scenario on two kinds of GPUs, one GPU and two.
+fn of_a_graph() -> Answer {
+    let graph = |machine: usize, gpu: &str, gpus: u32, seconds: f64, usd: f64| {
+        let mut row = row(machine, gpu, gpus, 1.0, Some(usd));
+        row.layout = LayoutFigures {
+            tensor: 1,
+            pipeline: 1,
+            data: gpus,
+            batch: 512,
+            micro_batch: 0,
+            interleaving: 1,
+            recomputation: "none".into(),
+            zero: 0,
+            ..row.layout
+        };
+        row.work = WorkFigures::Graph(GraphFigures {
+            phase: Phase::Train,
+            unit: "image",
+            step: Seconds(seconds / 1000.0),
+            steps: 1000.0,
+            work: Seconds(seconds),
+            goodput: 0.99,
+            interruptions: 0.0,
+        });
+        (row.time, row.tokens_per_s) = (Seconds(seconds), 512_000.0 / seconds);
+        row.memory = vec![("weights", 3e6), ("activations and gradients", 2e7)];
+        row.memory_limit = 1e11;
+        row.time_parts = vec![("products", 0.4 * seconds / 1000.0), ("launches", 0.6 * seconds / 1000.0)];
+        row
+    };
+    let mut answer = trained();
+    answer.rows = vec![
+        graph(0, "h100-sxm-80gb", 1, 8.0, 0.006),
+        graph(0, "h100-sxm-80gb", 2, 5.0, 0.0075),
+        graph(1, "b200", 1, 4.0, 0.009),
+    ];
+    answer.rows[1].trust.extrapolated = vec!["no graph of ours was measured on several GPUs".into()];
+    answer.alternatives = vec![];
+    answer.pick = rank(&mut answer.rows, PlanObjective::Cost);
+    answer
+}
+
+const GRAPH: &str = "name = \"digits\"\nmodel = { scenario = \"digits.toml\" }\nrun = { phase = \"train\", epochs = 3 }\n\
+                     machines = [{ gpu = \"h100\", gpus = [1, 2] }, { gpu = \"b200\", gpus = 1 }]\n";
+
+#[test]
+fn the_graph_of_a_scenario_is_told_in_examples() {
+    let (plan, answer) = (plan(GRAPH), of_a_graph());
+    let inputs = PlanInputs { plan: &plan, answer: &answer, command: "advisor plan digits.toml" };
     insta::assert_snapshot!(plan_terminal(&inputs, 100, false));
-    assert!(plan_html(&inputs).unwrap().contains("a million output tokens"));
+    let page = plan_html(&inputs).unwrap();
+    assert!(page.contains("examples a second") && page.contains("What may be used lies far beyond") && !page.contains("tokens"));
+    insta::assert_snapshot!("page-of-a-graph", page);
+    let csv = String::from_utf8(plan_csv(&inputs).unwrap()).unwrap();
+    let at = |name: &str| PLAN_COLUMNS.iter().position(|column| *column == name).unwrap();
+    let first: Vec<&str> = csv.lines().nth(1).unwrap().split(',').collect();
+    assert_eq!((first[at("examples_per_s")], first[at("tokens_per_s")], first[at("cost_usd")]), ("64000.0", "", "0.006"));
+}
+
+/// Of the machine at hand: its candidates, told by their batches, without GPUs.
+#[test]
+fn the_machine_at_hand_is_no_gpu() {
+    let mut plan = plan(GRAPH);
+    plan.machines.clear();
+    let mut answer = of_a_graph();
+    for (row, batch) in answer.rows.iter_mut().zip([64, 128, 512]) {
+        (row.gpus, row.gpu, row.layout.batch, row.energy) = (0, "a processor, 2 threads".into(), batch, None);
+        row.trust = Trust { error: Some(0.09), ..Trust::default() };
+    }
+    answer.swings.clear();
+    let inputs = PlanInputs { plan: &plan, answer: &answer, command: "advisor plan digits.toml" };
+    let page = plan_html(&inputs).unwrap();
+    for part in [
+        "on this machine",
+        "Numbers are batch sizes",
+        "Every candidate of the scenario",
+        "predicted from others of its kind to 9.0 %",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    for part in ["x a processor", "memory a GPU", "power", "fullest GPU"] {
+        assert!(!page.contains(part), "{part}");
+    }
+    insta::assert_snapshot!("page-of-the-machine-at-hand", page);
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use super::PlanInputs;
 use crate::{
     predict::{
-        Answer, HOURS_PER_MONTH, Plan, PlanObjective, Row, ServeFigures, TrainFigures, Trust, Work, WorkFigures, binding,
-        thousands,
+        Answer, GraphFigures, HOURS_PER_MONTH, Plan, PlanObjective, Row, ServeFigures, TrainFigures, Trust, Work, WorkFigures,
+        binding, thousands,
     },
     units::{Bytes, Joules, Seconds, Usd, three_figures},
+    vocab::Phase,
 };
 
 /// What nothing is known of.
@@ -50,27 +51,38 @@ pub fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
+/// Whether a plan is of the machine at hand: it asks for no other.
+pub fn is_here(plan: &Plan) -> bool {
+    plan.machines.is_empty()
+}
+
 /// What a row's time is: a heading.
 pub fn time_title(plan: &Plan) -> &'static str {
-    match plan.work {
+    match &plan.work {
         Work::Train(_) => "days",
         Work::Serve(_) => "seconds an answer",
+        Work::Graph(run) if run.phase == Phase::Train => "seconds of training",
+        Work::Graph(_) => "milliseconds a step",
     }
 }
 
 /// What a row's cost is: a heading.
 pub fn cost_title(plan: &Plan) -> &'static str {
-    match plan.work {
+    match &plan.work {
         Work::Train(_) => "dollars",
         Work::Serve(_) => "dollars a million output tokens",
+        Work::Graph(run) if run.phase == Phase::Train => "dollars",
+        Work::Graph(_) => "dollars a million answers",
     }
 }
 
 /// Time in the unit of `time_title`.
 pub fn time_value(plan: &Plan, row: &Row) -> f64 {
-    match plan.work {
+    match &plan.work {
         Work::Train(_) => row.time.0 / 86_400.0,
         Work::Serve(_) => row.time.0,
+        Work::Graph(run) if run.phase == Phase::Train => row.time.0,
+        Work::Graph(_) => row.time.as_ms(),
     }
 }
 
@@ -79,6 +91,8 @@ pub fn objective(plan: &Plan) -> &'static str {
         (PlanObjective::Cost, _) => "lowest cost",
         (PlanObjective::Time, Work::Train(_)) => "shortest training",
         (PlanObjective::Time, Work::Serve(_)) => "fastest answers",
+        (PlanObjective::Time, Work::Graph(run)) if run.phase == Phase::Train => "shortest training",
+        (PlanObjective::Time, Work::Graph(_)) => "fastest answers",
         (PlanObjective::Energy, _) => "least energy",
     }
 }
@@ -120,7 +134,7 @@ pub fn trust_short(trust: &Trust) -> String {
 }
 
 /// The figures of a row that stand out, name and value.
-pub fn figures(row: &Row) -> Vec<(&'static str, String)> {
+pub fn figures(inputs: &PlanInputs, row: &Row) -> Vec<(&'static str, String)> {
     let mut out = Vec::new();
     match &row.work {
         WorkFigures::Train(train) => {
@@ -137,9 +151,27 @@ pub fn figures(row: &Row) -> Vec<(&'static str, String)> {
             out.push(("each token", serve.per_token.to_string()));
             out.push(("replicas", thousands(serve.replicas)));
         }
+        WorkFigures::Graph(graph) if graph.phase == Phase::Train => {
+            out.push(("time", long_time(row.time)));
+            out.push(("cost", or_unknown(row.cost.map(money))));
+            out.push(("a step", graph.step.to_string()));
+            out.push(("examples a second", three_figures(row.tokens_per_s)));
+        }
+        WorkFigures::Graph(graph) => {
+            out.push(("a million answers", or_unknown(row.cost.map(money))));
+            out.push(("a step", graph.step.to_string()));
+            out.push(("examples a second", three_figures(row.tokens_per_s)));
+        }
     }
-    out.push(("memory a GPU", format!("{} of {}", gib(row.memory_bytes()), gib(row.memory_limit))));
-    out.push(("energy at most", or_unknown(row.energy.map(energy))));
+    let amount = if matches!(row.work, WorkFigures::Graph(_)) { bytes } else { gib };
+    let memory = format!("{} of {}", amount(row.memory_bytes()), amount(row.memory_limit));
+    // The machine at hand is no GPU, and of its power nothing is known but by measuring.
+    if is_here(inputs.plan) {
+        out.push(("memory", memory));
+    } else {
+        out.push(("memory a GPU", memory));
+        out.push(("energy at most", or_unknown(row.energy.map(energy))));
+    }
     out
 }
 
@@ -149,12 +181,22 @@ pub fn reasons(inputs: &PlanInputs, row: &Row) -> Vec<String> {
     match &row.work {
         WorkFigures::Train(train) => out.extend(of_training(inputs, row, train)),
         WorkFigures::Serve(serve) => out.push(of_serving(serve)),
+        WorkFigures::Graph(graph) => out.push(of_graph(row, graph)),
     }
     if let Some((_, price)) = inputs.answer.prices.get(row.machine) {
-        let hour = row.usd_per_hour.map(|usd| format!("{usd} for all {} GPUs; ", thousands(row.gpus))).unwrap_or_default();
+        let hour = row.usd_per_hour.filter(|_| row.gpus > 1).map(|usd| format!("{usd} for all {} GPUs; ", thousands(row.gpus)));
+        let hour = hour.unwrap_or_default();
         out.push(format!("price: {hour}{}", price.explanation));
     }
-    out.push(format!("modelled, not measured; {}", trust(&row.trust)));
+    out.push(match row.trust.error.filter(|_| is_here(inputs.plan)) {
+        Some(error) => {
+            format!(
+                "modelled from single ops, each of which is predicted from others of its kind to {} in the median",
+                percent(error)
+            )
+        }
+        None => format!("modelled, not measured; {}", trust(&row.trust)),
+    });
     for what in &row.trust.extrapolated {
         out.push(format!("extrapolated: {what}"));
     }
@@ -190,12 +232,29 @@ fn of_training(inputs: &PlanInputs, row: &Row, train: &TrainFigures) -> Vec<Stri
     out
 }
 
-fn of_serving(serve: &ServeFigures) -> String {
+fn of_graph(row: &Row, graph: &GraphFigures) -> String {
+    let what = if graph.phase == Phase::Train { "the training" } else { "a million answers" };
     format!(
-        "{} replicas at {} of their largest load, each with {} requests at once",
+        "{what}: {} steps of {} {}s, {} each; {}",
+        three_figures(graph.steps.ceil()),
+        thousands(row.layout.batch),
+        graph.unit,
+        graph.step,
+        parts(&row.time_parts)
+    )
+}
+
+fn of_serving(serve: &ServeFigures) -> String {
+    let spares = serve.spot.map(|spot| {
+        let count = if spot.spares == 1 { "1 spare".to_string() } else { format!("{} spares", thousands(spot.spares)) };
+        format!("; {count}, so that as many are there {:.3} % of the time", 100.0 * spot.availability)
+    });
+    format!(
+        "{} replicas at {} of their largest load, each with {} requests at once{}",
         thousands(serve.replicas),
         percent(serve.utilisation),
-        three_figures(serve.concurrency)
+        three_figures(serve.concurrency),
+        spares.unwrap_or_default()
     )
 }
 
