@@ -207,7 +207,7 @@ fn line(out: &mut String, number: &str, row: &Row, is_pick: bool) {
     if row.on_front {
         remarks.insert(0, "on the front".into());
     }
-    put!(out, "<td class=\"wrap\">{}</td></tr>", escape(&remarks.join("; ")));
+    put!(out, "<td class=\"wrap long\">{}</td></tr>", escape(&remarks.join("; ")));
 }
 
 fn table(out: &mut String, inputs: &PlanInputs) {
