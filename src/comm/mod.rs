@@ -447,6 +447,10 @@ impl Collective for ThreadMember {
         group.gate.pass()
     }
 
+    fn trouble(&self) -> Option<CollectiveError> {
+        self.group.gate.left()
+    }
+
     fn waited(&self) -> Seconds {
         Seconds(self.waited.load(Ordering::Relaxed) as f64 * 1e-9)
     }

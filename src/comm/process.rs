@@ -231,6 +231,10 @@ impl Collective for ProcessMember {
         Ok(())
     }
 
+    fn trouble(&self) -> Option<CollectiveError> {
+        self.link.stop()
+    }
+
     fn overlapped(&self) -> Option<&dyn OverlappedSums> {
         Some(self)
     }

@@ -85,6 +85,15 @@ pub struct Team {
     programs: Vec<Program>,
 }
 
+impl Drop for Team {
+    /// All sessions end before any rank leaves its groups: to those that are still there it would look like a failure.
+    fn drop(&mut self) {
+        let memberships: Vec<Membership> = self.ranks.iter().map(|rank| rank.membership.clone()).collect();
+        self.ranks.clear();
+        drop(memberships);
+    }
+}
+
 /// Frees the other ranks when a rank ends early.
 struct LeaveOnDrop(Vec<Arc<dyn Communicator>>);
 
