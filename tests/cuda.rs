@@ -2,14 +2,15 @@
 
 #[path = "support/emulator.rs"]
 mod emulator;
+#[path = "support/patterns.rs"]
+mod patterns;
 
 use advisor::{
-    data::{DataSet, DataSource, Inputs, Part},
-    graph::{Graph, GraphError, Op, Unary},
-    models::{Model, Size, find},
+    data::{DataSet, DataSource},
+    models::find,
     record::{Candidate, OptimizerConfig, SeedRun, TrainConfig},
     train::{TrainError, Trainer},
-    vocab::{Compression, DType, Device, Layout, Metric, OptimizerKind, Phase, Precision, RowKind, RowShape, Schedule},
+    vocab::{Compression, Device, Layout, Metric, OptimizerKind, Phase, Precision, Schedule},
 };
 use serde_json::Value;
 use std::{
@@ -152,26 +153,6 @@ fn a_scenario_runs_on_devices_and_on_the_processor_and_both_learn_the_same() {
 const STEPS: &str = "ADVISOR_TEST_TRAINS_STEPS";
 const BATCH: usize = 4;
 
-/// One hidden layer. On their way from the loss the gradients are 64 times what they end as: fp16 does not hold that at the first scale.
-fn small(size: &Size) -> Result<Graph, GraphError> {
-    let mut g = Graph::new();
-    let x = g.input("x", &[size.batch, 3, 4, 1], DType::F32);
-    let mut y = g.apply(Op::Reshape { shape: vec![size.batch, 12] }, &[x])?;
-    for (name, from, to) in [("fc1", 12, 16), ("fc2", 16, size.classes)] {
-        let (w, b) = (g.weight(&format!("{name}.weight"), &[from, to], from, to), g.bias(&format!("{name}.bias"), to, from));
-        y = g.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[y, w])?;
-        y = g.apply(Op::AddBias, &[y, b])?;
-        if name == "fc1" {
-            y = g.apply(Op::Unary(Unary::Relu), &[y])?;
-        }
-    }
-    for factor in [1.0 / 64.0, 64.0] {
-        y = g.apply(Op::Scale { factor }, &[y])?;
-    }
-    g.mark_output("logits", y);
-    Ok(g)
-}
-
 /// The rate changes at every step.
 fn config(epochs: usize, optimizer: OptimizerConfig, batch_size: usize) -> TrainConfig {
     TrainConfig { schedule: Schedule::Cosine, ..TrainConfig::new(epochs, optimizer, batch_size) }
@@ -185,30 +166,11 @@ fn trained(device: Device, precision: Precision, layout: Layout, steps: usize) -
 }
 
 fn trainer(device: Device, precision: Precision, layout: Layout, steps: usize) -> Trainer {
-    let part = |rows: usize| {
-        let pixel = |at: usize| {
-            let (row, k) = (at / 12, at % 12);
-            let level = if k % 3 == row % 3 { 6 + (row * 7 + k) % 4 } else { (row * 5 + k * 3) % 4 };
-            level as f32 / 9.0
-        };
-        Part {
-            inputs: Inputs::Images((0..12 * rows).map(pixel).collect()),
-            labels: (0..rows).map(|row| (row % 3) as u32).collect(),
-        }
-    };
-    let set = DataSet {
-        name: "patterns".into(),
-        row: RowShape::Image([3, 4, 1]),
-        classes: ["a", "b", "c"].map(String::from).to_vec(),
-        train: part(BATCH * steps),
-        test: part(BATCH),
-        content_hash: String::new(),
-    };
+    let set = patterns::rows(BATCH * steps, BATCH);
     let config = config(1, OptimizerConfig::new(OptimizerKind::Adam, 0.01), BATCH);
     let (phase, compression) = (Phase::Train, Compression::NONE);
     let candidate = Candidate { phase, device, precision, compression, layout, batch_size: BATCH, threads: 1 };
-    let model = Model { name: "small", about: "16 hidden units, ReLU, classes", reads: RowKind::Image, build: small };
-    Trainer::new(&model, Arc::new(set), &candidate, &config, 1).unwrap()
+    Trainer::new(&patterns::MODEL, set, &candidate, &config, 1).unwrap()
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub fn run(path: &Path, book: &PriceBook, json: bool) -> anyhow::Result<(Exit, O
         }
     };
     let environment = environment();
-    let machine = Machine { cores: environment.logical_cores, cuda_devices: 0, cores_of_processes: Vec::new() };
+    let machine = Machine { cores: environment.logical_cores, ..Machine::default() };
     let price = cost::price(&scenario.cost, &environment, book)?;
     let set = Arc::new(DataSet::load(&scenario.data, &super::places(path.parent()))?);
     let expansion = scenario.expand(&machine);

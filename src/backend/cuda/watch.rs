@@ -9,11 +9,15 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// How often it looks: as often as ranks that are processes listen for news of others.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// How long the library's error waits for word of the rank that is its reason: a rank that leaves gives its groups up at once, and says so
+/// to processes within two of the times above.
+const NEWS: Duration = Duration::from_millis(500);
 
 struct Watched {
     links: Links,
@@ -23,6 +27,17 @@ struct Watched {
 }
 
 impl Watched {
+    /// The rank that has left, where one has.
+    fn news(&self) -> Option<CollectiveError> {
+        let start = Instant::now();
+        loop {
+            match self.links.trouble() {
+                None if start.elapsed() < NEWS => std::thread::sleep(Duration::from_millis(5)),
+                found => return found,
+            }
+        }
+    }
+
     /// Gives all groups up where there is a reason to.
     fn look(&self) {
         if self.trouble.get().is_some() {
@@ -32,8 +47,7 @@ impl Watched {
             let failed = self.groups.iter().find_map(|group| group.check().err());
             failed.map(|error| CollectiveError::Transport(error.to_string()))
         };
-        // A rank that has left is the reason for what the library then finds.
-        let found = self.links.trouble().or_else(|| of_library().map(|error| self.links.trouble().unwrap_or(error)));
+        let found = self.links.trouble().or_else(|| of_library().map(|error| self.news().unwrap_or(error)));
         if let Some(found) = found {
             self.trouble.set(found).ok();
             self.groups.iter().for_each(|group| group.give_up());
