@@ -4,6 +4,7 @@
 #
 #   scripts/two_hosts.sh OUT_DIR [RATE...]      rates as `tc` has them (1gbit, 20mbit); `free` is not limited. Default: free 20mbit
 #
+# ADVISOR_DEVICE (cpu) and ADVISOR_LAYOUTS ("single", "dp=2", "tp=2", "pp=2") say what runs there; emulated GPUs have other names on either host.
 # Needs root, iproute2 and Open MPI. Leaves OUT_DIR/RATE/ (a report each) and prints rows a second by layout and rate.
 # The two hosts share this machine's cores: their compute is not that of two machines, only the link between them is told apart.
 set -euo pipefail
@@ -47,6 +48,7 @@ cat > "$scratch/agent" <<AGENT
 while [ "\${1#-}" != "\$1" ]; do shift; done
 host=\$1; shift
 case \$host in *.1) space=$one ;; *) space=$two ;; esac
+export ADVISOR_STANDIN_HOST=\${host##*.}
 exec ip netns exec \$space unshare --uts sh -c "hostname node\${host##*.}; \$*"
 AGENT
 chmod +x "$scratch/agent"
@@ -62,11 +64,15 @@ phase = "train"
 epochs     = 1
 batch_size = 64
 [grid]
-device     = ["cpu"]
+device     = ["DEVICE"]
 batch_size = [64]
 threads    = [2]
-layout     = ["single", "dp=2", "tp=2", "pp=2"]
+layout     = [LAYOUTS]
 SCENARIO
+layouts='"single", "dp=2", "tp=2", "pp=2"'
+sed -i "s/DEVICE/${ADVISOR_DEVICE:-cpu}/; s/LAYOUTS/${ADVISOR_LAYOUTS:-$layouts}/" "$scratch/two-hosts.toml"
+# No catalogue has an emulated GPU.
+[ "${ADVISOR_DEVICE:-cpu}" = cpu ] || printf '[cost]\nhourly_usd = 1.0\n' >> "$scratch/two-hosts.toml"
 
 for rate in "${rates[@]}"; do
   for pair in "$one va$$" "$two vb$$"; do
@@ -77,7 +83,7 @@ for rate in "${rates[@]}"; do
     fi
   done
   code=0
-  ip netns exec $one unshare --uts sh -c 'hostname node1; exec "$@"' sh \
+  ADVISOR_STANDIN_HOST=1 ip netns exec $one unshare --uts sh -c 'hostname node1; exec "$@"' sh \
     "$mpirun" --allow-run-as-root -n 2 -H 10.77.0.1:1,10.77.0.2:1 --mca plm_rsh_agent "$scratch/agent" --mca pml ob1 \
     --mca btl tcp,self --mca btl_tcp_if_include 10.77.0.0/24 --mca oob_tcp_if_include 10.77.0.0/24 --mca mpi_yield_when_idle 1 \
     "$advisor" run "$scratch/two-hosts.toml" --quick --out "$out/$rate" </dev/null >"$scratch/said" 2>&1 || code=$?

@@ -2,14 +2,15 @@
 
 #[path = "support/emulator.rs"]
 mod emulator;
+#[path = "support/patterns.rs"]
+mod patterns;
 
 use advisor::{
-    data::{DataSet, DataSource, Inputs, Part},
-    graph::{Graph, GraphError, Op, Unary},
-    models::{Model, Size, find},
+    data::{DataSet, DataSource},
+    models::find,
     record::{Candidate, OptimizerConfig, SeedRun, TrainConfig},
-    train::Trainer,
-    vocab::{Compression, DType, Device, Layout, Metric, OptimizerKind, Phase, Precision, RowKind, RowShape, Schedule},
+    train::{TrainError, Trainer},
+    vocab::{Compression, Device, Layout, Metric, OptimizerKind, Phase, Precision, Schedule},
 };
 use serde_json::Value;
 use std::{
@@ -17,7 +18,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::Arc,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 /// `advisor doctor --json` with the stand-in and these variables of its; `None` where there is no C++ compiler.
@@ -53,8 +55,12 @@ fn doctor_lists_devices_with_the_kernels_that_they_take() {
 
 #[test]
 fn doctor_counts_devices_and_says_when_a_driver_shows_none() {
-    let Some(cuda) = doctor(&[("ADVISOR_STANDIN_DEVICES", "3")]) else { return };
+    let Some(cuda) = doctor(&[("ADVISOR_STANDIN_DEVICES", "3"), ("ADVISOR_NCCL", "off")]) else { return };
     assert_eq!(cuda["devices"].as_array().unwrap().len(), 3);
+    assert_eq!(cuda["exchanges"], "through the host: NCCL cannot be opened: ADVISOR_NCCL is `off`");
+    // The stand-in has its calls.
+    let cuda = doctor(&[("ADVISOR_NCCL", "libcuda.so.1")]).unwrap();
+    assert_eq!(cuda["exchanges"], "NCCL 2.27.3");
     let cuda = doctor(&[("ADVISOR_STANDIN_DEVICES", "0")]).unwrap();
     assert_eq!(cuda["absent"], "the CUDA driver shows no device (CUDA_ERROR_NO_DEVICE)");
 }
@@ -147,26 +153,6 @@ fn a_scenario_runs_on_devices_and_on_the_processor_and_both_learn_the_same() {
 const STEPS: &str = "ADVISOR_TEST_TRAINS_STEPS";
 const BATCH: usize = 4;
 
-/// One hidden layer. On their way from the loss the gradients are 64 times what they end as: fp16 does not hold that at the first scale.
-fn small(size: &Size) -> Result<Graph, GraphError> {
-    let mut g = Graph::new();
-    let x = g.input("x", &[size.batch, 3, 4, 1], DType::F32);
-    let mut y = g.apply(Op::Reshape { shape: vec![size.batch, 12] }, &[x])?;
-    for (name, from, to) in [("fc1", 12, 16), ("fc2", 16, size.classes)] {
-        let (w, b) = (g.weight(&format!("{name}.weight"), &[from, to], from, to), g.bias(&format!("{name}.bias"), to, from));
-        y = g.apply(Op::MatMul { transpose_a: false, transpose_b: false }, &[y, w])?;
-        y = g.apply(Op::AddBias, &[y, b])?;
-        if name == "fc1" {
-            y = g.apply(Op::Unary(Unary::Relu), &[y])?;
-        }
-    }
-    for factor in [1.0 / 64.0, 64.0] {
-        y = g.apply(Op::Scale { factor }, &[y])?;
-    }
-    g.mark_output("logits", y);
-    Ok(g)
-}
-
 /// The rate changes at every step.
 fn config(epochs: usize, optimizer: OptimizerConfig, batch_size: usize) -> TrainConfig {
     TrainConfig { schedule: Schedule::Cosine, ..TrainConfig::new(epochs, optimizer, batch_size) }
@@ -174,32 +160,17 @@ fn config(epochs: usize, optimizer: OptimizerConfig, batch_size: usize) -> Train
 
 /// One epoch of so many steps on patterns of three classes.
 fn trained(device: Device, precision: Precision, layout: Layout, steps: usize) -> (SeedRun, Option<String>) {
-    let part = |rows: usize| {
-        let pixel = |at: usize| {
-            let (row, k) = (at / 12, at % 12);
-            let level = if k % 3 == row % 3 { 6 + (row * 7 + k) % 4 } else { (row * 5 + k * 3) % 4 };
-            level as f32 / 9.0
-        };
-        Part {
-            inputs: Inputs::Images((0..12 * rows).map(pixel).collect()),
-            labels: (0..rows).map(|row| (row % 3) as u32).collect(),
-        }
-    };
-    let set = DataSet {
-        name: "patterns".into(),
-        row: RowShape::Image([3, 4, 1]),
-        classes: ["a", "b", "c"].map(String::from).to_vec(),
-        train: part(BATCH * steps),
-        test: part(BATCH),
-        content_hash: String::new(),
-    };
+    let mut trainer = trainer(device, precision, layout, steps);
+    let run = trainer.run(Metric::Accuracy).unwrap().0;
+    (run, trainer.team().first().exchanges())
+}
+
+fn trainer(device: Device, precision: Precision, layout: Layout, steps: usize) -> Trainer {
+    let set = patterns::rows(BATCH * steps, BATCH);
     let config = config(1, OptimizerConfig::new(OptimizerKind::Adam, 0.01), BATCH);
     let (phase, compression) = (Phase::Train, Compression::NONE);
     let candidate = Candidate { phase, device, precision, compression, layout, batch_size: BATCH, threads: 1 };
-    let model = Model { name: "small", about: "16 hidden units, ReLU, classes", reads: RowKind::Image, build: small };
-    let mut trainer = Trainer::new(&model, Arc::new(set), &candidate, &config, 1).unwrap();
-    let run = trainer.run(Metric::Accuracy).unwrap().0;
-    (run, trainer.team().first().exchanges())
+    Trainer::new(&patterns::MODEL, set, &candidate, &config, 1).unwrap()
 }
 
 #[test]
@@ -359,11 +330,13 @@ const EXCHANGES: &str = "ADVISOR_TEST_EXCHANGES";
 
 #[test]
 fn ranks_exchange_from_device_to_device_and_learn_what_one_rank_does() {
-    // A second storage type has copies to refresh, fp16 a flag that all ranks must agree on.
-    const CASES: [(Precision, f64, &[&str]); 3] = [
-        (Precision::Fp32, 1e-5, &["dp=2", "zero=2", "tp=2", "pp=2"]),
-        (Precision::Bf16, 2e-2, &["zero=2"]),
+    // A second storage type has copies to refresh, and messages of another size; fp16 has a flag that all ranks must agree on, fp8 the
+    // largest number of all.
+    const CASES: [(Precision, f64, &[&str]); 4] = [
+        (Precision::Fp32, 1e-5, &["dp=2", "zero=2", "tp=2", "pp=2", "gpipe=2"]),
+        (Precision::Bf16, 2e-2, &["zero=2", "pp=2"]),
         (Precision::Fp16, 2e-2, &["zero=2", "tp=2"]),
+        (Precision::Fp8, 5e-2, &["dp=2", "tp=2"]),
     ];
     const STEPS: usize = 6;
     if let Ok(expected) = std::env::var(EXCHANGES) {
@@ -384,15 +357,16 @@ fn ranks_exchange_from_device_to_device_and_learn_what_one_rank_does() {
         }
         return;
     }
-    let Some(built) = emulator::emulator() else { return };
+    // What goes through the host is compared alone: nobody looks at its accesses again.
+    let (Some(watched), Some(fast)) = (emulator::emulator(), emulator::emulator_of(emulator::Flavour::Fast)) else { return };
     let dir = tempfile::tempdir().unwrap();
-    let counts = |library: &str, devices: &str, expected: &str| -> BTreeMap<String, u64> {
+    let counts = |built: &emulator::Emulator, library: &str, expected: &str| -> BTreeMap<String, u64> {
         let log = dir.path().join("log");
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "ranks_exchange_from_device_to_device_and_learn_what_one_rank_does"])
             .env("LD_LIBRARY_PATH", &built.driver)
             .env("ADVISOR_STANDIN_LOG", &log)
-            .env("ADVISOR_STANDIN_DEVICES", devices)
+            .env("ADVISOR_STANDIN_DEVICES", "2")
             .env("ADVISOR_NCCL", library)
             .env(EXCHANGES, expected)
             .output()
@@ -403,13 +377,58 @@ fn ranks_exchange_from_device_to_device_and_learn_what_one_rank_does() {
         lines.lines().map(|line| line.split_once(' ').unwrap()).map(|(what, n)| (what.into(), n.parse().unwrap())).collect()
     };
     // The name by which cudarc opens the stand-in: one file, one state.
-    let library = built.driver.join("libcuda.so");
-    let devices = counts(library.to_str().unwrap(), "2", "from device to device by NCCL 2.27.3");
-    let host = counts("off", "2", "through the host: NCCL cannot be opened: ADVISOR_NCCL is `off`");
-    // Two ranks in a group of each of the seven.
-    assert_eq!((devices["nccl_joined"], devices["nccl_left"]), (7 * 2, 7 * 2), "{devices:?}");
-    // One exchange or more a step of each rank, in all but the pipeline, which then comes to no host.
-    let least = 6 * 2 * STEPS;
+    let library = watched.driver.join("libcuda.so");
+    let devices = counts(watched, library.to_str().unwrap(), "from device to device by NCCL 2.27.3");
+    let host = counts(fast, "off", "through the host: NCCL cannot be opened: ADVISOR_NCCL is `off`");
+    // Two ranks in a group of each of the eleven, and in two of each link of the three pipelines.
+    assert_eq!((devices["nccl_joined"], devices["nccl_left"]), (11 * 2 + 3 * 4, 11 * 2 + 3 * 4), "{devices:?}");
+    // One exchange or more a step of each rank, which then comes to no host; four messages or more a step of a pipeline, with both ends.
+    let least = 11 * 2 * STEPS;
     assert!(devices["nccl_calls"] as usize >= least && !host.contains_key("nccl_calls"), "{devices:?}");
+    assert!(devices["nccl_messages"] as usize >= 3 * 4 * 2 * STEPS && !devices.contains_key("nccl_given_up"), "{devices:?}");
     assert!(devices["copies_to_host"] as usize + least <= host["copies_to_host"] as usize, "{devices:?} {host:?}");
+}
+
+#[test]
+fn a_rank_that_fails_frees_devices_that_wait_for_it() {
+    if std::env::var_os(ON_THE_STAND_IN).is_some() {
+        for layout in ["dp=2", "pp=2"] {
+            let mut trainer = trainer(Device::Cuda(0), Precision::Fp32, layout.parse().unwrap(), 8);
+            trainer.steps(2).unwrap();
+            let start = Instant::now();
+            let ended: Mutex<Option<String>> = Mutex::default();
+            // The first rank has a step to do with the second, which has gone.
+            let outcome: Result<Vec<Vec<f32>>, TrainError> = trainer.team().each(&mut [(), ()], |number, rank, ()| {
+                if number == 1 {
+                    std::thread::sleep(Duration::from_millis(100));
+                    return Err(TrainError::Panic("it fell over".into()));
+                }
+                let end = rank.session.execute().and_then(|()| rank.session.synchronize());
+                *ended.lock().unwrap() = end.as_ref().err().map(ToString::to_string);
+                Ok(end.map(|()| Vec::new())?)
+            });
+            assert!(matches!(&outcome, Err(TrainError::Panic(text)) if text == "it fell over"), "{layout}: {outcome:?}");
+            let ended = ended.into_inner().unwrap();
+            assert_eq!(ended.as_deref(), Some("rank 1 of 2 left while others waited for it"), "{layout}");
+            // The stand-in itself would end the wait after a minute.
+            assert!(start.elapsed() < Duration::from_secs(30), "{layout}: {:?}", start.elapsed());
+        }
+        return;
+    }
+    let Some(built) = emulator::emulator() else { return };
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_rank_that_fails_frees_devices_that_wait_for_it"])
+        .env("LD_LIBRARY_PATH", &built.driver)
+        .env("ADVISOR_STANDIN_DEVICES", "2")
+        .env("ADVISOR_STANDIN_LOG", log.path())
+        .env("ADVISOR_NCCL", built.driver.join("libcuda.so"))
+        .env(ON_THE_STAND_IN, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let log = fs::read_to_string(log.path()).unwrap();
+    // Both ranks give up: one group of a split batch, three of a pipeline of two.
+    assert!(log.lines().any(|line| line == "nccl_given_up 8"), "{log}");
 }

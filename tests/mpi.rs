@@ -21,7 +21,7 @@ use std::{path::Path, time::Duration};
 
 fn world() -> World {
     let launch = Launch::of_this_process().expect("started by a launcher");
-    World::join(&launch, Duration::from_secs(30), |error| panic!("{error}")).unwrap()
+    World::join(&launch, Duration::from_secs(30), Vec::new(), |error| panic!("{error}")).unwrap()
 }
 
 /// Nobody waits inside MPI for a rank that still computes.

@@ -12,10 +12,13 @@
 // Not like the driver: a capture is a list, so a missing dependency between streams is not found. The code that runs is the emulator's;
 // of an image only its headers are read.
 //
-// ADVISOR_STANDIN_CAPABILITY (9.0) and ADVISOR_STANDIN_DEVICES (1) say what is pretended; ADVISOR_STANDIN_LOG names a file that gets a
-// line for each kind of event with its count, and what is still alive, when the process ends.
+// ADVISOR_STANDIN_CAPABILITY (9.0), ADVISOR_STANDIN_DEVICES (1) and ADVISOR_STANDIN_HOST (0, a number in the names of devices) say what is
+// pretended; ADVISOR_STANDIN_LOG names a file that gets a line for each kind of event with its count, and what is still alive, when the
+// process ends.
 #include "common.cuh"
 #include "hopper.cuh"
+#include "emulator/exchanges.h"
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -355,6 +358,12 @@ __attribute__((destructor)) void write_log() {
     fclose(out);
 }
 
+// Devices of two hosts have different names.
+int host_number() {
+    const char* number = getenv("ADVISOR_STANDIN_HOST");
+    return number ? atoi(number) : 0;
+}
+
 void free_memory(Context& context, std::map<u64, Allocation>::iterator which) {
     emulator_remove_buffer(which->first);
     munmap(which->second.whole, which->second.reserved);
@@ -428,11 +437,12 @@ CALL cuDeviceGetName(char* out, int bytes, int device) {
     return SUCCESS;
 }
 
-/// Sixteen bytes that name the device: its number, and zeros.
+// Sixteen bytes that name the device: zeros, the host's number, its own.
 CALL cuDeviceGetUuid(char* out, int device) {
     INITIALISED;
     if (device < 0 || device >= (int)state().contexts.size()) return INVALID_DEVICE;
     memset(out, 0, 16);
+    out[14] = (char)host_number();
     out[15] = (char)device;
     return SUCCESS;
 }
@@ -949,101 +959,194 @@ CALL cublasGemmEx(Blas* handle, int turn_a, int turn_b, int m, int n, int k, con
     return BLAS_SUCCESS;
 }
 
-// NCCL. Results of nccl.h. A call is queued on each rank's stream; the rank whose stream gets to it last does the work of all, the others
-// wait for it, as kernels of the library do. Ranks are threads of this process, each with a device of its own.
+// NCCL. Results of nccl.h. A call is queued on its rank's stream and is done when all ranks' streams have got there, as kernels of the library
+// do. Ranks are threads of a process, or processes of one machine, each with a device of its own: exchanges.h has the memory between them.
+// Calls of a series are made one behind the other.
 namespace {
-enum Result { NCCL_SUCCESS = 0, NCCL_INVALID_ARGUMENT = 4, NCCL_INVALID_USAGE = 5 };
-enum Kind { ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER };
-struct Part { Stream* stream = nullptr; bool here = false; u64 from = 0, to = 0; };
-struct Call {
+enum Result { NCCL_SUCCESS = 0, NCCL_SYSTEM_ERROR = 2, NCCL_INVALID_ARGUMENT = 4, NCCL_INVALID_USAGE = 5, NCCL_REMOTE_ERROR = 6 };
+enum Kind { ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, SEND, RECEIVE };
+// A call that was asked for, until its stream has got there.
+struct Asked {
     Kind kind;
-    size_t count;
-    int type, how;
-    std::vector<Part> parts;
-    int arrived = 0, gone = 0;
-    bool done = false, wrong = false;
-    // A rank that has been asked for the call, whose stream is not there yet and stands still.
-    Part* late() {
-        for (Part& part : parts)
-            if (part.stream && !part.here && !part.stream->busy) return &part;
+    int peer;     // of a message
+    u64 which;    // its number among those of its kind: of all ranks, or from one to the other
+    Stream* stream;
+    bool here = false;
+};
+struct Comm {
+    Comm(const std::string& id, int ranks, int rank, Context* context) : memory(id, ranks), ranks(ranks), rank(rank), context(context) {}
+    exchanges::Memory memory;
+    int ranks, rank;
+    Context* context;
+    u64 next = 0, sent[exchanges::MOST_RANKS] = {}, received[exchanges::MOST_RANKS] = {};
+    std::deque<std::shared_ptr<Asked>> asked;
+    bool given_up = false, gone = false;
+
+    exchanges::Header& header() { return memory.header(); }
+    // Whether another rank stands at the call.
+    bool is_awaited(const Asked& call) {
+        if (call.kind == SEND) return header().channels[rank][call.peer].wanted > call.which;
+        if (call.kind == RECEIVE) return header().channels[call.peer][rank].sent > call.which;
+        for (int other = 0; other < ranks; ++other)
+            if (header().members[other].posted > call.which) return true;
+        return false;
+    }
+    // The first whose stream stands still though another rank waits for it.
+    std::shared_ptr<Asked> late() {
+        while (!asked.empty() && asked.front()->here) asked.pop_front();
+        for (auto& call : asked)
+            if (!call->here && !call->stream->busy && is_awaited(*call)) return call;
         return nullptr;
     }
 };
-struct NcclGroup {
-    int ranks;
-    std::vector<Context*> devices;
-    std::map<u64, Call> calls;
-};
-struct Comm { std::shared_ptr<NcclGroup> group; int rank; Context* context; u64 next = 0; };
 struct Id { char bytes[128]; };
-std::map<std::string, std::shared_ptr<NcclGroup>>& nccl_groups() {
-    static auto& all = *new std::map<std::string, std::shared_ptr<NcclGroup>>;
-    return all;
-}
-std::map<Comm*, std::unique_ptr<Comm>>& comms() {
-    static auto& all = *new std::map<Comm*, std::unique_ptr<Comm>>;
+std::map<Comm*, std::shared_ptr<Comm>>& comms() {
+    static auto& all = *new std::map<Comm*, std::shared_ptr<Comm>>;
     return all;
 }
 thread_local int series = 0;  // ncclGroupStart without its end
 
-constexpr int NCCL_FLOAT16 = 6, NCCL_FLOAT32 = 7, NCCL_BFLOAT16 = 9, NCCL_SUM = 0, NCCL_MIN = 3;
+constexpr int NCCL_UINT8 = 1, NCCL_UINT32 = 3, NCCL_FLOAT16 = 6, NCCL_FLOAT32 = 7, NCCL_BFLOAT16 = 9, NCCL_SUM = 0, NCCL_MAX = 2, NCCL_MIN = 3;
 int numbers_of(int type) { return type == NCCL_FLOAT32 ? R32F : type == NCCL_FLOAT16 ? R16F : R16BF; }
 
-void work_of_all(Call& call) {
-    const size_t ranks = call.parts.size(), whole = call.kind == ALL_REDUCE ? call.count : call.count * ranks;
-    const int type = numbers_of(call.type);
-    std::vector<float> all(whole);
-    for (size_t i = 0; i < whole; ++i) {
-        if (call.kind == ALL_GATHER) {
-            all[i] = number(call.parts[i / call.count].from, i % call.count, type);
-            continue;
-        }
-        double value = number(call.parts[0].from, i, type);
-        for (size_t rank = 1; rank < ranks; ++rank) {
-            const double other = number(call.parts[rank].from, i, type);
-            value = call.how == NCCL_MIN ? smaller(value, other) : value + other;
-        }
-        all[i] = (float)value;
+// Looks again and again, the state's lock given up between, for what other processes may have done. False after a minute.
+template <class Is> bool look_until(Is is) {
+    std::unique_lock<std::recursive_mutex> held(state().one, std::adopt_lock);
+    const auto end = Clock::now() + std::chrono::minutes(1);
+    bool answer = is();
+    while (!answer && Clock::now() < end) {
+        changed().wait_for(held, std::chrono::microseconds(200));
+        answer = is();
     }
-    for (size_t rank = 0; rank < ranks; ++rank) {
-        const size_t first = call.kind == REDUCE_SCATTER ? rank * call.count : 0, length = call.kind == REDUCE_SCATTER ? call.count : whole;
-        for (size_t i = 0; i < length; ++i) put_number(call.parts[rank].to, i, type, all[first + i]);
+    held.release();
+    return answer;
+}
+
+// A rank of a group waits in an exchange. False where it shall go no further.
+template <class Is> bool wait_in_exchange(Context& context, Comm& comm, Is is) {
+    if (!look_until([&] { return comm.given_up || is(); })) fault(context, "a rank waited a minute for an exchange that the others did not come to");
+    return !comm.given_up && !context.broken;
+}
+
+// A device gets on by itself where another waits for it, whatever its host does: a thread for each rank of a group.
+void get_on_for_others(std::shared_ptr<Comm> comm) {
+    LOCKED;
+    while (!comm->gone) {
+        if (const std::shared_ptr<Asked> call = comm->late()) get_on(call->stream, [&] { return call->here; });
+        else {
+            std::unique_lock<std::recursive_mutex> held(state().one, std::adopt_lock);
+            changed().wait_for(held, std::chrono::microseconds(500));
+            held.release();
+        }
     }
 }
 
-int collective(Kind kind, const void* from, void* to, size_t count_each, int type, int how, Comm* comm, Stream* handle) {
-    if (usable() || !holds(comms(), comm) || comm->context != current) return NCCL_INVALID_ARGUMENT;
+// What the ranks have given, as one: of number `i` of the whole.
+float merged(Comm& comm, Kind kind, size_t count_each, int type, int how, size_t i) {
+    if (kind == ALL_GATHER) return number((u64)comm.memory.given((int)(i / count_each)), i % count_each, type);
+    double value = number((u64)comm.memory.given(0), i, type);
+    for (int other = 1; other < comm.ranks; ++other) {
+        const double next = number((u64)comm.memory.given(other), i, type);
+        value = how == NCCL_MIN ? smaller(value, next) : value + next;
+    }
+    return (float)value;
+}
+
+void exchange(Context& context, Comm& comm, Asked& call, u64 from, u64 to, size_t count_each, int type, int how) {
+    const size_t size = type == NCCL_FLOAT32 || type == NCCL_UINT32 ? 4 : 2, ranks = comm.ranks;
+    const size_t read = size * count_each * (call.kind == REDUCE_SCATTER ? ranks : 1), written = size * count_each * (call.kind == ALL_GATHER ? ranks : 1);
+    if (!in_memory(from, read) || !in_memory(to, written)) return fault(context, "an exchange reads or writes outside of its operands");
+    if (read > exchanges::MOST_BYTES) return fault(context, "an exchange is larger than the stand-in's memory for it");
+    exchanges::Header& header = comm.header();
+    const auto all = [&](auto is) {
+        for (int other = 0; other < comm.ranks; ++other)
+            if (!is(header.members[other])) return false;
+        return true;
+    };
+    if (!wait_in_exchange(context, comm, [&] { return all([&](exchanges::Member& other) { return other.done >= call.which; }); })) return;
+    exchanges::Member& own = header.members[comm.rank];
+    const u64 asked[4] = {(u64)call.kind, count_each, (u64)type, (u64)how};
+    memcpy(own.asked, asked, sizeof asked);
+    memcpy(comm.memory.given(comm.rank), (const void*)from, read);
+    own.posted = call.which + 1;
+    if (!wait_in_exchange(context, comm, [&] { return all([&](exchanges::Member& other) { return other.posted > call.which; }); })) return;
+    const bool alike = all([&](exchanges::Member& other) { return !memcmp(other.asked, own.asked, sizeof own.asked); });
+    const size_t first = call.kind == REDUCE_SCATTER ? comm.rank * count_each : 0, length = written / size;
+    if (alike && type == NCCL_UINT32) {
+        for (size_t i = 0; i < length; ++i) {
+            u32 most = 0;
+            for (int other = 0; other < comm.ranks; ++other) most = std::max(most, ((const u32*)comm.memory.given(other))[i]);
+            ((u32*)to)[i] = most;
+        }
+    } else if (alike) {
+        for (size_t i = 0; i < length; ++i) put_number(to, i, numbers_of(type), merged(comm, call.kind, count_each, numbers_of(type), how, first + i));
+    }
+    own.done = call.which + 1;
+    if (!alike) fault(context, "ranks came to different exchanges");
+}
+
+void message(Context& context, Comm& comm, Asked& call, u64 at, size_t bytes) {
+    if (!in_memory(at, bytes)) return fault(context, "a message reads or writes outside of its operand");
+    if (bytes > exchanges::MOST_BYTES) return fault(context, "a message is larger than the stand-in's memory for it");
+    const int from = call.kind == SEND ? comm.rank : call.peer, to = call.kind == SEND ? call.peer : comm.rank;
+    exchanges::Channel& channel = comm.header().channels[from][to];
+    if (call.kind == SEND) {
+        channel.bytes = bytes;
+        memcpy(comm.memory.message(from, to), (const void*)at, bytes);
+        channel.sent = call.which + 1;
+        wait_in_exchange(context, comm, [&] { return channel.taken > call.which; });
+        return;
+    }
+    channel.wanted = call.which + 1;
+    if (!wait_in_exchange(context, comm, [&] { return channel.sent > call.which; })) return;
+    const bool alike = channel.bytes == bytes;
+    if (alike) memcpy((void*)at, comm.memory.message(from, to), bytes);
+    channel.taken = call.which + 1;
+    if (!alike) fault(context, "a message has another length than its receiver wants");
+}
+
+// Queues a call of a group.
+template <class Do> int asked_of(Comm* handle, Stream* on, Kind kind, int peer, Do work) {
+    auto found = comms().find(handle);
+    if (usable() || found == comms().end() || handle->context != current) return NCCL_INVALID_ARGUMENT;
+    const std::shared_ptr<Comm> comm = found->second;
     Stream* stream = nullptr;
-    if (stream_of(handle, stream) || stream->capturing) return NCCL_INVALID_USAGE;
-    if ((type != NCCL_FLOAT16 && type != NCCL_FLOAT32 && type != NCCL_BFLOAT16) || (how != NCCL_SUM && how != NCCL_MIN)) return NCCL_INVALID_ARGUMENT;
+    if (stream_of(on, stream) || stream->capturing) return NCCL_INVALID_USAGE;
+    u64& next = kind == SEND ? comm->sent[peer] : kind == RECEIVE ? comm->received[peer] : comm->next;
+    const std::shared_ptr<Asked> call(new Asked{kind, peer, next++, stream});
+    comm->asked.push_back(call);
     count("nccl_calls");
-    const int rank = comm->rank;
-    const u64 which = comm->next++;
-    const size_t ranks = comm->group->ranks;
-    auto made = comm->group->calls.emplace(which, Call{kind, count_each, type, how, std::vector<Part>(ranks)});
-    Call& asked = made.first->second;
-    if (asked.kind != kind || asked.count != count_each || asked.type != type || asked.how != how) asked.wrong = true;
-    asked.parts[rank] = {stream, false, (u64)from, (u64)to};
     changed().notify_all();
-    queue(stream, [=, group = comm->group](Context& context) {
-        Call& call = group->calls.at(which);
-        const size_t size = type == NCCL_FLOAT32 ? 4 : 2;
-        const size_t read = size * count_each * (kind == REDUCE_SCATTER ? ranks : 1), written = size * count_each * (kind == ALL_GATHER ? ranks : 1);
-        if (!in_memory((u64)from, read) || !in_memory((u64)to, written)) return fault(context, "an exchange reads or writes outside of its operands");
-        call.parts[rank].here = true;
-        if (++call.arrived == (int)ranks) {
-            if (!call.wrong) work_of_all(call);
-            call.done = true;
-            changed().notify_all();
-        }
-        while (!call.done) {
-            if (Part* part = call.late()) get_on(part->stream, [&] { return part->here; });
-            else if (!wait_for_others([&] { return call.done || call.late(); })) return fault(context, "a rank waited a minute for an exchange that the others did not come to");
-        }
-        const bool wrong = call.wrong;
-        if (++call.gone == (int)ranks) group->calls.erase(which);
-        if (wrong) fault(context, "ranks came to different exchanges");
+    return queue(stream, [=](Context& context) {
+        call->here = true;
+        if (!comm->given_up) work(context, *comm, *call);
+        changed().notify_all();
     });
+}
+
+int collective(Kind kind, const void* from, void* to, size_t count_each, int type, int how, Comm* comm, Stream* stream) {
+    const bool is_bits = type == NCCL_UINT32 && how == NCCL_MAX && kind == ALL_REDUCE;
+    const bool is_float = (type == NCCL_FLOAT16 || type == NCCL_FLOAT32 || type == NCCL_BFLOAT16) && (how == NCCL_SUM || how == NCCL_MIN);
+    if (!is_bits && !is_float) return NCCL_INVALID_ARGUMENT;
+    return asked_of(comm, stream, kind, 0, [=](Context& context, Comm& comm, Asked& call) { exchange(context, comm, call, (u64)from, (u64)to, count_each, type, how); });
+}
+
+int one_message(Kind kind, const void* at, size_t bytes, int type, int peer, Comm* comm, Stream* stream) {
+    if (type != NCCL_UINT8 || !holds(comms(), comm) || peer < 0 || peer >= comm->ranks || peer == comm->rank) return NCCL_INVALID_ARGUMENT;
+    count("nccl_messages");
+    return asked_of(comm, stream, kind, peer, [=](Context& context, Comm& comm, Asked& call) { message(context, comm, call, (u64)at, bytes); });
+}
+
+int leave(Comm* handle, bool given_up) {
+    auto found = comms().find(handle);
+    if (found == comms().end()) return NCCL_INVALID_ARGUMENT;
+    const std::shared_ptr<Comm> comm = found->second;
+    comms().erase(found);
+    comm->given_up = given_up;
+    comm->gone = true;
+    comm->header().members[comm->rank].gone = given_up ? 2 : 1;
+    count(given_up ? "nccl_given_up" : "nccl_left");
+    changed().notify_all();
     return NCCL_SUCCESS;
 }
 }  // namespace
@@ -1058,34 +1161,48 @@ CALL ncclGetUniqueId(Id* out) {
     LOCKED;
     static u64 made = 0;
     *out = Id{};
-    snprintf(out->bytes, sizeof out->bytes, "stand-in %llu \xff", ++made);
+    const u64 now = (u64)std::chrono::system_clock::now().time_since_epoch().count();
+    snprintf(out->bytes, sizeof out->bytes, "advisor-stand-in-%d-%llu-%llu", (int)getpid(), now, ++made);
+    out->bytes[sizeof out->bytes - 1] = (char)0xff;  // all bytes travel
     return NCCL_SUCCESS;
 }
 
 CALL ncclCommInitRank(Comm** out, int ranks, Id id, int rank) {
     LOCKED;
-    if (usable() || !out || ranks < 1 || rank < 0 || rank >= ranks) return NCCL_INVALID_ARGUMENT;
-    auto& group = nccl_groups()[std::string(id.bytes, sizeof id.bytes)];
-    if (!group) group.reset(new NcclGroup{ranks, {}, {}});
-    if (group->ranks != ranks) return NCCL_INVALID_ARGUMENT;
-    for (Context* other : group->devices)
-        if (other == current) return NCCL_INVALID_USAGE;  // two ranks on one device
-    const std::shared_ptr<NcclGroup> kept = group;
-    kept->devices.push_back(current);
-    changed().notify_all();
-    if (!wait_for_others([&] { return (int)kept->devices.size() == ranks; })) return NCCL_INVALID_USAGE;
-    std::unique_ptr<Comm> made(new Comm{kept, rank, current});
+    if (usable() || !out || ranks < 1 || ranks > exchanges::MOST_RANKS || rank < 0 || rank >= ranks || id.bytes[127] != (char)0xff) return NCCL_INVALID_ARGUMENT;
+    const std::shared_ptr<Comm> made(new Comm(id.bytes, ranks, rank, current));
+    if (!made->memory.is_usable()) return NCCL_SYSTEM_ERROR;
+    exchanges::Header& header = made->header();
+    header.members[rank].device = ((u64)host_number() << 32) + current->device + 1;
+    ++header.joined;
+    if (!look_until([&] { return header.joined == (u32)ranks; })) return NCCL_INVALID_USAGE;
+    made->memory.forget_name();
+    for (int k = 0; k < ranks; ++k)
+        for (int other = 0; other < k; ++other)
+            if (header.members[k].device == header.members[other].device) return NCCL_INVALID_USAGE;  // two ranks on one device
     *out = made.get();
-    comms()[*out] = std::move(made);
+    comms()[*out] = made;
+    std::thread(get_on_for_others, made).detach();
     count("nccl_joined");
     return NCCL_SUCCESS;
 }
 
 CALL ncclCommDestroy(Comm* comm) {
     LOCKED;
-    if (!holds(comms(), comm)) return NCCL_INVALID_ARGUMENT;
-    comms().erase(comm);
-    count("nccl_left");
+    return leave(comm, false);
+}
+
+CALL ncclCommAbort(Comm* comm) {
+    LOCKED;
+    return leave(comm, true);
+}
+
+CALL ncclCommGetAsyncError(Comm* comm, int* out) {
+    LOCKED;
+    if (!holds(comms(), comm) || !out) return NCCL_INVALID_ARGUMENT;
+    *out = NCCL_SUCCESS;
+    for (int other = 0; other < comm->ranks; ++other)
+        if (comm->header().members[other].gone == 2) *out = NCCL_REMOTE_ERROR;
     return NCCL_SUCCESS;
 }
 
@@ -1109,4 +1226,14 @@ CALL ncclReduceScatter(const void* from, void* to, size_t part, int type, int ho
 CALL ncclAllGather(const void* from, void* to, size_t part, int type, Comm* comm, Stream* stream) {
     LOCKED;
     return collective(ALL_GATHER, from, to, part, type, NCCL_SUM, comm, stream);
+}
+
+CALL ncclSend(const void* from, size_t numbers, int type, int peer, Comm* comm, Stream* stream) {
+    LOCKED;
+    return one_message(SEND, from, numbers, type, peer, comm, stream);
+}
+
+CALL ncclRecv(void* to, size_t numbers, int type, int peer, Comm* comm, Stream* stream) {
+    LOCKED;
+    return one_message(RECEIVE, to, numbers, type, peer, comm, stream);
 }

@@ -58,6 +58,8 @@ pub trait Collective: Send + Sync {
     fn send(&self, to: usize, data: &[f32]) -> Result<(), CollectiveError>;
     /// Waits for what rank `from` has sent, in the order of sending.
     fn receive(&self, from: usize, data: &mut [f32]) -> Result<(), CollectiveError>;
+    /// Why nobody waits for this group any more: a rank has left it, or fell silent.
+    fn trouble(&self) -> Option<CollectiveError>;
     /// How long this rank has waited so far for others to begin; what comes after, the transfer itself, does not count.
     fn waited(&self) -> Seconds {
         Seconds(0.0)
@@ -98,6 +100,11 @@ pub struct Links {
 }
 
 impl Links {
+    /// Why nobody waits for others any more, where one has left or fell silent.
+    pub fn trouble(&self) -> Option<CollectiveError> {
+        [&self.data, &self.tensor, &self.pipeline].into_iter().find_map(|group| group.trouble())
+    }
+
     /// How long this rank has waited so far for any other to begin.
     pub fn waited(&self) -> Seconds {
         Seconds([&self.data, &self.tensor, &self.pipeline].map(|group| group.waited().0).iter().sum())

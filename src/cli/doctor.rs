@@ -104,6 +104,11 @@ fn cuda_devices() -> Result<Vec<(String, Gpu)>, cuda::CudaError> {
     Ok(gpus().into_iter().enumerate().map(line).collect())
 }
 
+/// What exchanges between CUDA devices go by.
+fn exchanges() -> String {
+    cuda::nccl_version().unwrap_or_else(|error| format!("through the host: {error}"))
+}
+
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     if args.comm {
         return super::communication::run(args.json, args.largest);
@@ -128,7 +133,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             "energy_counter": energy.as_ref().map(EnergyCounter::name),
             "data_folder": data.as_ref().ok().map(|d| d.display().to_string()),
             "cuda": match &devices {
-                Ok(devices) => json!({ "driver": cuda::driver_version().map(|(major, minor)| format!("{major}.{minor}")), "devices": devices.iter().map(|(_, gpu)| gpu).collect::<Vec<_>>() }),
+                Ok(devices) => json!({ "driver": cuda::driver_version().map(|(major, minor)| format!("{major}.{minor}")), "devices": devices.iter().map(|(_, gpu)| gpu).collect::<Vec<_>>(), "exchanges": exchanges() }),
                 Err(error) => json!({ "absent": error.to_string() }),
             },
         }))?)?;
@@ -168,7 +173,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
             },
         ),
     ];
-    for (name, value) in each {
+    let exchanges = devices.is_ok().then(|| ("between CUDA devices", exchanges()));
+    for (name, value) in each.into_iter().chain(exchanges) {
         super::print(&format!("{name:20} {value}"))?;
     }
     // 5 %: beyond it a difference of a few per cent between candidates drowns.

@@ -25,6 +25,7 @@ mod tune;
 mod worker;
 
 use crate::{
+    backend::cuda,
     comm::{Launch, MpiError, World},
     scenario::KnownModel,
     vocab::{Device, UnknownWord},
@@ -145,7 +146,9 @@ fn join(launch: &Launch) -> Option<World> {
         eprintln!("error: {error}; what is finished is on disk, and `advisor run --resume` goes on");
         std::process::exit(Exit::MachineFailed as i32);
     };
-    match World::join(launch, named.map_or(RANK_PATIENCE, Duration::from_secs), on_stuck) {
+    // Names of devices are their own, wherever they are.
+    let devices = (0..cuda::device_count().unwrap_or(0)).filter_map(cuda::uuid).collect();
+    match World::join(launch, named.map_or(RANK_PATIENCE, Duration::from_secs), devices, on_stuck) {
         Ok(world) => Some(world),
         Err(error) => {
             eprintln!("error: a launcher started {} processes, but they cannot work together: {error}", launch.processes);

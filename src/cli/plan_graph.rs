@@ -106,7 +106,12 @@ fn count(
         grid.precisions = work.precisions.clone().unwrap_or_else(|| grid.precisions.clone());
         let given = work.batches.as_ref().map(|batches| batches.iter().map(|batch| *batch as usize).collect());
         grid.batch_sizes = given.unwrap_or_else(|| grid.batch_sizes.clone());
-        let expansion = asked.expand(&Machine { cores: 1, cuda_devices: gpus as usize, cores_of_processes: Vec::new() });
+        let expansion = asked.expand(&Machine {
+            cores: 1,
+            cuda_devices: gpus as usize,
+            cores_of_processes: Vec::new(),
+            devices_of_processes: Vec::new(),
+        });
         let grid = &asked.grid;
         for candidate in expansion.candidates {
             // The baseline comes along, asked or not.

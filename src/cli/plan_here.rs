@@ -56,7 +56,7 @@ pub fn run(path: &Path, book: &PriceBook, json: bool, out: &Path) -> anyhow::Res
         }
     };
     let environment = environment();
-    let machine = Machine { cores: environment.logical_cores, cuda_devices: 0, cores_of_processes: Vec::new() };
+    let machine = Machine { cores: environment.logical_cores, ..Machine::default() };
     let price = cost::price(&scenario.cost, &environment, book)?;
     let set = Arc::new(DataSet::load(&scenario.data, &super::places(path.parent()))?);
     let expansion = scenario.expand(&machine);

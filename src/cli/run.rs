@@ -3,7 +3,7 @@
 use super::{Exit, progress::Progress, rates};
 use crate::{
     backend::cuda,
-    comm::Launch,
+    comm::{Launch, Process},
     cost::PriceBook,
     data::DataSet,
     harness::{self, Control, HarnessError, Job, Pace, Ranks},
@@ -115,7 +115,9 @@ fn measure_all(args: &Args, leader: Option<&Leader>) -> anyhow::Result<Exit> {
     let environment = Environment { processes, ..environment() };
     let mut gpus = gpus();
     let cores_of_processes = world.map_or_else(Vec::new, |world| (1..=world.size()).map(|ranks| world.cores(ranks)).collect());
-    let machine = Machine { cores: environment.logical_cores, cuda_devices: gpus.len(), cores_of_processes };
+    let devices_of_processes = world.map_or_else(Vec::new, |world| world.processes().iter().map(devices_from).collect());
+    let machine =
+        Machine { cores: environment.logical_cores, cuda_devices: gpus.len(), cores_of_processes, devices_of_processes };
     for scenario in &scenarios {
         if !scenario.grid.devices.iter().any(|device| machine.can_use(*device)) {
             let reason = cuda::device_count().err().map(|error| format!(": {error}")).unwrap_or_default();
@@ -126,7 +128,8 @@ fn measure_all(args: &Args, leader: Option<&Leader>) -> anyhow::Result<Exit> {
             return Ok(Exit::MachineFailed);
         }
     }
-    let used = scenarios.iter().flat_map(|scenario| scenario.expand(&machine).candidates).filter_map(|c| last_gpu(&c)).max();
+    let used =
+        scenarios.iter().flat_map(|scenario| scenario.expand(&machine).candidates).filter_map(|c| last_gpu(&c, &machine)).max();
     gpus.truncate(used.map_or(0, |last| last + 1));
     for (ordinal, gpu) in gpus.iter_mut().enumerate() {
         if let Err(reason) = measure_gpu(gpu, ordinal) {
@@ -272,18 +275,26 @@ fn search_from(scenario: &Scenario) -> Vec<PathBuf> {
     super::places(scenario.path.parent())
 }
 
-/// Number of the last CUDA device that a candidate uses.
-fn last_gpu(candidate: &Candidate) -> Option<usize> {
-    match candidate.device {
-        Device::Cuda(first) => Some(first + candidate.layout.ranks() - 1),
-        Device::Auto | Device::Cpu => None,
-    }
+/// Names of the devices that a process takes as a rank from its first one on, from its second one on, and so on.
+fn devices_from(process: &Process) -> Vec<String> {
+    let numbers = (0..process.devices.len()).filter_map(|first| process.device(first));
+    numbers.map(|number| format!("`{}` of `{}`", process.devices[number], process.host)).collect()
+}
+
+/// Number of the last CUDA device of this process's that a candidate uses. Ranks in other processes of a launch may see it as well.
+fn last_gpu(candidate: &Candidate, machine: &Machine) -> Option<usize> {
+    let Device::Cuda(first) = candidate.device else { return None };
+    let of_launch = machine.devices_of_processes.first().filter(|_| candidate.layout.ranks() > 1);
+    let Some(own) = of_launch else { return Some(first + candidate.layout.ranks() - 1) };
+    // The first process is the first of its node, so it takes devices in their order.
+    let used = machine.devices_of_ranks(first, candidate.layout).unwrap_or_default();
+    own.iter().rposition(|name| used.contains(&name.as_str()))
 }
 
 /// Who works on a candidate, where their rates can be measured: ranks of a launch are not all here.
 fn workers_of(candidate: &Candidate, is_launch: bool) -> Option<Workers> {
     let workers = Workers::of(candidate.device, candidate.layout, candidate.threads);
-    (candidate.emulation().is_none() && !(is_launch && workers.ranks > 1)).then_some(workers)
+    (candidate.emulation().is_none() && !(is_launch && candidate.layout.ranks() > 1)).then_some(workers)
 }
 
 fn plan(
@@ -296,7 +307,7 @@ fn plan(
 ) -> anyhow::Result<Planned> {
     // A scenario that uses no GPU is priced and described as if the machine had none.
     let candidates = scenario.expand(machine).candidates;
-    let used = candidates.iter().filter_map(last_gpu).max();
+    let used = candidates.iter().filter_map(|candidate| last_gpu(candidate, machine)).max();
     let gpus = used.map_or_else(Vec::new, |last| gpus[..=last].to_vec());
     let is_launch = environment.processes.is_some();
     let works = |table: &&RateTable| candidates.iter().any(|one| workers_of(one, is_launch) == Some(table.workers));

@@ -84,6 +84,7 @@ type InitThread = unsafe extern "C" fn(*mut c_int, *mut *mut *mut c_char, c_int,
 type Text = unsafe extern "C" fn(*mut c_char, *mut c_int) -> c_int;
 type Count<H> = unsafe extern "C" fn(H, *mut c_int) -> c_int;
 type Split<H> = unsafe extern "C" fn(H, c_int, c_int, *mut H) -> c_int;
+type SplitByType<H> = unsafe extern "C" fn(H, c_int, c_int, H, *mut H) -> c_int;
 type PointToPoint<H> = unsafe extern "C" fn(*mut c_void, c_int, H, c_int, c_int, H, *mut H) -> c_int;
 type Reduce<H> = unsafe extern "C" fn(*const c_void, *mut c_void, c_int, H, H, H, *mut H) -> c_int;
 type Gather<H> = unsafe extern "C" fn(*const c_void, c_int, H, *mut c_void, c_int, H, H, *mut H) -> c_int;
@@ -99,6 +100,7 @@ struct Table<H> {
     comm_rank: Count<H>,
     comm_size: Count<H>,
     comm_split: Split<H>,
+    comm_split_type: SplitByType<H>,
     comm_free: unsafe extern "C" fn(*mut H) -> c_int,
     set_error_handler: unsafe extern "C" fn(H, H) -> c_int,
     isend: PointToPoint<H>,
@@ -114,6 +116,9 @@ struct Table<H> {
     byte: H,
     sum: H,
     errors_return: H,
+    no_info: H,
+    /// `MPI_COMM_TYPE_SHARED`: processes that may share memory, which are those of one node.
+    of_one_node: c_int,
     in_place: usize,
 }
 
@@ -129,9 +134,11 @@ unsafe fn symbol<T: Copy>(library: &libloading::Library, path: &str, name: &'sta
 
 impl<H: Raw> Table<H> {
     /// # Safety
-    /// The library must be of the interface whose handles are `H`; `constants` are its world, float, byte, sum and errors-return.
-    unsafe fn load(lib: &libloading::Library, path: &str, constants: [H; 5], in_place: usize) -> Result<Self, MpiError> {
-        let [world, float, byte, sum, errors_return] = constants;
+    /// The library must be of the interface whose handles are `H`; `constants` are its world, float, byte, sum, errors-return and no-info,
+    /// `numbers` its `MPI_IN_PLACE` and `MPI_COMM_TYPE_SHARED`.
+    unsafe fn load(lib: &libloading::Library, path: &str, constants: [H; 6], numbers: (usize, c_int)) -> Result<Self, MpiError> {
+        let [world, float, byte, sum, errors_return, no_info] = constants;
+        let (in_place, of_one_node) = numbers;
         // SAFETY: the signatures are those of the MPI standard, with the handles of this interface.
         unsafe {
             Ok(Table {
@@ -144,6 +151,7 @@ impl<H: Raw> Table<H> {
                 comm_rank: symbol(lib, path, "MPI_Comm_rank")?,
                 comm_size: symbol(lib, path, "MPI_Comm_size")?,
                 comm_split: symbol(lib, path, "MPI_Comm_split")?,
+                comm_split_type: symbol(lib, path, "MPI_Comm_split_type")?,
                 comm_free: symbol(lib, path, "MPI_Comm_free")?,
                 set_error_handler: symbol(lib, path, "MPI_Comm_set_errhandler")?,
                 isend: symbol(lib, path, "MPI_Isend")?,
@@ -159,6 +167,8 @@ impl<H: Raw> Table<H> {
                 byte,
                 sum,
                 errors_return,
+                no_info,
+                of_one_node,
                 in_place,
             })
         }
@@ -185,6 +195,7 @@ trait Calls: Send + Sync {
     fn world(&self) -> u64;
     unsafe fn place(&self, comm: u64, rank: &mut c_int, size: &mut c_int) -> c_int;
     unsafe fn split(&self, comm: u64, color: c_int, key: c_int, made: &mut u64) -> c_int;
+    unsafe fn split_by_node(&self, comm: u64, key: c_int, made: &mut u64) -> c_int;
     unsafe fn return_errors(&self, comm: u64) -> c_int;
     unsafe fn free(&self, comm: u64) -> c_int;
     unsafe fn start(&self, comm: u64, what: &Start, request: &mut u64) -> c_int;
@@ -256,6 +267,13 @@ impl<H: Raw> Calls for Table<H> {
     unsafe fn split(&self, comm: u64, color: c_int, key: c_int, made: &mut u64) -> c_int {
         let mut handle = H::NONE;
         let code = unsafe { (self.comm_split)(H::from_bits(comm), color, key, &mut handle) };
+        *made = handle.into_bits();
+        code
+    }
+
+    unsafe fn split_by_node(&self, comm: u64, key: c_int, made: &mut u64) -> c_int {
+        let mut handle = H::NONE;
+        let code = unsafe { (self.comm_split_type)(H::from_bits(comm), self.of_one_node, key, self.no_info, &mut handle) };
         *made = handle.into_bits();
         code
     }
@@ -345,18 +363,25 @@ impl Library {
         // SAFETY: only the addresses of these objects are taken; they are Open MPI's handles, and no other library has them.
         let handle = |name| unsafe { symbol::<*const c_void>(lib, path, name) }.map(|address| address as usize);
         if handle("ompi_mpi_comm_world").is_ok() {
-            let names = ["ompi_mpi_comm_world", "ompi_mpi_float", "ompi_mpi_byte", "ompi_mpi_op_sum", "ompi_mpi_errors_return"];
-            let mut constants = [0; 5];
+            let names = [
+                "ompi_mpi_comm_world",
+                "ompi_mpi_float",
+                "ompi_mpi_byte",
+                "ompi_mpi_op_sum",
+                "ompi_mpi_errors_return",
+                "ompi_mpi_info_null",
+            ];
+            let mut constants = [0; 6];
             for (constant, name) in constants.iter_mut().zip(names) {
                 *constant = handle(name)?;
             }
-            // SAFETY: these symbols are Open MPI's. `MPI_IN_PLACE` is 1 there.
-            return Ok(Box::new(unsafe { Table::<usize>::load(lib, path, constants, 1)? }));
+            // SAFETY: these symbols are Open MPI's. `MPI_IN_PLACE` is 1 there, `MPI_COMM_TYPE_SHARED` 0.
+            return Ok(Box::new(unsafe { Table::<usize>::load(lib, path, constants, (1, 0))? }));
         }
         // The interface that MPICH and its relatives have shared since 2014 (MPICH ABI Compatibility Initiative).
-        let constants = [0x4400_0000, 0x4c00_040a, 0x4c00_010d, 0x5800_0003, 0x5400_0001];
-        // SAFETY: a library without Open MPI's symbols is taken for MPICH's kin; `MPI_IN_PLACE` is -1 there.
-        Ok(Box::new(unsafe { Table::<c_int>::load(lib, path, constants, usize::MAX)? }))
+        let constants = [0x4400_0000, 0x4c00_040a, 0x4c00_010d, 0x5800_0003, 0x5400_0001, 0x1c00_0000];
+        // SAFETY: a library without Open MPI's symbols is taken for MPICH's kin; `MPI_IN_PLACE` is -1 there, `MPI_COMM_TYPE_SHARED` 1.
+        Ok(Box::new(unsafe { Table::<c_int>::load(lib, path, constants, (usize::MAX, 1))? }))
     }
 
     fn locked(&self) -> (MutexGuard<'_, ()>, &dyn Calls) {
@@ -506,6 +531,18 @@ impl Comm {
             check(calls, "MPI_Comm_split", unsafe { calls.split(self.handle, wanted, self.rank as c_int, &mut made) })?;
         }
         if color.is_none() { Ok(None) } else { self.library.comm(made).map(Some) }
+    }
+
+    /// Those of the same node, in the order of their ranks here. All processes must ask together.
+    pub fn split_by_node(&self) -> Result<Comm, MpiError> {
+        let mut made = 0;
+        {
+            let (_guard, calls) = self.library.locked();
+            // SAFETY: the handle is a communicator of this library.
+            let code = unsafe { calls.split_by_node(self.handle, self.rank as c_int, &mut made) };
+            check(calls, "MPI_Comm_split_type", code)?;
+        }
+        self.library.comm(made)
     }
 
     /// Gives a communicator back, all its processes together; nothing may be under way on it.

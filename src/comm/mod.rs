@@ -25,12 +25,12 @@ mod world;
 pub use launch::Launch;
 pub use library::MpiError;
 pub use process::Seat;
-pub use world::World;
+pub use world::{Process, World};
 
 use crate::{
     backend::{Collective, CollectiveError, OverlappedSums},
     units::Seconds,
-    vocab::Layout,
+    vocab::{Device, Layout},
 };
 use std::{
     collections::VecDeque,
@@ -87,6 +87,24 @@ impl Place {
         match self {
             Place::Process(seat) => vec![seat.membership()],
             Place::Threads => thread_members(layout),
+        }
+    }
+
+    /// Numbers of the ranks of a layout that live in this process.
+    pub fn numbers(&self, layout: Layout) -> std::ops::Range<usize> {
+        match self {
+            Place::Process(seat) => seat.number()..seat.number() + 1,
+            Place::Threads => 0..layout.ranks(),
+        }
+    }
+
+    /// The device of rank `number`, which lives here: of a process the one by its rank on its node, so that nothing need be known of other
+    /// nodes.
+    pub fn device(&self, from: Device, number: usize) -> Device {
+        match (self, from) {
+            // Without a device the number says in the driver's words what is missing.
+            (Place::Process(seat), Device::Cuda(first)) => Device::Cuda(seat.process().device(first).unwrap_or(first)),
+            _ => from.of_rank(number),
         }
     }
 
@@ -445,6 +463,10 @@ impl Collective for ThreadMember {
         self.begin()?;
         self.take_shares(data, part.len())?;
         group.gate.pass()
+    }
+
+    fn trouble(&self) -> Option<CollectiveError> {
+        self.group.gate.left()
     }
 
     fn waited(&self) -> Seconds {

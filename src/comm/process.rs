@@ -7,7 +7,7 @@ use super::{
     Communicator, Membership,
     background::Background,
     library::{Comm, Element, MpiError, Pending},
-    world::{Shared, finish},
+    world::{Process, Shared, finish, share},
 };
 use crate::{
     backend::{Collective, CollectiveError, OverlappedSums},
@@ -95,6 +95,11 @@ impl Seat {
         &self.members[0].link.world.hosts()[..self.members[0].link.ranks]
     }
 
+    /// What this process is.
+    pub fn process(&self) -> &Process {
+        self.members[0].link.world.process()
+    }
+
     /// What the library says of itself.
     pub fn library(&self) -> &str {
         self.members[0].link.world.version()
@@ -117,16 +122,7 @@ impl Seat {
     /// What each rank has given, on every rank.
     pub fn share(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
         let all = &self.members[0];
-        let lengths = all.finish_one(all.comm.all_gather((bytes.len() as u64).to_le_bytes().to_vec())?)?;
-        let lengths: Vec<usize> = lengths
-            .chunks_exact(8)
-            .map(|length| u64::from_le_bytes(length.try_into().expect("chunks of eight")) as usize)
-            .collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        let mut padded = bytes.to_vec();
-        padded.resize(longest, 0);
-        let whole = all.finish_one(all.comm.all_gather(padded)?)?;
-        Ok(lengths.iter().enumerate().map(|(rank, length)| whole[rank * longest..][..*length].to_vec()).collect())
+        share(&all.comm, bytes, || all.link.stop())
     }
 
     /// Gives its communicators back, all ranks together; nobody may have left.
@@ -229,6 +225,10 @@ impl Collective for ProcessMember {
         }
         data.copy_from_slice(&message);
         Ok(())
+    }
+
+    fn trouble(&self) -> Option<CollectiveError> {
+        self.link.stop()
     }
 
     fn overlapped(&self) -> Option<&dyn OverlappedSums> {

@@ -11,6 +11,7 @@ use super::{
     process::Seat,
 };
 use crate::vocab::Layout;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     sync::{
@@ -28,12 +29,31 @@ const BEAT: Duration = Duration::from_secs(1);
 /// How often signs of others are looked for: a candidate that a rank has left ends within this time.
 const LISTEN: Duration = Duration::from_millis(20);
 
-/// Bytes of a host's name on the way, zeros behind it.
-const HOST_BYTES: usize = 256;
-
 /// Tags of messages on the control communicator.
 const LENGTH: i32 = 1;
 const TEXT: i32 = 2;
+
+/// What a process says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// The host's name, as the library has it.
+    pub host: String,
+    pub cores: usize,
+    /// The first rank of its node.
+    pub node: usize,
+    /// Among the processes of its node.
+    pub local_rank: usize,
+    /// CUDA devices that it sees, in the driver's order, by names that no other device has.
+    pub devices: Vec<String>,
+}
+
+impl Process {
+    /// The number of the device that it takes as a rank from `cuda:first` on; `None` where it sees none. Ranks of a node take the devices
+    /// that follow, and begin anew where there are no more: so each has its own wherever there are enough, also where each sees but one.
+    pub fn device(&self, first: usize) -> Option<usize> {
+        (!self.devices.is_empty()).then(|| (first + self.local_rank) % self.devices.len())
+    }
+}
 
 /// Processes that were started together.
 pub struct World {
@@ -48,8 +68,9 @@ pub(super) struct Shared {
     control: Comm,
     /// For signs of life.
     beats: Comm,
+    processes: Vec<Process>,
+    /// Of each of them.
     hosts: Vec<String>,
-    cores: Vec<usize>,
     version: String,
     patience: Duration,
     /// Told when MPI itself waits for a rank that does not come: then this process can do no more, and should end.
@@ -102,16 +123,29 @@ pub(super) fn finish<T: Element, E: From<MpiError>>(
     }
 }
 
+/// What each process of a communicator has given, on all of them.
+pub(super) fn share<E: From<MpiError>>(comm: &Comm, bytes: &[u8], stop: impl Fn() -> Option<E>) -> Result<Vec<Vec<u8>>, E> {
+    let (lengths, _) = finish(comm.all_gather((bytes.len() as u64).to_le_bytes().to_vec())?, &stop)?;
+    let length = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("chunks of eight")) as usize;
+    let lengths: Vec<usize> = lengths.chunks_exact(8).map(length).collect();
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let mut padded = bytes.to_vec();
+    padded.resize(longest, 0);
+    let (whole, _) = finish(comm.all_gather(padded)?, &stop)?;
+    Ok(lengths.iter().enumerate().map(|(rank, length)| whole[rank * longest..][..*length].to_vec()).collect())
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl World {
-    /// Joins the others. A rank without a sign of life for `patience` is given up. `on_stuck` is called, on a thread of its own, where MPI
+    /// Joins the others; `devices` are those that this process sees, by name. A rank without a sign of life for `patience` is given up. `on_stuck` is called, on a thread of its own, where MPI
     /// does not come back for so long: it waits for a rank, polling, and cannot be told to stop.
     pub fn join(
         launch: &Launch,
         patience: Duration,
+        devices: Vec<String>,
         on_stuck: impl Fn(&MpiError) + Send + Sync + 'static,
     ) -> Result<World, MpiError> {
         let library = Arc::new(Library::open(&launch.libraries)?);
@@ -124,24 +158,19 @@ impl World {
         let split = || world.split(Some(0))?.ok_or(MpiError::NoGroup);
         let (control, beats) = (split()?, split()?);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut name = library.host().into_bytes();
-        name.resize(HOST_BYTES, 0);
-        name.extend((cores as u32).to_le_bytes());
-        let length = name.len();
-        let (all, _) = finish(control.all_gather(name)?, || None::<MpiError>)?;
-        let hosts = all.chunks(length).map(|one| {
-            let name = &one[..HOST_BYTES];
-            let end = name.iter().position(|byte| *byte == 0).unwrap_or(HOST_BYTES);
-            String::from_utf8_lossy(&name[..end]).into_owned()
-        });
-        let cores = all.chunks(length).map(|one| {
-            let bytes = one[HOST_BYTES..].try_into().expect("four bytes follow the name");
-            u32::from_le_bytes(bytes) as usize
-        });
+        let node = world.split_by_node()?;
+        let local_rank = node.rank;
+        let (first, _) = finish(node.all_gather((world.rank as u32).to_le_bytes().to_vec())?, || None::<MpiError>)?;
+        let first = u32::from_le_bytes(first[..4].try_into().expect("four bytes of each"));
+        node.free()?;
+        let own = Process { host: library.host(), cores, node: first as usize, local_rank, devices };
+        let all = share(&control, &serde_json::to_vec(&own).expect("plain data"), || None::<MpiError>)?;
+        let read = |bytes: &Vec<u8>| serde_json::from_slice(bytes).map_err(|error| MpiError::Order(error.to_string()));
+        let processes = all.iter().map(read).collect::<Result<Vec<Process>, _>>()?;
         let shared = Arc::new(Shared {
             version: library.version(),
-            hosts: hosts.collect(),
-            cores: cores.collect(),
+            hosts: processes.iter().map(|process| process.host.clone()).collect(),
+            processes,
             library,
             world,
             control,
@@ -181,7 +210,11 @@ impl World {
     pub fn cores(&self, ranks: usize) -> usize {
         let hosts = &self.shared.hosts[..ranks.min(self.size())];
         let firsts = hosts.iter().enumerate().filter(|(rank, host)| !hosts[..*rank].contains(host));
-        firsts.map(|(rank, _)| self.shared.cores[rank]).sum()
+        firsts.map(|(rank, _)| self.shared.processes[rank].cores).sum()
+    }
+
+    pub fn processes(&self) -> &[Process] {
+        &self.shared.processes
     }
 
     /// Why no more can be done together: a rank that fell silent.
@@ -265,6 +298,11 @@ impl Shared {
 
     pub fn hosts(&self) -> &[String] {
         &self.hosts
+    }
+
+    /// This one.
+    pub fn process(&self) -> &Process {
+        &self.processes[self.world.rank]
     }
 
     pub fn version(&self) -> &str {

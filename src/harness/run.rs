@@ -106,7 +106,7 @@ pub struct Job<'a> {
     pub folder: &'a Path,
     /// The program that is started as worker.
     pub program: &'a Path,
-    /// Processes of a launch: on them run candidates of several ranks, but those on GPUs.
+    /// Processes of a launch: on them run candidates of several ranks.
     pub ranks: Option<&'a dyn Ranks>,
     pub control: &'a Control,
 }
@@ -486,7 +486,7 @@ impl Conductor<'_, '_> {
 
     fn start(&mut self, candidate: &Candidate) -> Result<Live, HarnessError> {
         let program = self.job.program;
-        let over_processes = candidate.layout.ranks() > 1 && !candidate.device.is_cuda();
+        let over_processes = candidate.layout.ranks() > 1;
         let worker = match self.job.ranks.filter(|_| over_processes) {
             Some(ranks) => {
                 if self.find(candidate).is_none_or(|record| record.status != Status::Ok) {

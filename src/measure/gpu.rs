@@ -63,13 +63,15 @@ fn device(uuid: &str) -> Option<Device<'static>> {
 /// NVML's view of the devices of one candidate.
 pub struct GpuSensor {
     devices: Vec<Device<'static>>,
+    /// Processes of the candidate.
+    ours: Vec<u32>,
 }
 
 impl GpuSensor {
-    /// Of CUDA devices by their numbers; `None` where NVML does not know one of them.
-    pub fn open(ordinals: impl IntoIterator<Item = usize>) -> Option<GpuSensor> {
-        let devices = ordinals.into_iter().map(|ordinal| device(&cuda::uuid(ordinal)?)).collect::<Option<Vec<_>>>()?;
-        (!devices.is_empty()).then_some(GpuSensor { devices })
+    /// Of CUDA devices by their names, on which the processes `ours` compute; `None` where NVML does not know one of them.
+    pub fn open(uuids: &[String], ours: Vec<u32>) -> Option<GpuSensor> {
+        let devices = uuids.iter().map(|uuid| device(uuid)).collect::<Option<Vec<_>>>()?;
+        (!devices.is_empty()).then_some(GpuSensor { devices, ours })
     }
 
     /// What a record calls it.
@@ -97,9 +99,8 @@ impl GpuSensor {
 
     /// Other processes that compute on the devices.
     pub fn strangers(&self) -> usize {
-        let ours = std::process::id();
         let processes = self.devices.iter().filter_map(|d| d.running_compute_processes().ok()).flatten();
-        processes.filter(|process| process.pid != ours).count()
+        processes.filter(|process| !self.ours.contains(&process.pid)).count()
     }
 }
 
@@ -133,7 +134,7 @@ mod tests {
     fn a_machine_without_gpus_has_none_and_no_sensor() {
         if cuda::device_count().is_err() {
             assert_eq!(gpus(), []);
-            assert!(GpuSensor::open([0]).is_none());
+            assert!(GpuSensor::open(&["GPU-0".into()], Vec::new()).is_none());
         }
     }
 }

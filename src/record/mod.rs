@@ -195,6 +195,12 @@ impl Environment {
     pub fn rates(&self, candidate: &Candidate) -> Option<(f64, f64)> {
         match candidate.device {
             Device::Cuda(first) => {
+                // Devices are known of the first host alone.
+                let hosts = self.processes.as_ref().map_or(&[][..], |processes| &processes.hosts);
+                let of_ranks = &hosts[..hosts.len().min(candidate.layout.ranks())];
+                if of_ranks.iter().any(|host| *host != of_ranks[0]) {
+                    return None;
+                }
                 let gpus = self.gpus.get(first..first + candidate.layout.ranks())?;
                 let each = gpus.iter().map(|gpu| match candidate.precision {
                     Precision::Tf32 => gpu.tf32_flops_per_s.zip(gpu.copy_bytes_per_s),

@@ -60,7 +60,7 @@ pub fn html(inputs: &Inputs) -> Result<String, ReportError> {
         if header.quick { "; a quick run, with few short blocks: figures are rough" } else { "" }
     );
     if let Some(processes) = &header.environment.processes {
-        let text = "Ranks of layouts on processors were processes of a launch";
+        let text = "Ranks of layouts were processes of a launch";
         let hosts = escape(&words::hosts(&processes.hosts));
         put!(out, "<p>{text}: {} over {} on {hosts}.</p>", processes.hosts.len(), escape(&processes.library));
     }

@@ -22,6 +22,8 @@ pub struct Machine {
     pub cuda_devices: usize,
     /// Where a launcher started processes to be ranks, the cores of the hosts of the first, of the first two, and so on.
     pub cores_of_processes: Vec<usize>,
+    /// For each of these processes, names of the CUDA devices that it would take as a rank from `cuda:0` on, from `cuda:1` on, and so on.
+    pub devices_of_processes: Vec<Vec<String>>,
 }
 
 /// The candidates of a scenario on a machine. No id stands twice, in neither list nor in both.
@@ -164,6 +166,30 @@ impl Machine {
         of_processes.copied().unwrap_or(self.cores).max(1)
     }
 
+    /// Names of the devices that the ranks of a layout, processes of a launch, take from `cuda:first` on; `Err` is a rank without one.
+    pub fn devices_of_ranks(&self, first: usize, layout: Layout) -> Result<Vec<&str>, usize> {
+        let name = |rank: usize| {
+            let devices = self.devices_of_processes.get(rank)?;
+            devices.get(first % devices.len().max(1)).map(String::as_str)
+        };
+        (0..layout.ranks()).map(|rank| name(rank).ok_or(rank)).collect()
+    }
+
+    /// Why processes of the launch are no ranks on devices of their own.
+    fn lack_of_devices(&self, first: usize, layout: Layout) -> Option<String> {
+        let names = match self.devices_of_ranks(first, layout) {
+            Ok(names) => names,
+            Err(rank) => return Some(format!("{layout}: the driver shows process {rank} of the launch no CUDA device")),
+        };
+        let shared =
+            (1..names.len()).find_map(|rank| Some((names[..rank].iter().position(|name| *name == names[rank])?, rank)))?;
+        let (one, other) = shared;
+        Some(format!(
+            "{layout}: ranks {one} and {other} would share {}, so its times say nothing; start as many processes on a host as it has devices",
+            names[one]
+        ))
+    }
+
     /// What `auto` means here: the first CUDA device where there is one.
     fn found(&self, device: Device) -> Device {
         match device {
@@ -195,7 +221,8 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
         if !machine.has(candidate.device) {
             return Some(format!("`{}` is not there: this machine shows {shown}", candidate.device));
         }
-        if first + ranks > machine.cuda_devices {
+        let is_here = ranks == 1 || machine.cores_of_processes.is_empty();
+        if is_here && first + ranks > machine.cuda_devices {
             return Some(format!(
                 "{layout} from `{}` on needs {ranks} CUDA devices, this machine shows {shown}",
                 candidate.device
@@ -209,8 +236,13 @@ fn reason_to_skip(candidate: &Candidate, machine: &Machine) -> Option<String> {
         return Some("tf32 is how tensor cores of a GPU read fp32 numbers: a processor has no such products".into());
     }
     let processes = machine.cores_of_processes.len();
-    if processes > 0 && ranks > processes && !candidate.device.is_cuda() {
+    if processes > 0 && ranks > processes {
         return Some(format!("{layout} needs {ranks} processes, and the launcher started {processes}"));
+    }
+    if let (Device::Cuda(first), 1.., 2..) = (candidate.device, processes, ranks)
+        && let Some(reason) = machine.lack_of_devices(first, layout)
+    {
+        return Some(reason);
     }
     if ranks > threads {
         return Some(format!("{layout} needs at least {ranks} threads, this candidate has {threads}"));
@@ -273,7 +305,7 @@ mod tests {
         vocab::RowKind,
     };
 
-    const TWO: Machine = Machine { cores: 2, cuda_devices: 0, cores_of_processes: Vec::new() };
+    const TWO: Machine = Machine { cores: 2, cuda_devices: 0, cores_of_processes: Vec::new(), devices_of_processes: Vec::new() };
 
     fn at(path: &str, more: &str) -> Scenario {
         let text = format!("name = \"x\"\n[workload]\nmodel = \"mlp\"\n{more}");
@@ -445,5 +477,37 @@ mod tests {
         let candidates = named.expand(&launched()).candidates;
         // The baseline has what its host has.
         assert_eq!(candidates.iter().map(|c| (c.layout.ranks(), c.threads)).collect::<Vec<_>>(), [(1, 4), (4, 8)]);
+    }
+
+    #[test]
+    fn ranks_that_are_processes_need_a_device_each() {
+        // Two processes on each of two hosts; the second host has one device, its other process sees none of its own.
+        let launched = |devices: [&[&str]; 4]| Machine {
+            cores: 4,
+            cuda_devices: devices[0].len(),
+            cores_of_processes: vec![4, 4, 8, 8],
+            devices_of_processes: devices.map(|names| names.iter().map(ToString::to_string).collect()).to_vec(),
+        };
+        let scenario = |device: &str| {
+            with(&format!(
+                "phase = [\"train\"]\n[grid]\ndevice = [\"{device}\"]\nbatch_size = [60]\nlayout = [\"single\", \"dp=2\", \"dp=4\", \"dp=5\"]"
+            ))
+        };
+        let reasons = |device: &str, machine: Machine| -> Vec<String> {
+            skipped(&scenario(device), machine).into_iter().map(|(_, reason)| reason).collect()
+        };
+        let five = "dp=5 needs 5 processes, and the launcher started 4";
+        let apart: [&[&str]; 4] = [&["a", "b"], &["b", "a"], &["c", "d"], &["d", "c"]];
+        assert_eq!(reasons("cuda", launched(apart)), [five]);
+        // From the second device on it is the other way round.
+        assert_eq!(reasons("cuda:1", launched(apart)), [five]);
+        assert_eq!(launched(apart).devices_of_ranks(1, Layout::data(4)), Ok(vec!["b", "a", "d", "c"]));
+        // Each sees its own alone.
+        assert_eq!(reasons("cuda", launched([&["a"], &["b"], &["c"], &["d"]])), [five]);
+        let shared =
+            "dp=4: ranks 2 and 3 would share c, so its times say nothing; start as many processes on a host as it has devices";
+        assert_eq!(reasons("cuda", launched([&["a", "b"], &["b", "a"], &["c"], &["c"]])), [shared, five]);
+        let none = "dp=4: the driver shows process 3 of the launch no CUDA device";
+        assert_eq!(reasons("cuda", launched([&["a", "b"], &["b", "a"], &["c"], &[]])), [none, five]);
     }
 }

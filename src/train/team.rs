@@ -85,6 +85,15 @@ pub struct Team {
     programs: Vec<Program>,
 }
 
+impl Drop for Team {
+    /// All sessions end before any rank leaves its groups: to those that are still there it would look like a failure.
+    fn drop(&mut self) {
+        let memberships: Vec<Membership> = self.ranks.iter().map(|rank| rank.membership.clone()).collect();
+        self.ranks.clear();
+        drop(memberships);
+    }
+}
+
 /// Frees the other ranks when a rank ends early.
 struct LeaveOnDrop(Vec<Arc<dyn Communicator>>);
 
@@ -105,11 +114,16 @@ impl Team {
     ) -> Result<Team, TrainError> {
         let ranks = layout.ranks();
         let threads = (threads / ranks).max(1);
-        let shared = open(device, threads)?;
+        // Ranks on the processor share it.
+        let mut shared = None;
         let mut made = Vec::new();
         for membership in place.members(layout) {
             let number = membership.number;
-            let backend = if device.of_rank(number) == device { shared.clone() } else { open(device.of_rank(number), threads)? };
+            let own = place.device(device, number);
+            let backend = match &shared {
+                Some((opened, backend)) if *opened == own => Arc::clone(backend),
+                _ => shared.insert((own, open(own, threads)?)).1.clone(),
+            };
             let Membership { data, tensor, pipeline, .. } = membership.clone();
             let links = (ranks > 1).then(|| Links { data, tensor, pipeline });
             let (program, weights) = &parts[layout.place(number).1];
@@ -169,9 +183,10 @@ impl Team {
         lead(&self.place, find)
     }
 
-    /// Memory of the sessions of this process, bytes.
-    pub fn memory_bytes(&self) -> u64 {
-        self.ranks.iter().map(|rank| rank.session.memory().0).sum()
+    /// Memory of the sessions of all ranks, wherever they live, bytes.
+    pub fn memory_of_all(&mut self) -> Result<u64, TrainError> {
+        let mut states = vec![(); self.ranks.len()];
+        Ok(self.each(&mut states, |_, rank, ()| Ok(rank.session.memory().0))?.iter().sum())
     }
 
     /// Does `work` on every rank at once, with a state of its own for each of this process, and hands back the results of all ranks in

@@ -5,19 +5,20 @@ use super::{
     time_split::{Pace, over_ranks, rank_split, remark},
 };
 use crate::{
-    backend::OpTime,
+    backend::{OpTime, cuda},
     comm::Place,
     data::{DataSet, Inputs, Part},
     harness::{Described, Request, Response, Setup, WindowEnergy, Work},
     measure::{EnergyCounter, GpuSensor, forget_peak_resident, peak_resident},
     models::{self, Model},
-    record::{OpProfile, Quality},
+    record::{Candidate, OpProfile, Quality},
     stats::{StopRule, median},
     strategy::{Tensor, Weights},
     train::{Checkpoint, Identity, Predictor, StepTimes, Team, TrainError, Trainer, lead, scaled_rate, train_aware, tuner},
     units::{Bytes, Flops, Seconds},
     vocab::{Compression, Device, Layout, Phase, Precision, Pruning, Quantization, Rounding, Tuning},
 };
+use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
 /// Steps that are taken apart: so many at least, and of short steps as many as fit into `PROFILE_S`, at most so many.
@@ -115,6 +116,38 @@ impl Work for Bench {
     }
 }
 
+/// What the ranks of a candidate compute on, each process telling of its own.
+#[derive(Serialize, Deserialize)]
+struct UsedDevices {
+    notes: Vec<String>,
+    uuids: Vec<String>,
+    processes: Vec<u32>,
+}
+
+impl UsedDevices {
+    /// Of all ranks, wherever they live.
+    fn find(place: &Place, candidate: &Candidate) -> Result<UsedDevices, Box<dyn std::error::Error>> {
+        let mut own = UsedDevices { notes: Vec::new(), uuids: Vec::new(), processes: vec![std::process::id()] };
+        for number in place.numbers(candidate.layout) {
+            let Device::Cuda(ordinal) = place.device(candidate.device, number) else { continue };
+            own.notes.push(format!("ran on {}", cuda::describe(ordinal)?));
+            if candidate.precision == Precision::Fp8 && !cuda::multiplies_8_bits(ordinal)? {
+                own.notes
+                    .push("this GPU's products are of rounded numbers in 16 bits: its times are not those of fp8".to_string());
+            }
+            own.uuids.extend(cuda::uuid(ordinal));
+        }
+        let mut all = UsedDevices { notes: Vec::new(), uuids: Vec::new(), processes: Vec::new() };
+        for bytes in place.share(serde_json::to_vec(&own)?)? {
+            let UsedDevices { notes, uuids, processes } = serde_json::from_slice(&bytes)?;
+            all.notes.extend(notes);
+            all.uuids.extend(uuids);
+            all.processes.extend(processes);
+        }
+        Ok(all)
+    }
+}
+
 impl Ready {
     fn new(setup: Setup, place: Place) -> Result<Ready, Box<dyn std::error::Error>> {
         let model = models::find(&setup.model).ok_or_else(|| format!("no model is called `{}`", setup.model))?;
@@ -155,27 +188,21 @@ impl Ready {
                 Doing::Infer(Box::new(predictor))
             }
         };
-        let ranks = candidate.layout.ranks();
-        let (counter, sensor) = match candidate.device {
-            Device::Cuda(first) => {
-                let devices = first..first + ranks;
-                for ordinal in devices.clone() {
-                    notes.push(format!("ran on {}", crate::backend::cuda::describe(ordinal)?));
-                    if candidate.precision == Precision::Fp8 && !crate::backend::cuda::multiplies_8_bits(ordinal)? {
-                        notes.push(
-                            "this GPU's products are of rounded numbers in 16 bits: its times are not those of fp8".to_string(),
-                        );
-                    }
-                }
-                (None, GpuSensor::open(devices))
-            }
-            Device::Auto | Device::Cpu => (EnergyCounter::open(), None),
-        };
         // What one host has used is not what the ranks of several have.
-        let counter = counter.filter(|_| place.hosts().is_none_or(|hosts| hosts.iter().all(|host| *host == hosts[0])));
+        let is_one_host = place.hosts().is_none_or(|hosts| hosts.iter().all(|host| *host == hosts[0]));
+        let (counter, sensor) = match candidate.device {
+            Device::Cuda(_) => {
+                let used = UsedDevices::find(&place, candidate)?;
+                notes.extend(used.notes);
+                (None, GpuSensor::open(&used.uuids, used.processes).filter(|_| is_one_host))
+            }
+            Device::Auto | Device::Cpu => (EnergyCounter::open().filter(|_| is_one_host), None),
+        };
         if let Some(text) = place.description() {
             notes.push(text);
-            notes.push("memory is not told: one process holds ranks of several candidates".to_string());
+            if !on_cuda {
+                notes.push("memory is not told: one process holds ranks of several candidates".to_string());
+            }
         }
         match sensor.as_ref().map_or(0, GpuSensor::strangers) {
             0 => {}
@@ -304,7 +331,7 @@ impl Ready {
         }
         // Before the profile, whose clocks and lists are not the candidate's own.
         let peak_memory = match (self.setup.candidate.device.is_cuda(), self.place.hosts()) {
-            (true, _) => Some(Bytes(self.work.team().memory_bytes())),
+            (true, _) => Some(Bytes(self.work.team().memory_of_all()?)),
             (false, Some(_)) => None,
             (false, None) => peak_resident(),
         };

@@ -111,8 +111,8 @@ fn compile(arguments: &[&str], input: &Path, output: &Path) -> Result<(), String
 fn build(flavour: Flavour) -> Result<Emulator, String> {
     let (folder, kernels) = sources();
     let mut hash = Sha256::new();
-    let parts =
-        ["driver.cpp", "emulator.cpp", "emulator.h", "hopper.h", "threads.cpp"].map(|name| folder.join("emulator").join(name));
+    let parts = ["driver.cpp", "emulator.cpp", "emulator.h", "exchanges.h", "hopper.h", "threads.cpp"]
+        .map(|name| folder.join("emulator").join(name));
     let headers = ["common.cuh", "hopper.cuh", "hopper_narrow.cuh"].map(|name| folder.join(name));
     // This file as well: its flags are part of what is built.
     hash.update(include_str!("emulator.rs"));

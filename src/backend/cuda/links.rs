@@ -1,29 +1,55 @@
 //! Exchanges of a session from device to device, where every rank has a device of its own and a library for it; the host decides so
 //! together with all other ranks when the first exchange comes, and takes part in no later one.
 //!
-//! What the stages of a pipeline hand on goes through the host all the same: in 1F1B both sides of a link send before they receive, and a
-//! stream that sends waits until the other receives.
+//! In 1F1B both sides of a link send before they receive, and a device that sends is not done until the other receives. So what a stage
+//! hands on is copied aside and goes beside the queue, which waits for what it receives alone; and each direction of a link is a group of
+//! two, for the library does what one group is asked for in order. Then a message that nobody has received yet holds up nothing but later
+//! ones of its own direction, as where messages lie in mailboxes.
 
 use super::{
-    machine::{Address, CudaError, DeviceGroup, GroupId, Machine, Merge},
+    machine::{Address, Collectives, CudaError, DeviceGroup, GroupId, Machine, Merge},
     plan,
+    watch::Watch,
 };
 use crate::{
     backend::{
-        BackendError, Collective, Links,
+        BackendError, Collective, CollectiveError, Links,
         exchange::{every_rank, own_part_len},
     },
     graph::{Exchange, Op, Program, Step, ValueId},
     vocab::DType,
 };
 use half::{bf16, f16};
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// The two directions of the link to a neighbouring stage.
+struct Neighbour {
+    /// Its rank of the two; this one is the other.
+    number: usize,
+    sends: Arc<dyn DeviceGroup>,
+    receives: Arc<dyn DeviceGroup>,
+}
+
+/// Where a value that is sent lies until the other side has it.
+struct Outbox {
+    at: Address,
+    /// Its message is the first of a run in its direction.
+    is_first: bool,
+}
 
 /// The groups of a rank, as its device knows them; `None` for a rank that is alone in one.
 pub(super) struct DeviceLinks {
-    data: Option<Box<dyn DeviceGroup>>,
-    tensor: Option<Box<dyn DeviceGroup>>,
-    pipeline: Option<Box<dyn DeviceGroup>>,
+    /// Before the groups, which it lets go of first.
+    watch: Watch,
+    data: Option<Arc<dyn DeviceGroup>>,
+    tensor: Option<Arc<dyn DeviceGroup>>,
+    pipeline: Option<Arc<dyn DeviceGroup>>,
+    before: Option<Neighbour>,
+    next: Option<Neighbour>,
+    outboxes: BTreeMap<ValueId, Outbox>,
     name: String,
     /// Buckets whose sums are made beside the backward pass.
     beside: BTreeSet<usize>,
@@ -48,10 +74,7 @@ impl Way {
         match self {
             Way::Open => None,
             Way::Host(reason) => Some(format!("exchanges went through the host: {reason}")),
-            Way::Devices(links) => {
-                let but = if links.pipeline.is_some() { ", what stages hand on through the host" } else { "" };
-                Some(format!("exchanges went from device to device by {}{but}", links.name))
-            }
+            Way::Devices(links) => Some(format!("exchanges went from device to device by {}", links.name)),
         }
     }
 }
@@ -77,35 +100,80 @@ pub(super) fn decide(
     if !every_rank(links, apart)? {
         return Ok(Way::Host(match own {
             Err(error) => error.to_string(),
-            Ok(_) => "a rank has no library for it, or no device of its own".into(),
+            Ok(_) if !apart => "two ranks share a device, which the library refuses".into(),
+            Ok(_) => "another rank has no library for it, or shares its device".into(),
         }));
     }
     let library = own?;
-    let join = |group: &dyn Collective| -> Result<Option<Box<dyn DeviceGroup>>, BackendError> {
+    let join = |id: &GroupId, rank: usize, ranks: usize| -> Result<Arc<dyn DeviceGroup>, BackendError> {
+        let joined = library.join(id, rank, ranks, &|| links.trouble().is_some())?;
+        joined.ok_or_else(|| links.trouble().map_or(BackendError::Alone { op: "join" }, BackendError::from))
+    };
+    let whole = |group: &dyn Collective| -> Result<Option<Arc<dyn DeviceGroup>>, BackendError> {
         if group.ranks() == 1 {
             return Ok(None);
         }
-        let id: GroupId = if group.rank() == 0 { library.new_id()? } else { [0; 128] };
-        let id = shared::<128>(group, &id)?[0];
-        Ok(Some(library.join(&id, group.rank(), group.ranks())?))
+        let id = if group.rank() == 0 { library.new_id()? } else { [0; 128] };
+        join(&shared(group, &id)?[0], group.rank(), group.ranks()).map(Some)
     };
-    let (data, tensor, pipeline) = (join(&*links.data)?, join(&*links.tensor)?, join(&*links.pipeline)?);
-    let largest = program.steps.iter().filter_map(|step| part_of(program, step)).max().unwrap_or(0);
-    let mut allocate = |numbers: usize| -> Result<Address, CudaError> {
-        let address = machine.allocate(4 * numbers)?;
+    let (data, tensor, pipeline) = (whole(&*links.data)?, whole(&*links.tensor)?, whole(&*links.pipeline)?);
+    let [before, next] = neighbours(&*links.pipeline, &*library, join)?;
+    let mut allocate = |bytes: usize| -> Result<Address, CudaError> {
+        let address = machine.allocate(bytes)?;
         memory.push(address);
         Ok(address)
     };
-    let (padded, zeros) = (allocate(largest * links.data.ranks())?, allocate(largest)?);
+    let largest = program.steps.iter().filter_map(|step| part_of(program, step)).max().unwrap_or(0);
+    let (padded, zeros) = (allocate(4 * largest * links.data.ranks())?, allocate(4 * largest)?);
+    let mut outboxes = BTreeMap::new();
+    let mut begun = BTreeSet::new();
+    for step in &program.steps {
+        if let Op::Exchange(Exchange::Send { to_next }) = &step.op {
+            let value = step.inputs[0];
+            outboxes.insert(value, Outbox { at: allocate(program.value(value).bytes())?, is_first: begun.insert(*to_next) });
+        }
+    }
+    let ends = [&before, &next].into_iter().flatten().flat_map(|link| [&link.sends, &link.receives]);
+    let groups = [&data, &tensor, &pipeline].into_iter().flatten().chain(ends).cloned().collect();
+    let watch = Watch::start(links, groups).map_err(|error| CollectiveError::Transport(error.to_string()))?;
     Ok(Way::Devices(Box::new(DeviceLinks {
+        watch,
         data,
         tensor,
         pipeline,
+        before,
+        next,
+        outboxes,
         name: library.name(),
         beside: beside(program),
         padded,
         zeros,
     })))
+}
+
+/// Joins the groups of the links to the stages before and behind. The first stage of a link names both of its groups.
+fn neighbours(
+    stages: &dyn Collective,
+    library: &dyn Collectives,
+    join: impl Fn(&GroupId, usize, usize) -> Result<Arc<dyn DeviceGroup>, BackendError>,
+) -> Result<[Option<Neighbour>; 2], BackendError> {
+    let (rank, ranks) = (stages.rank(), stages.ranks());
+    if ranks == 1 {
+        return Ok([None, None]);
+    }
+    let (forwards, backwards) = (shared(stages, &library.new_id()?)?, shared(stages, &library.new_id()?)?);
+    // Link by link from the first stage on: every stage is then awaited at one that it comes to.
+    let mut before = None;
+    if rank > 0 {
+        let (receives, sends) = (join(&forwards[rank - 1], 1, 2)?, join(&backwards[rank - 1], 1, 2)?);
+        before = Some(Neighbour { number: 0, sends, receives });
+    }
+    let mut next = None;
+    if rank + 1 < ranks {
+        let (sends, receives) = (join(&forwards[rank], 0, 2)?, join(&backwards[rank], 0, 2)?);
+        next = Some(Neighbour { number: 1, sends, receives });
+    }
+    Ok([before, next])
 }
 
 /// Buckets that are started and finished whole: sums of which each rank keeps a part have no place before they are finished.
@@ -139,14 +207,14 @@ fn shared<const N: usize>(group: &dyn Collective, bytes: &[u8; N]) -> Result<Vec
 }
 
 impl DeviceLinks {
-    /// Queues an exchange; false for one that goes through the host. `at` gives addresses.
+    /// Queues an exchange. `at` gives addresses.
     pub fn queue(
         &self,
         machine: &dyn Machine,
         program: &Program,
         step: &Step,
         at: impl Fn(ValueId) -> Address,
-    ) -> Result<bool, BackendError> {
+    ) -> Result<(), BackendError> {
         let Op::Exchange(kind) = &step.op else { unreachable!("the session looked") };
         let elements = |id: ValueId| program.value(id).elements();
         let ranks = self.data.as_ref().map_or(1, |group| group.ranks());
@@ -158,7 +226,7 @@ impl DeviceLinks {
                 }
             }
             Exchange::AllReduce { bucket } => match &self.data {
-                Some(group) if self.beside.contains(bucket) => group.finish_sums()?,
+                Some(group) if self.beside.contains(bucket) => group.finish()?,
                 Some(group) => group.all_reduce(&buffers(step), DType::F32, Merge::Sum)?,
                 None => {}
             },
@@ -208,10 +276,37 @@ impl DeviceLinks {
                     group.all_reduce(&[(flag, 1)], DType::F32, Merge::Least)?;
                 }
             }
-            // A few numbers, whose largest by bits the host finds.
-            Exchange::Send { .. } | Exchange::Receive { .. } | Exchange::LargestOfRanks => return Ok(false),
+            Exchange::LargestOfRanks => {
+                for group in [&self.data, &self.tensor].into_iter().flatten() {
+                    group.largest(&buffers(step))?;
+                }
+            }
+            Exchange::Send { to_next } => {
+                let (value, link) = (step.inputs[0], self.neighbour(*to_next)?);
+                let (outbox, bytes) = (&self.outboxes[&value], program.value(value).bytes());
+                if outbox.is_first {
+                    // What was sent in the run before is received by now, or will be without anything from this one.
+                    link.sends.finish()?;
+                }
+                machine.copy(at(value), outbox.at, bytes)?;
+                link.sends.start_send(outbox.at, bytes, link.number)?;
+            }
+            Exchange::Receive { from_before, .. } => {
+                let (value, link) = (step.outputs[0], self.neighbour(!*from_before)?);
+                link.receives.receive(at(value), program.value(value).bytes(), link.number)?;
+            }
         }
-        Ok(true)
+        Ok(())
+    }
+
+    /// Why exchanges came to nothing, where they did: results of this rank are then worth nothing.
+    pub fn trouble(&self) -> Option<CollectiveError> {
+        self.watch.trouble()
+    }
+
+    fn neighbour(&self, is_next: bool) -> Result<&Neighbour, BackendError> {
+        let found = if is_next { &self.next } else { &self.before };
+        found.as_ref().ok_or(BackendError::Alone { op: "send" })
     }
 
     /// The rank's part of the sum of `count` numbers, zeros behind the last.

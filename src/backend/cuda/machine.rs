@@ -2,6 +2,7 @@
 //! such machine; the tests have another that runs the same kernels on the CPU.
 
 use crate::vocab::DType;
+use std::sync::Arc;
 
 /// An address in a machine's memory.
 pub(super) type Address = u64;
@@ -143,8 +144,14 @@ pub(super) trait Collectives: Send {
     /// Of the device, as no other has it.
     fn device(&self) -> [u8; 16];
     fn new_id(&self) -> Result<GroupId, CudaError>;
-    /// Joins the group, and waits for the others.
-    fn join(&self, id: &GroupId, rank: usize, ranks: usize) -> Result<Box<dyn DeviceGroup>, CudaError>;
+    /// Joins the group, and waits for the others; `None` once `is_over` says that one of them will not come.
+    fn join(
+        &self,
+        id: &GroupId,
+        rank: usize,
+        ranks: usize,
+        is_over: &dyn Fn() -> bool,
+    ) -> Result<Option<Arc<dyn DeviceGroup>>, CudaError>;
 }
 
 /// How numbers of several devices become one.
@@ -154,20 +161,31 @@ pub(super) enum Merge {
     Least,
 }
 
-/// Devices that exchange. Every member queues the same calls in the same order; a call is done when all members' queues have got there.
-pub(super) trait DeviceGroup: Send {
+/// Devices that exchange. Every member queues the same calls in the same order, of messages each its end; a call is done when all members'
+/// queues have got there.
+pub(super) trait DeviceGroup: Send + Sync {
     fn ranks(&self) -> usize;
     fn rank(&self) -> usize;
     /// Each of `buffers` (address, numbers), in place.
     fn all_reduce(&self, buffers: &[(Address, usize)], dtype: DType, merge: Merge) -> Result<(), CudaError>;
+    /// The largest of f32 that are not negative, in place, by their bits: what is not a number is larger than all.
+    fn largest(&self, buffers: &[(Address, usize)]) -> Result<(), CudaError>;
     /// Starts sums of f32 beside what the device is asked for next; `finish` comes before their use.
     fn start_sums(&self, buffers: &[(Address, usize)]) -> Result<(), CudaError>;
-    /// What comes behind this waits for all sums that were started.
-    fn finish_sums(&self) -> Result<(), CudaError>;
+    /// Starts a message beside what the device is asked for next; `finish` comes before its memory is written anew.
+    fn start_send(&self, from: Address, bytes: usize, to: usize) -> Result<(), CudaError>;
+    /// What comes behind this waits for all that was started.
+    fn finish(&self) -> Result<(), CudaError>;
+    /// A message of rank `from`, in the order of sending.
+    fn receive(&self, to: Address, bytes: usize, from: usize) -> Result<(), CudaError>;
     /// `from` has `part` numbers for every rank, of whose sums each gets its own to `to`; f32.
     fn reduce_scatter(&self, from: Address, to: Address, part: usize) -> Result<(), CudaError>;
     /// `part` numbers of every rank, one rank behind the other; f32.
     fn all_gather(&self, from: Address, to: Address, part: usize) -> Result<(), CudaError>;
+    /// Whether what was queued goes well so far. From any thread.
+    fn check(&self) -> Result<(), CudaError>;
+    /// Ends what is under way, wherever it is, and the group with it. From any thread; what was exchanged is then worth nothing.
+    fn give_up(&self);
 }
 
 /// Writes the tensor maps of launches into their structs.

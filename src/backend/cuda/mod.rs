@@ -41,12 +41,13 @@ mod tune;
 // A kernel's type spells out its argument struct.
 #[allow(clippy::type_complexity)]
 mod two_four;
+mod watch;
 
 pub use conformance::{Checked, Verdict, conformance};
 pub use cublas::{CUBLAS, Cublas, ProductBench, VendorProduct};
 pub use driver::{device_count, driver_version, facts, uuid};
 pub use machine::{CudaError, Facts};
-pub use nccl::NCCL;
+pub use nccl::{NCCL, nccl_version};
 pub use peaks::{Peaks, peaks};
 pub use tune::{TUNING, TuneError, Tuned, tune, tuning_file};
 

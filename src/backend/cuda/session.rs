@@ -215,11 +215,17 @@ impl CudaSession {
     fn read_notes(&mut self) -> Result<(), BackendError> {
         if let Some(at) = self.notes.at.filter(|_| self.notes.unread > 0) {
             let mut noted = vec![0.0f32; self.notes.unread];
-            self.machine.download(at, bytemuck::cast_slice_mut(&mut noted))?;
+            self.judged(self.machine.download(at, bytemuck::cast_slice_mut(&mut noted)))?;
             self.notes.read.extend(noted);
             self.notes.unread = 0;
         }
         Ok(())
+    }
+
+    /// What came of waiting for the device: nothing where exchanges were given up meanwhile, though the device knows of no error.
+    fn judged<T>(&self, result: Result<T, CudaError>) -> Result<T, BackendError> {
+        let trouble = if let Way::Devices(links) = &self.way { links.trouble() } else { None };
+        trouble.map_or_else(|| Ok(result?), |trouble| Err(trouble.into()))
     }
 
     /// From device to device where all ranks can, else through the host.
@@ -230,9 +236,7 @@ impl CudaSession {
         }
         if let Way::Devices(devices) = &self.way {
             let at = |id: ValueId| self.places.slots[self.program.slot_of[id.0].expect("lowering gives every operand a slot")];
-            if devices.queue(&*self.machine, &self.program, &self.program.steps[step], at)? {
-                return Ok(());
-            }
+            return devices.queue(&*self.machine, &self.program, &self.program.steps[step], at);
         }
         exchange(self, links.as_ref(), step)
     }
@@ -247,7 +251,7 @@ impl CudaSession {
                     let waited = |session: &CudaSession| session.links.as_ref().map_or(0.0, |links| links.waited().0);
                     let (start, before) = (std::time::Instant::now(), waited(self));
                     self.exchange(*step)?;
-                    self.machine.synchronize()?;
+                    self.judged(self.machine.synchronize())?;
                     times.push(OpTime { total: Seconds::since(start), waited: Seconds(waited(self) - before) });
                 }
                 Piece::Launches { steps, .. } => {
@@ -325,20 +329,20 @@ impl Session for CudaSession {
         let from = self.place(id, out.len(), &FLOATS, "float")?;
         if let Some(weight) = self.plan.kept_weights.get(&id) {
             let mut packed = vec![0; weight.bytes()];
-            self.machine.download(from, &mut packed)?;
+            self.judged(self.machine.download(from, &mut packed))?;
             out.copy_from_slice(&weight.decode(&packed));
             return Ok(());
         }
         match self.program.values[id.0].dtype {
-            DType::F32 => self.machine.download(from, bytemuck::cast_slice_mut(out))?,
+            DType::F32 => self.judged(self.machine.download(from, bytemuck::cast_slice_mut(out)))?,
             DType::Bf16 => {
                 let mut low = vec![bf16::ZERO; out.len()];
-                self.machine.download(from, bytemuck::cast_slice_mut(&mut low))?;
+                self.judged(self.machine.download(from, bytemuck::cast_slice_mut(&mut low)))?;
                 out.iter_mut().zip(low).for_each(|(out, low)| *out = low.to_f32());
             }
             _ => {
                 let mut low = vec![f16::ZERO; out.len()];
-                self.machine.download(from, bytemuck::cast_slice_mut(&mut low))?;
+                self.judged(self.machine.download(from, bytemuck::cast_slice_mut(&mut low)))?;
                 out.iter_mut().zip(low).for_each(|(out, low)| *out = low.to_f32());
             }
         }
@@ -377,6 +381,8 @@ impl Session for CudaSession {
         let done = run();
         self.pieces = pieces;
         self.runs += 1;
+        // A group that was given up takes no more: the reason is what counts.
+        self.judged(Ok(()))?;
         done
     }
 
@@ -386,6 +392,7 @@ impl Session for CudaSession {
         let pieces = std::mem::take(&mut self.pieces);
         let done = self.run_timed(&pieces, times);
         self.pieces = pieces;
+        self.judged(Ok(()))?;
         done?;
         self.runs += 1;
         Ok(())
@@ -431,11 +438,12 @@ impl Session for CudaSession {
     }
 
     fn take_times(&mut self) -> Result<Vec<Seconds>, BackendError> {
-        Ok(self.clock.take()?.into_iter().map(Seconds).collect())
+        let taken = self.clock.take();
+        Ok(self.judged(taken)?.into_iter().map(Seconds).collect())
     }
 
     fn synchronize(&mut self) -> Result<(), BackendError> {
-        Ok(self.machine.synchronize()?)
+        self.judged(self.machine.synchronize())
     }
 
     fn exchanges(&self) -> Option<String> {

@@ -59,6 +59,10 @@ impl Collective for Twin {
         data.fill(1.0);
         Ok(())
     }
+
+    fn trouble(&self) -> Option<CollectiveError> {
+        None
+    }
 }
 
 #[test]
