@@ -140,20 +140,18 @@ fn launch(launcher: &Launcher, built: &Emulator, test: &str, [processes, devices
 }
 
 fn losses_and_gradients_are_those_of_one_device(launcher: Option<Launcher>) {
-    const HOST: &str = "through the host: two ranks share a device, which the library refuses";
-    let (Some(launcher), Some(built)) = (launcher, emulator::emulator_of(emulator::Flavour::Fast)) else { return };
     // Four processes that see two devices share them; without the library, or where devices are shared, MPI carries all.
-    let cases: [([usize; 2], &str, usize, &[(&str, &str)]); 4] = [
-        ([2, 2], "from device to device by NCCL 2.27.3", 5, &[]),
-        ([4, 4], "from device to device by NCCL 2.27.3", 5, &[]),
-        ([4, 2], HOST, 5, &[]),
-        ([2, 2], "through the host: NCCL cannot be opened: ADVISOR_NCCL is `off`", 5, &[("ADVISOR_NCCL", "off")]),
-    ];
-    for (numbers, way, layouts, more) in cases {
-        let variables = [&[(WAY, way)], more].concat();
+    const DEVICES: &str = "from device to device by NCCL 2.27.3";
+    const SHARED: &str = "through the host: two ranks share a device, which the library refuses";
+    const OFF: &str = "through the host: NCCL cannot be opened: ADVISOR_NCCL is `off`";
+    let (Some(launcher), Some(built)) = (launcher, emulator::emulator_of(emulator::Flavour::Fast)) else { return };
+    for (numbers, way) in [([2, 2], DEVICES), ([4, 4], DEVICES), ([4, 2], SHARED), ([2, 2], OFF)] {
+        let mut variables = vec![(WAY, way)];
+        variables.extend((way == OFF).then_some(("ADVISOR_NCCL", "off")));
         let said = launch(&launcher, built, "rank_that_trains_on_a_device", numbers, &variables);
         assert!(said.is_done(), "{numbers:?}, {way}:\n{said}");
-        let compared = format!("compared {layouts} over {}", launcher.library());
+        // Half of the ten layouts have two ranks.
+        let compared = format!("compared 5 over {}", launcher.library());
         assert!(said.text().contains(&compared), "`{compared}` is not in:\n{said}");
     }
 }
@@ -231,9 +229,8 @@ batch_size = [16]
 hourly_usd = 1.0
 "#;
 
-#[test]
-fn a_scenario_runs_on_devices_over_processes_and_says_so() {
-    let (Some(launcher), Some(built)) = (Launcher::open_mpi(), emulator::emulator_of(emulator::Flavour::Fast)) else { return };
+/// A folder with the scenario and its rows.
+fn folder(scenario: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut rows = "a,b,c,d,e,f,g,h,i,j,k,l,label\n".to_string();
     for row in 0..100 {
@@ -241,8 +238,15 @@ fn a_scenario_runs_on_devices_over_processes_and_says_so() {
         rows += &format!("{},class{}\n", pixels.join(","), row % 3);
     }
     std::fs::write(dir.path().join("rows.csv"), rows).unwrap();
+    std::fs::write(dir.path().join("ranks.toml"), scenario).unwrap();
+    dir
+}
+
+#[test]
+fn a_scenario_runs_on_devices_over_processes_and_says_so() {
+    let (Some(launcher), Some(built)) = (Launcher::open_mpi(), emulator::emulator_of(emulator::Flavour::Fast)) else { return };
+    let dir = folder(SCENARIO);
     let (file, out, library) = (dir.path().join("ranks.toml"), dir.path().join("out"), built.driver.join("libcuda.so"));
-    std::fs::write(&file, SCENARIO).unwrap();
     let arguments = ["run", file.to_str().unwrap(), "--no-predictions", "--quick", "--out", out.to_str().unwrap()];
     let run = |devices: &str| {
         let variables = [
@@ -274,5 +278,35 @@ fn a_scenario_runs_on_devices_over_processes_and_says_so() {
         assert_eq!(status, "skipped", "{layout} {phase}");
         let device = "dp=2: ranks 0 and 1 would share `GPU-00000000-0000-0000-0000-000000000000` of";
         assert!(reason.starts_with(device), "{reason}");
+    }
+}
+
+#[test]
+fn a_rank_on_a_device_that_dies_or_hangs_ends_its_candidate_with_the_reason() {
+    let (Some(launcher), Some(built)) = (Launcher::open_mpi(), emulator::emulator_of(emulator::Flavour::Fast)) else { return };
+    let scenario = SCENARIO
+        .replace("[\"train\", \"infer\"]", "\"train\"")
+        .replace("\"dp=2\", \"pp=2\", \"dp=3\"", "\"dp=2\"")
+        .replace("epochs = 1", "epochs = 20\nseeds = 1");
+    let library = built.driver.join("libcuda.so");
+    let variables = [
+        ("LD_LIBRARY_PATH", built.driver.to_str().unwrap()),
+        ("ADVISOR_STANDIN_DEVICES", "2"),
+        ("ADVISOR_NCCL", library.to_str().unwrap()),
+        ("ADVISOR_TUNING", "off"),
+    ];
+    for (signal, reason) in [("-KILL", "dies takes all others with it"), ("-STOP", "gave no sign of life for 3 s")] {
+        let dir = folder(&scenario);
+        let (file, out) = (dir.path().join("ranks.toml"), dir.path().join("out"));
+        let (said, rows, took) = scenario_of_ranks::run_file_with_a_signal(&launcher, &file, &out, &variables, signal);
+        assert!(took < Duration::from_secs(60), "{signal}: it hung for {took:?}: {said}");
+        let (.., status, why, _) = rows.iter().find(|(layout, ..)| layout == "dp=2").unwrap();
+        assert!(status == "failed" && why.contains(reason), "{signal}: {rows:?}\n{said}");
+        // A death ends the launch; beside one that hangs, what has one rank is still measured.
+        assert!(
+            signal == "-KILL" || rows.iter().any(|(layout, _, status, ..)| layout == "single" && status == "ok"),
+            "{rows:?}\n{said}"
+        );
+        assert!(said.code().is_some_and(|code| if signal == "-KILL" { code != 0 } else { code == 5 }), "{signal}: {said}");
     }
 }

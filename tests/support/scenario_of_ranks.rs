@@ -80,20 +80,31 @@ fn process_of(rank: usize, out: &Path) -> Option<u32> {
 pub fn run_with_a_signal(launcher: &Launcher, signal: &str) -> (Said, Vec<Row>, Duration) {
     let dir = tempfile::tempdir().unwrap();
     let file = scenario(dir.path(), "\"single\", \"dp=2\"", 200);
-    let out = dir.path().join("out");
+    run_file_with_a_signal(launcher, &file, &dir.path().join("out"), &[], signal)
+}
+
+/// The same of a scenario file, whose name in it is `ranks`, with more variables.
+pub fn run_file_with_a_signal(
+    launcher: &Launcher,
+    file: &Path,
+    out: &Path,
+    more: &[(&str, &str)],
+    signal: &str,
+) -> (Said, Vec<Row>, Duration) {
     let arguments = ["run", file.to_str().unwrap(), "--no-predictions", "--out", out.to_str().unwrap()];
     let program = Path::new(env!("CARGO_BIN_EXE_advisor"));
-    let launch = launcher.start(2, program, &arguments, &[("ADVISOR_RANK_PATIENCE_S", "3")]);
+    let variables = [&[("ADVISOR_RANK_PATIENCE_S", "3")], more].concat();
+    let launch = launcher.start(2, program, &arguments, &variables);
     let deadline = Instant::now() + Duration::from_secs(100);
-    while !rows(&out).iter().any(|(layout, ..)| layout == "dp=2") {
+    while !rows(out).iter().any(|(layout, ..)| layout == "dp=2") {
         assert!(Instant::now() < deadline, "no candidate of two ranks began: {}", wait(launch, Duration::ZERO));
         std::thread::sleep(Duration::from_millis(10));
     }
     // Past the making of groups, where MPI itself waits; that ends the launch, as a death does.
     std::thread::sleep(Duration::from_millis(500));
-    let pid = process_of(1, &out).expect("rank 1 runs");
+    let pid = process_of(1, out).expect("rank 1 runs");
     let at = Instant::now();
     assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
     let said = wait(launch, Duration::from_secs(100));
-    (said, rows(&out), at.elapsed())
+    (said, rows(out), at.elapsed())
 }
