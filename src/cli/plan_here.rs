@@ -15,7 +15,7 @@ use crate::{
     scenario::{Known, Machine, Scenario},
     stats::median,
     units::{Seconds, three_figures},
-    vocab::{Compression, Phase, Vocabulary},
+    vocab::{Phase, Vocabulary},
     workload::{self, counted},
 };
 use serde_json::{Value, json};
@@ -167,10 +167,6 @@ fn row(one: &Foreseen, scenario: &Scenario, volume: f64, (machine, op_error, pri
     let candidate = &one.record.candidate;
     let (step, phase) = (one.prediction.step, candidate.phase);
     let work = Seconds(volume / one.per_second());
-    let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
-    let layout = candidate.layout;
-    let compressed = candidate.compression != Compression::NONE;
-    let compression = if compressed { format!(", {}", candidate.compression) } else { String::new() };
     let mut extrapolated = Vec::new();
     if one.prediction.assumed_share >= 0.005 {
         extrapolated
@@ -181,20 +177,7 @@ fn row(one: &Foreseen, scenario: &Scenario, volume: f64, (machine, op_error, pri
         gpu: format!("{}, {} thread{}", machine.cpu, candidate.threads, if candidate.threads == 1 { "" } else { "s" }),
         gpus: 0,
         market: Market::OnDemand,
-        layout: LayoutFigures {
-            tensor: size(layout.tensor_ranks()),
-            pipeline: size(layout.pipeline_ranks()),
-            context: 1,
-            expert: 1,
-            data: size(layout.data_ranks()),
-            batch: size(candidate.batch_size),
-            micro_batch: 0,
-            interleaving: 1,
-            recomputation: if layout.recomputes() { "full".into() } else { "none".into() },
-            zero: u8::from(layout.shares_state()),
-            precision: format!("{}{compression}", candidate.precision.name()),
-            replicas: 0,
-        },
+        layout: LayoutFigures::of(candidate),
         time: if phase == Phase::Train { work } else { step },
         cost: Some(price.usd_per_hour.times(work)),
         energy: None,

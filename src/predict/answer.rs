@@ -8,8 +8,9 @@ use super::{
     search,
 };
 use crate::{
+    record::Candidate,
     units::{Joules, Seconds, Usd, UsdPerHour},
-    vocab::Phase,
+    vocab::{Compression, Phase, Vocabulary},
 };
 
 /// The answer to a plan.
@@ -159,6 +160,30 @@ pub struct LayoutFigures {
 }
 
 impl LayoutFigures {
+    /// The layout of a graph of ours, whose whole batch is all that is said of its size.
+    pub fn of(candidate: &Candidate) -> LayoutFigures {
+        let layout = candidate.layout;
+        let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
+        let mut precision = candidate.precision.name().to_string();
+        if candidate.compression != Compression::NONE {
+            precision += &format!(", {}", candidate.compression);
+        }
+        LayoutFigures {
+            tensor: size(layout.tensor_ranks()),
+            pipeline: size(layout.pipeline_ranks()),
+            context: 1,
+            expert: 1,
+            data: size(layout.data_ranks()),
+            batch: size(candidate.batch_size),
+            micro_batch: 0,
+            interleaving: 1,
+            recomputation: if layout.recomputes() { "full".into() } else { "none".into() },
+            zero: u8::from(layout.shares_state()),
+            precision,
+            replicas: 0,
+        }
+    }
+
     /// `bf16, tp=8, pp=4, dp=32, zero 1, micro-batch 1 of 1,024, interleaved 2, recompute selective`, without what is plain.
     pub fn title(&self) -> String {
         let mut parts = vec![match self.replicas {
@@ -238,6 +263,19 @@ pub struct SwingEnd {
     pub objective: Option<f64>,
     /// What would be picked, where it is another.
     pub other_pick: Option<String>,
+}
+
+impl SwingEnd {
+    /// What `answer` says, given with an assumption at `factor` times its value, beside the `pick` without that.
+    pub fn of(factor: f64, answer: &Answer, pick: &Row, objective: PlanObjective) -> SwingEnd {
+        let other = answer.pick.map(|at| &answer.rows[at]);
+        let is_other = |row: &&Row| row.place() != pick.place() || row.layout != pick.layout;
+        SwingEnd {
+            change: format!("{:+.0} %", 100.0 * (factor - 1.0)),
+            objective: other.and_then(|row| row.objective(objective)),
+            other_pick: other.filter(is_other).map(Row::title),
+        }
+    }
 }
 
 impl Swing {

@@ -325,13 +325,7 @@ fn swings(question: &ServingQuestion, plain: &Answer) -> Vec<Swing> {
             let changed = ServingQuestion { work: &work, gpus: &gpus, prices: &prices, ..*question };
             let mut answer = Answer::default();
             changed.rows(&mut answer);
-            let other = answer.pick.map(|at| &answer.rows[at]);
-            let is_other = |row: &&Row| row.place() != pick.place() || row.layout != pick.layout;
-            SwingEnd {
-                change: format!("{:+.0} %", 100.0 * (factor - 1.0)),
-                objective: other.and_then(|row| row.objective(objective)),
-                other_pick: other.filter(is_other).map(Row::title),
-            }
+            SwingEnd::of(factor, &answer, pick, objective)
         });
         out.push(Swing { assumption: name.to_string(), ends });
     }

@@ -198,7 +198,7 @@ fn answered(question: &GraphQuestion, basis: &Basis, parameters: &Parameters) ->
 
 fn too_large(counted: &CountedGraph, short: u64) -> String {
     let largest = memory_parts(counted).into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("it has parts");
-    let title = figures(counted).title();
+    let title = LayoutFigures::of(&counted.candidate).title();
     format!(
         "every layout lacks memory; the nearest ({title}) lacks {} of {}, most of it {}",
         Bytes(short),
@@ -217,27 +217,6 @@ fn memory_parts(counted: &CountedGraph) -> Vec<(&'static str, f64)> {
         ("scratch", memory.scratch),
     ];
     parts.map(|(name, bytes)| (name, bytes.0 as f64)).to_vec()
-}
-
-fn figures(counted: &CountedGraph) -> LayoutFigures {
-    let candidate = &counted.candidate;
-    let layout = candidate.layout;
-    let size = |size: usize| u32::try_from(size).unwrap_or(u32::MAX);
-    LayoutFigures {
-        tensor: size(layout.tensor_ranks()),
-        pipeline: size(layout.pipeline_ranks()),
-        context: 1,
-        expert: 1,
-        data: size(layout.data_ranks()),
-        batch: size(candidate.batch_size),
-        // Said of a graph by its batch alone.
-        micro_batch: 0,
-        interleaving: 1,
-        recomputation: if layout.recomputes() { "full".into() } else { "none".into() },
-        zero: u8::from(layout.shares_state()),
-        precision: candidate.precision.name().to_string(),
-        replicas: 0,
-    }
 }
 
 /// One row; none where the market is no answer.
@@ -267,7 +246,7 @@ fn row(
         gpu: gpu.name.clone(),
         gpus,
         market,
-        layout: figures(counted),
+        layout: LayoutFigures::of(&counted.candidate),
         // An answer waits for its step alone.
         time: if phase == Phase::Train { wall.total } else { step.total },
         cost,
@@ -392,13 +371,7 @@ fn swings(question: &GraphQuestion, basis: &Basis, parameters: &Parameters, plai
             let mut changed = basis.clone();
             change(&mut changed, factor);
             let answer = answered(question, &changed, parameters);
-            let other = answer.pick.map(|at| &answer.rows[at]);
-            let is_other = |row: &&Row| row.place() != pick.place() || row.layout != pick.layout;
-            SwingEnd {
-                change: format!("{:+.0} %", 100.0 * (factor - 1.0)),
-                objective: other.and_then(|row| row.objective(objective)),
-                other_pick: other.filter(is_other).map(Row::title),
-            }
+            SwingEnd::of(factor, &answer, pick, objective)
         });
         out.push(Swing { assumption: name.to_string(), ends });
     }
