@@ -106,13 +106,7 @@ hourly_usd = 1.0
 fn a_scenario_runs_on_devices_and_on_the_processor_and_both_learn_the_same() {
     let Some(built) = emulator::emulator() else { return };
     let dir = tempfile::tempdir().unwrap();
-    let mut rows = "a,b,c,d,e,f,g,h,i,j,k,l,label\n".to_string();
-    for row in 0..100 {
-        let pixel = |k: usize| if k % 3 == row % 3 { 6 + (row * 7 + k) % 4 } else { (row * 5 + k * 3) % 4 };
-        let pixels: Vec<String> = (0..12).map(|k| pixel(k).to_string()).collect();
-        rows += &format!("{},class{}\n", pixels.join(","), row % 3);
-    }
-    fs::write(dir.path().join("rows.csv"), rows).unwrap();
+    fs::write(dir.path().join("rows.csv"), patterns::csv(100)).unwrap();
     fs::write(dir.path().join("s.toml"), SCENARIO).unwrap();
     let output = run(dir.path(), &built.driver, "2");
     let said = String::from_utf8_lossy(&output.stderr);

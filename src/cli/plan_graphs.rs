@@ -67,10 +67,10 @@ pub fn cases() -> anyhow::Result<Vec<GraphCase>> {
         });
     }
     let known = super::known_models();
+    let csv = Csv::read(RUNS).map_err(anyhow::Error::msg)?;
     for text in SCENARIOS {
         let read = Scenario::read(Source::new("scenario", text), &Known { models: &known, instances: &[] });
         let scenario = read.map_err(|found| anyhow::anyhow!(crate::input::render(&found)))?;
-        let csv = Csv::read(RUNS).map_err(anyhow::Error::msg)?;
         for row in csv.rows() {
             let cell = |name: &str| row.text(name).unwrap_or_default();
             if cell("scenario") != scenario.name || cell("source") != "measured" || cell("layout") != "single" {

@@ -31,14 +31,25 @@ fn small(size: &Size) -> Result<Graph, GraphError> {
     Ok(g)
 }
 
+/// A pixel of a row, 0 to 9.
+fn level(row: usize, k: usize) -> usize {
+    if k % 3 == row % 3 { 6 + (row * 7 + k) % 4 } else { (row * 5 + k * 3) % 4 }
+}
+
+/// So many rows as a CSV file with a column `label`.
+pub fn csv(rows: usize) -> String {
+    let mut text = "a,b,c,d,e,f,g,h,i,j,k,l,label\n".to_string();
+    for row in 0..rows {
+        let pixels: Vec<String> = (0..12).map(|k| level(row, k).to_string()).collect();
+        text += &format!("{},class{}\n", pixels.join(","), row % 3);
+    }
+    text
+}
+
 /// So many rows to train on.
 pub fn rows(train: usize, test: usize) -> Arc<DataSet> {
     let part = |rows: usize| {
-        let pixel = |at: usize| {
-            let (row, k) = (at / 12, at % 12);
-            let level = if k % 3 == row % 3 { 6 + (row * 7 + k) % 4 } else { (row * 5 + k * 3) % 4 };
-            level as f32 / 9.0
-        };
+        let pixel = |at: usize| level(at / 12, at % 12) as f32 / 9.0;
         Part {
             inputs: Inputs::Images((0..12 * rows).map(pixel).collect()),
             labels: (0..rows).map(|row| (row % 3) as u32).collect(),

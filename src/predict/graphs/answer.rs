@@ -165,13 +165,10 @@ fn answered(question: &GraphQuestion, basis: &Basis, parameters: &Parameters) ->
             }
             if rows.is_empty() {
                 let uncounted = question.uncounted.iter().find(|one| one.gpus == gpus);
+                let remedies =
+                    missing.iter().map(|_| "more GPUs, a smaller batch, or a number format of 16 bits".to_string()).collect();
                 let reason = missing.map(|(_, text)| text).or(unknown);
                 let reason = reason.or(uncounted.map(|one| format!("{}: {}", one.title, one.reason)));
-                let remedies = if reason.as_ref().is_some_and(|text| text.contains("lacks")) {
-                    vec!["more GPUs, a smaller batch, or a number format of 16 bits".to_string()]
-                } else {
-                    Vec::new()
-                };
                 let reason = reason.unwrap_or_else(|| "no layout of this graph has so many ranks".into());
                 answer.refusals.push(Refusal { gpu: gpu.name.clone(), gpus, reason, remedies });
                 continue;
@@ -305,7 +302,7 @@ fn trust(question: &GraphQuestion, gpu: &Gpu, counted: &CountedGraph) -> Trust {
     let phase = question.work.phase;
     let measured = question.rates.gpu();
     let mut trust = Trust { regime: format!("graphs of ours on one {measured}, {}", phase.name()), ..Trust::default() };
-    if let Some(error) = question.law.errors_of(phase).next() {
+    if let Some(error) = question.law.error_of(phase) {
         trust.error = Some(error.median_percent / 100.0);
         trust.error_p90 = Some(error.ninetieth_percent / 100.0);
         trust.rows = error.rows;

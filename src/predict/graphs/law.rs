@@ -132,9 +132,9 @@ impl GraphLaw {
         text
     }
 
-    /// The errors of a phase, whole runs first.
-    pub fn errors_of(&self, phase: Phase) -> impl Iterator<Item = &GraphError> {
-        self.errors.iter().filter(move |error| error.phase == phase && error.is_run)
+    /// The error of whole runs of a phase.
+    pub fn error_of(&self, phase: Phase) -> Option<&GraphError> {
+        self.errors.iter().find(|error| error.phase == phase && error.is_run)
     }
 
     /// The time of a step whose rows lie on the device already.

@@ -309,7 +309,8 @@ impl Books<'_> {
             word => word,
         };
         let format = format_of(model, if precision.is_empty() { "bf16" } else { precision })?;
-        let lengths = Lengths { input: wanted(row, "isl")? * DRAWN_LENGTH, output: wanted(row, "osl")? * DRAWN_LENGTH };
+        let printed_lengths = Lengths { input: wanted(row, "isl")?, output: wanted(row, "osl")? };
+        let lengths = Lengths { input: printed_lengths.input * DRAWN_LENGTH, output: printed_lengths.output * DRAWN_LENGTH };
         let layout_row = twin.unwrap_or(row);
         let apart = text(layout_row, "mode") == "disagg";
         let with_experts = work.expert_layers > 0.0;
@@ -328,7 +329,7 @@ impl Books<'_> {
             gpu: &gpu,
             release: text(row, "backend_version"),
             measured: text(row, "measured"),
-            lengths: Lengths { input: wanted(row, "isl")?, output: wanted(row, "osl")? },
+            lengths: printed_lengths,
             users,
         };
         let room = |layout: &ServingLayout| layout.cache_room(&work, &machine) > 0.0;
