@@ -181,6 +181,10 @@ fn rank_whose_device_waits() {
         if is_silent {
             // As a machine that hangs: this process does nothing from here on, and the others' launcher does not notice.
             std::process::Command::new("kill").args(["-STOP", &std::process::id().to_string()]).status().unwrap();
+            // The signal stops the thread that takes it first, and this one a moment later.
+            loop {
+                std::thread::park();
+            }
         }
         seat.leave();
         world.hear(0).unwrap();
@@ -193,6 +197,8 @@ fn rank_whose_device_waits() {
     println!("freed after {:.0} s: {}", start.elapsed().as_secs_f64(), end.unwrap_err());
     drop(trainer);
     println!("and let go");
+    // A launcher passes on what was said before it ends its processes only if it has read it by then.
+    std::thread::sleep(Duration::from_secs(1));
     world.abort(0);
 }
 
@@ -232,12 +238,7 @@ hourly_usd = 1.0
 /// A folder with the scenario and its rows.
 fn folder(scenario: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let mut rows = "a,b,c,d,e,f,g,h,i,j,k,l,label\n".to_string();
-    for row in 0..100 {
-        let pixels: Vec<String> = (0..12).map(|k| ((row * 7 + k * (1 + row % 3)) % 10).to_string()).collect();
-        rows += &format!("{},class{}\n", pixels.join(","), row % 3);
-    }
-    std::fs::write(dir.path().join("rows.csv"), rows).unwrap();
+    std::fs::write(dir.path().join("rows.csv"), patterns::csv(100)).unwrap();
     std::fs::write(dir.path().join("ranks.toml"), scenario).unwrap();
     dir
 }
