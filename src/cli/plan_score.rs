@@ -121,7 +121,9 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Exit> {
         super::print(&format!("{name}: error on rows that the fit had not seen, percent\n{}", summary(reading)))?;
     }
     let (cases, _) = score::training_cases(&with);
-    super::print(&format!("{}\n", ranking::summary(&ranking::ranked(&cases, &Parameters::shipped()))))?;
+    let parameters = Parameters::shipped();
+    super::print(&format!("{}\n", ranking::summary(&ranking::ranked(&cases, &parameters))))?;
+    super::print(&format!("{}\n", ranking::fitting(&cases, &parameters)))?;
     super::print(&others_text())?;
     Ok(Exit::Done)
 }

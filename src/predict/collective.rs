@@ -4,6 +4,7 @@
 //! small messages go along a tree, log n hops. A group that spans several domains runs its ring through all of them: each domain's traffic
 //! leaves through the network ports of all the group's ranks there (rails), and the slower of the two links sets the pace.
 
+use super::layout::Dispatch;
 use crate::hardware::Machine;
 
 /// The links as a step sustains them.
@@ -82,8 +83,7 @@ impl Links {
     }
 
     /// Seconds in which every rank sends each of its tokens to `copies` places drawn evenly among the ranks: `bytes` a copy, `tokens` a rank.
-    /// To another domain a token goes once, however many of its places lie there (DeepEP, arXiv 2412.19437, section 3.2.2).
-    pub fn all_to_all(&self, tokens: f64, bytes: f64, copies: f64, group: Group) -> f64 {
+    pub fn all_to_all(&self, tokens: f64, bytes: f64, copies: f64, group: Group, dispatch: Dispatch) -> f64 {
         if group.size <= 1.0 {
             return 0.0;
         }
@@ -93,7 +93,10 @@ impl Links {
         if domains <= 1.0 {
             return inside + self.latency_inside;
         }
-        let reached = domains * (1.0 - (1.0 - 1.0 / domains).powi(copies as i32));
+        let reached = match dispatch {
+            Dispatch::ByCopy => copies,
+            Dispatch::ByDomain => domains * (1.0 - (1.0 - 1.0 / domains).powi(copies as i32)),
+        };
         let between = tokens * bytes * reached * (domains - 1.0) / domains / self.between;
         inside.max(between) + self.latency_between
     }
@@ -127,11 +130,13 @@ mod tests {
 
     #[test]
     fn tokens_go_once_to_another_node() {
-        let one_node = LINKS.all_to_all(1000.0, 1e6, 8.0, Group::new(8, 1));
+        let one_node = LINKS.all_to_all(1000.0, 1e6, 8.0, Group::new(8, 1), Dispatch::ByDomain);
         assert!(near(one_node, 1000.0 * 1e6 * 8.0 * 7.0 / 8.0 / 400e9));
         // 8 places among 8 nodes reach 8 (1 - (7/8)^8) = 5.25 nodes in the mean, 7/8 of them foreign.
-        let eight = LINKS.all_to_all(1000.0, 1e6, 8.0, Group::new(64, 1));
+        let eight = LINKS.all_to_all(1000.0, 1e6, 8.0, Group::new(64, 1), Dispatch::ByDomain);
         assert!(near(eight, 1000.0 * 1e6 * 8.0 * (1.0 - 0.875f64.powi(8)) * 0.875 / 50e9));
+        let copies = LINKS.all_to_all(1000.0, 1e6, 8.0, Group::new(64, 1), Dispatch::ByCopy);
+        assert!(near(copies, 1000.0 * 1e6 * 8.0 * 0.875 / 50e9));
     }
 
     #[test]

@@ -115,8 +115,8 @@ mod tests {
             domain.place(&question).unwrap().unwrap_or_default()
         };
         let told = |generation, stack: Stack| of(generation, stack).contains(&format!("{} was not fitted", stack.name()));
-        assert!(told(Generation::Ampere, Stack::MegatronGraphed));
+        assert!(told(Generation::Ampere, Stack::Megatron));
         assert!(!told(Generation::Ampere, Stack::MegatronUnfused));
-        assert!(!told(Generation::Hopper, Stack::MegatronGraphed));
+        assert!(!told(Generation::Hopper, Stack::Megatron));
     }
 }

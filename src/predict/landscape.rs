@@ -1,18 +1,16 @@
 //! The step times of one model on one kind of machine as a landscape to search, with a floor that is one.
 
 use super::{
-    layout::{Layout, Recompute, Sharding, Stack, Task, TrainingPrecision},
+    layout::{Layout, Recompute, Sharding, Task, TrainingPrecision},
     memory::Memory,
     parameters::Parameters,
     plan_file::{Plan, TrainWork},
+    recipes::{self, Run},
     search::{Arrangement, Landscape, Schedule, Space, Verdict, divisors},
     step::{Blocks, StepEstimate, Sustained, step_of, training_step_on},
     transformer::Transformer,
 };
-use crate::{
-    hardware::{Generation, Machine},
-    units::Seconds,
-};
+use crate::{hardware::Machine, units::Seconds};
 
 /// Largest context-parallel size that is searched, and the fewest tokens of a sequence that a rank is left with.
 const MOST_CONTEXT: u32 = 64;
@@ -26,8 +24,8 @@ pub struct Site<'a> {
     model: &'a Transformer,
     /// Those of the plan that the machine has.
     precisions: Vec<TrainingPrecision>,
-    /// The software, a precision each.
-    stacks: Vec<Stack>,
+    /// How the software is run, a precision each.
+    runs: Vec<Run>,
     /// What the machine sustains, a precision each.
     sustained: Vec<Sustained>,
     capacity: f64,
@@ -49,10 +47,10 @@ impl<'a> Site<'a> {
         work: &TrainWork,
     ) -> Option<Site<'a>> {
         let precisions: Vec<TrainingPrecision> = precisions.iter().copied().filter(|one| has(machine, *one)).collect();
-        let stacks: Vec<Stack> = precisions.iter().map(|precision| stack(model, machine, *precision)).collect();
-        let both = precisions.iter().zip(&stacks);
+        let runs: Vec<Run> = precisions.iter().map(|precision| recipes::of_today(model, machine, *precision)).collect();
+        let both = precisions.iter().zip(&runs);
         let sustained: Vec<Sustained> =
-            both.map(|(precision, stack)| Sustained::new(machine, *stack, *precision, parameters)).collect();
+            both.map(|(precision, run)| Sustained::new(machine, run.stack, *precision, parameters)).collect();
         let mut site = Site {
             model,
             capacity: sustained.first()?.capacity(),
@@ -60,7 +58,7 @@ impl<'a> Site<'a> {
             sequence: work.sequence_length,
             space: space(model, machine, precisions.len() as u8, plan, work),
             precisions,
-            stacks,
+            runs,
             blocks: Vec::new(),
         };
         site.blocks = site.all_blocks();
@@ -78,8 +76,8 @@ impl<'a> Site<'a> {
     /// What a layout holds on a GPU, without the activations that wait in the host's memory, and how many bytes these are.
     pub fn memory(&self, layout: &Layout) -> (Memory, f64) {
         // Of capacity and links to the host all precisions know the same.
-        let (held, recomputed) = self.sustained[0].memory(self.model, layout);
-        let offloaded = self.sustained[0].offloaded(layout, &held, recomputed);
+        let (held, again) = self.sustained[0].memory(self.model, layout);
+        let offloaded = self.sustained[0].offloaded(layout, &held, again);
         (Memory { activations: held.activations - offloaded, ..held }, offloaded)
     }
 
@@ -94,6 +92,7 @@ impl<'a> Site<'a> {
     }
 
     pub fn layout(&self, on: &Arrangement, with: &Schedule) -> Layout {
+        let run = self.runs[usize::from(on.precision)];
         Layout {
             gpus: on.gpus(),
             tensor: on.tensor,
@@ -110,8 +109,9 @@ impl<'a> Site<'a> {
             recompute: with.recompute,
             precision: self.precision(on),
             task: Task::All,
-            stack: self.stacks[usize::from(on.precision)],
+            stack: run.stack,
             tensor_overlap: true,
+            options: run.options,
         }
     }
 
@@ -153,12 +153,6 @@ impl<'a> Site<'a> {
         }
         out
     }
-}
-
-/// The software that a plan assumes: Megatron-Core as published runs of this year use it.
-fn stack(model: &Transformer, machine: &Machine, precision: TrainingPrecision) -> Stack {
-    let fuses_experts = machine.generation >= Generation::Blackwell && model.experts.is_some() && model.gated;
-    if fuses_experts && precision == TrainingPrecision::Mxfp8 { Stack::MegatronFused } else { Stack::MegatronGraphed }
 }
 
 /// Whether the machine's tensor cores take numbers of that precision.

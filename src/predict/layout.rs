@@ -64,8 +64,66 @@ pub enum Recompute {
     Part(u8),
     /// Every layer from its input.
     Full,
-    /// As many whole layers as memory asks for.
+    /// These modules of every layer, as Megatron-Core names them (`recompute_modules`).
+    Modules(Modules),
+    /// As much as memory asks for: first what costs little, then whole layers.
     AsNeeded,
+}
+
+/// Parts of a layer that can be computed again by themselves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Modules(u8);
+
+impl Modules {
+    pub const NONE: Modules = Modules(0);
+    /// What norms put out.
+    pub const NORMS: Modules = Modules(1);
+    /// What the activation functions of feed-forward layers and experts put out.
+    pub const ACTIVATIONS: Modules = Modules(1 << 1);
+    /// Queries, keys and values of low-rank attention, from their latent vectors.
+    pub const UP_PROJECTIONS: Modules = Modules(1 << 2);
+    /// Attention between its queries, keys and values and its output.
+    pub const CORE: Modules = Modules(1 << 3);
+    /// Feed-forward layers without experts.
+    pub const DENSE: Modules = Modules(1 << 4);
+    /// Feed-forward layers of experts, with their exchange.
+    pub const EXPERTS: Modules = Modules(1 << 5);
+    /// Those that cost little for what they save.
+    pub const CHEAP: Modules = Self::NORMS.and(Self::ACTIVATIONS).and(Self::UP_PROJECTIONS);
+
+    pub const COUNT: usize = 6;
+
+    pub const fn and(self, other: Modules) -> Modules {
+        Modules(self.0 | other.0)
+    }
+
+    pub const fn has(self, other: Modules) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Which of [`Self::COUNT`] are in it.
+    pub fn places(self) -> impl Iterator<Item = usize> {
+        (0..Self::COUNT).filter(move |at| self.0 >> at & 1 == 1)
+    }
+}
+
+/// How tokens go to their experts on other machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dispatch {
+    /// One copy for each expert (an all-to-all of NCCL).
+    ByCopy,
+    /// Once to a domain, however many of a token's experts lie there, and on from there (DeepEP, arXiv 2412.19437, section 3.2.2; HybridEP).
+    ByDomain,
+}
+
+/// How much of a step the host starts as CUDA graphs instead of kernel by kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Graphs {
+    Nothing,
+    /// Attention, routing, recurrences: not the experts, whose sizes the host has to read.
+    Layers,
+    /// All of it.
+    Step,
 }
 
 /// What the ranks of data parallelism divide among them (Rajbhandari et al., arXiv 1910.02054).
@@ -80,6 +138,23 @@ pub enum Sharding {
     Weights,
 }
 
+/// Options of the software that no size of a layout tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Options {
+    pub graphs: Graphs,
+    /// The products of experts, their activation and its quantisation are one kernel.
+    pub fused_experts: bool,
+    /// The exchange of experts runs under the computation of another micro-batch (DeepSeek-V3, arXiv 2412.19437, section 3.2.1).
+    pub expert_overlap: bool,
+    pub dispatch: Dispatch,
+}
+
+impl Options {
+    /// Kernel by kernel.
+    pub const PLAIN: Options =
+        Options { graphs: Graphs::Nothing, fused_experts: false, expert_overlap: false, dispatch: Dispatch::ByDomain };
+}
+
 /// Software whose way of running a step differs in a way that no other setting tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stack {
@@ -89,10 +164,6 @@ pub enum Stack {
     MegatronUnfused,
     /// Megatron-Core with Transformer Engine (NeMo, Megatron-Bridge).
     Megatron,
-    /// The same from 2026 on: attention, routing and recurrences run as CUDA graphs.
-    MegatronGraphed,
-    /// The same with the products of experts, their activation and quantisation in one kernel, and whole steps as CUDA graphs.
-    MegatronFused,
     /// FSDP of PyTorch in eager mode (MosaicML's llm-foundry).
     Composer,
     /// torchtitan in eager mode.
@@ -104,12 +175,10 @@ pub enum Stack {
 }
 
 impl Stack {
-    pub const ALL: [Stack; 9] = [
+    pub const ALL: [Stack; 7] = [
         Self::MegatronFirst,
         Self::MegatronUnfused,
         Self::Megatron,
-        Self::MegatronGraphed,
-        Self::MegatronFused,
         Self::Composer,
         Self::TorchEager,
         Self::TorchCompiled,
@@ -121,8 +190,6 @@ impl Stack {
             Self::MegatronFirst => "megatron-first",
             Self::MegatronUnfused => "megatron-unfused",
             Self::Megatron => "megatron",
-            Self::MegatronGraphed => "megatron-graphed",
-            Self::MegatronFused => "megatron-fused",
             Self::Composer => "composer",
             Self::TorchEager => "torch-eager",
             Self::TorchCompiled => "torch-compiled",
@@ -172,6 +239,7 @@ pub struct Layout {
     pub stack: Stack,
     /// Exchanges of tensor parallelism are cut up and run under the products (user buffers, asynchronous tensor parallelism).
     pub tensor_overlap: bool,
+    pub options: Options,
 }
 
 /// Why a layout cannot be.
@@ -251,6 +319,7 @@ impl Layout {
             task: Task::All,
             stack: Stack::Megatron,
             tensor_overlap: true,
+            options: Options::PLAIN,
         }
     }
 

@@ -74,14 +74,16 @@ pub enum OfStack {
     DataExposed,
     TensorExposed,
     Host,
+    Graphed,
 }
 
 /// The figures of a stack, in the order of [`OfStack`].
-pub const STACK_KNOBS: [Knob; 4] = [
+pub const STACK_KNOBS: [Knob; 5] = [
     knob("traffic", "memory traffic between products, in units of that of fused kernels", 0.5, 6.0, 1.0),
     knob("data_exposed", "share of the exchange among data-parallel ranks that nothing hides", 0.0, 1.0, 0.2),
     knob("tensor_exposed", "share of the exchange among tensor-parallel ranks that nothing hides", 0.0, 1.0, 0.6),
-    knob("host", "time of the host, in units of that without CUDA graphs", 0.05, 4.0, 1.0),
+    knob("host", "time of the host, in units of that of a generation", 0.05, 4.0, 1.0),
+    knob("graphed", "share of the host's time that CUDA graphs of layers leave", 0.05, 1.0, 0.6),
 ];
 
 /// The exponent of the sustained clock over the power limit, where it is below that of the fastest part: a chip's dynamic power grows
@@ -247,8 +249,6 @@ static STACKS: Shape = Shape {
         row("megatron-first", &STACK),
         row("megatron-unfused", &STACK),
         row("megatron", &STACK),
-        row("megatron-graphed", &STACK),
-        row("megatron-fused", &STACK),
         row("composer", &STACK),
         row("torch-eager", &STACK),
         row("torch-compiled", &STACK),

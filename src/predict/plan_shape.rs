@@ -1,6 +1,9 @@
 //! The keys of a plan file. The checker, its messages, the JSON Schema and the reader all go by these tables.
 
-use super::{layout::Recompute, plan_file::Known};
+use super::{
+    layout::{Modules, Recompute},
+    plan_file::Known,
+};
 use crate::{
     input::{self, Choice, Exclusive, Field, Interval, Kind, Need, Shape},
     vocab::{Phase, Precision, Vocabulary},
@@ -400,7 +403,8 @@ pub(super) const RECOMPUTATIONS: &[(&str, &str, Recompute)] = &[
     ("none", "every activation is kept", Recompute::Nothing),
     ("selective", "the core of attention is computed again (arXiv 2205.05198)", Recompute::Selective),
     ("full", "every layer is computed again from its input", Recompute::Full),
-    ("as-needed", "as many whole layers as memory asks for, from none to all", Recompute::AsNeeded),
+    ("modules", "norms, activation functions and low-rank projections of every layer", Recompute::Modules(Modules::CHEAP)),
+    ("as-needed", "as little as memory asks for: nothing, modules, or some layers whole", Recompute::AsNeeded),
 ];
 
 fn recomputations() -> Vec<Choice> {

@@ -1,7 +1,8 @@
 //! Whether the layouts that people chose are among those that are predicted to be fast.
 //!
 //! A published run was laid out by somebody who tried. Its layout is ranked by predicted step time among all layouts of the same model, GPUs,
-//! batch, sequence, precision and sharding that are predicted to fit. Layouts of a study that runs many of one model on purpose (vTrain) say nothing here,
+//! batch, sequence, precision and sharding that are predicted to fit. One that its publisher gave up in a later release for the same model, GPUs and
+//! precision was no good choice: such are counted with the others and told apart. Layouts of a study that runs many of one model on purpose (vTrain) say nothing here,
 //! nor do those of software that has one kind of layout alone.
 
 use super::{
@@ -23,6 +24,8 @@ pub struct Ranked {
     pub layouts: usize,
     /// Those predicted to be faster than the published one.
     pub faster: usize,
+    /// The same publisher's later layout of the same model on the same GPUs is another.
+    pub given_up: bool,
 }
 
 impl Ranked {
@@ -93,11 +96,26 @@ pub fn ranked(cases: &[Case], parameters: &Parameters) -> Vec<Ranked> {
         .iter()
         .filter(chosen)
         .filter(|case| seen.insert(format!("{} {:?}", case.group, case.question.layout)))
-        .filter_map(|case| rank(case, parameters))
+        .filter_map(|case| rank(case, parameters, is_given_up(case, cases)))
         .collect()
 }
 
-fn rank(case: &Case, parameters: &Parameters) -> Option<Ranked> {
+/// Whether the last release with this model, number of GPUs, sequence and task has other sizes.
+fn is_given_up(case: &Case, cases: &[Case]) -> bool {
+    let layout = &case.question.layout;
+    let sizes = |of: &Layout| (of.tensor, of.pipeline, of.context, of.expert, of.interleave, of.micro_batch, of.sharding);
+    let is_same = |other: &&Case| {
+        let of = &other.question.layout;
+        other.current
+            && (&other.group, other.strata.table, &other.strata.task) == (&case.group, case.strata.table, &case.strata.task)
+            && (of.gpus, of.sequence) == (layout.gpus, layout.sequence)
+    };
+    let Some(last) = cases.iter().filter(is_same).map(|other| other.release.as_str()).max() else { return false };
+    let mut of_last = cases.iter().filter(is_same).filter(|other| other.release == last);
+    last > case.release.as_str() && !of_last.any(|other| sizes(&other.question.layout) == sizes(layout))
+}
+
+fn rank(case: &Case, parameters: &Parameters, given_up: bool) -> Option<Ranked> {
     let question = &case.question;
     let layout = &question.layout;
     let on = Sustained::new(&question.machine, layout.stack, layout.precision, parameters);
@@ -128,20 +146,38 @@ fn rank(case: &Case, parameters: &Parameters) -> Option<Ranked> {
     let published = question.step(parameters).step.0;
     let all = enumerate(&space, &Around { question, on });
     let faster = all.iter().filter(|found| found.step.0 < published * (1.0 - 1e-9)).count();
-    (all.len() >= FEWEST_LAYOUTS).then(|| Ranked { id: case.id.clone(), table: case.strata.table, layouts: all.len(), faster })
+    (all.len() >= FEWEST_LAYOUTS).then(|| Ranked {
+        id: case.id.clone(),
+        table: case.strata.table,
+        layouts: all.len(),
+        faster,
+        given_up,
+    })
 }
 
-/// `published layouts among the predicted fastest 5 %: 130 of 160 (81 %), in the median 1.2 % are predicted to be faster`.
+/// Of published runs, which all ran, those whose memory is counted as fitting: `407 of 452 published runs are counted as fitting into their GPU (90 %)`.
+pub fn fitting(cases: &[Case], parameters: &Parameters) -> String {
+    let current: Vec<&Case> = cases.iter().filter(|case| case.current).collect();
+    let fit = current.iter().filter(|case| case.question.step(parameters).missing_bytes().is_none()).count();
+    let share = 100.0 * fit as f64 / current.len().max(1) as f64;
+    format!("{fit} of {} published runs are counted as fitting into their GPU ({share:.0} %)", current.len())
+}
+
+/// `published layouts among the predicted fastest 5 %: 80 of 100 (80 %), without those that a later release gave up 76 of 90 (84 %); …`.
 pub fn summary(ranked: &[Ranked]) -> String {
     let mut shares: Vec<f64> = ranked.iter().map(Ranked::share).collect();
     shares.sort_by(f64::total_cmp);
     let Some(median) = crate::stats::median(&shares) else { return "no published layout to rank".into() };
-    let within = shares.iter().filter(|share| **share <= TOP).count();
+    let within = |keep: fn(&&Ranked) -> bool| {
+        let kept: Vec<&Ranked> = ranked.iter().filter(keep).collect();
+        let within = kept.iter().filter(|one| one.share() <= TOP).count();
+        format!("{within} of {} ({:.0} %)", kept.len(), 100.0 * within as f64 / kept.len().max(1) as f64)
+    };
     format!(
-        "published layouts among the predicted fastest {:.0} %: {within} of {} ({:.0} %); in the median {:.1} % of all layouts are predicted to be faster",
+        "published layouts among the predicted fastest {:.0} %: {}, without those that a later release gave up {}; in the median {:.1} % of all layouts are predicted to be faster",
         100.0 * TOP,
-        shares.len(),
-        100.0 * within as f64 / shares.len() as f64,
+        within(|_| true),
+        within(|one| !one.given_up),
         100.0 * median
     )
 }
@@ -150,6 +186,19 @@ pub fn summary(ranked: &[Ranked]) -> String {
 mod tests {
     use super::*;
     use crate::predict::score;
+
+    fn given_up(id: &str) -> bool {
+        let (cases, _) = score::training_cases(&[]);
+        is_given_up(cases.iter().find(|case| case.id == id).unwrap(), &cases)
+    }
+
+    /// Qwen3 30B on 8 B200: one sequence a micro-batch in 26.02, four from 26.02.01 on.
+    #[test]
+    fn a_layout_that_a_later_release_replaces_is_given_up() {
+        assert!(given_up("nemo_b200_026"));
+        assert!(!given_up("nemo_b200_030"));
+        assert!(!given_up("llama3_1"));
+    }
 
     /// Of a handful of tables alone, so that the test is quick: the summary of all is printed by `advisor plan score`.
     #[test]
@@ -162,5 +211,7 @@ mod tests {
         assert!(ranked.iter().all(|one| one.faster < one.layouts && one.layouts >= FEWEST_LAYOUTS), "{ranked:?}");
         assert!(summary(&ranked).starts_with("published layouts among the predicted fastest 5 %"));
         assert_eq!(summary(&[]), "no published layout to rank");
+        let fitting = fitting(&few, &Parameters::shipped());
+        assert!(fitting.ends_with("%)") && fitting.contains(&format!(" of {} published runs", few.len())), "{fitting}");
     }
 }

@@ -161,8 +161,8 @@ fn score(case: &Case, parameters: &Parameters, extrapolated: Option<String>) -> 
     let strata = &case.strata;
     let layout = &case.question.layout;
     let mut remarks = Vec::new();
-    if step.recomputed > 0.0 && layout.recompute == super::layout::Recompute::AsNeeded {
-        remarks.push(format!("{:.0} % of the blocks taken as computed again", 100.0 * step.recomputed));
+    if step.again.blocks > 0.0 && layout.recompute == super::layout::Recompute::AsNeeded {
+        remarks.push(format!("{:.0} % of the blocks taken as computed again", 100.0 * step.again.blocks));
     }
     if let Some(missing) = step.missing_bytes() {
         remarks.push(format!("memory is counted {:.1} GiB too small for it", missing / GIB));

@@ -9,8 +9,8 @@
 use super::{
     collective::{Group, Links},
     gemm::Rate,
-    layout::{Layout, Recompute, Sharding, Stack, Task, TrainingPrecision},
-    memory::{Held, Memory, memory},
+    layout::{Graphs, Layout, Modules, Recompute, Sharding, Stack, Task, TrainingPrecision},
+    memory::{Again, Held, Memory, Room, memory},
     parameters::{OfGeneration as Of, OfStack, Parameters},
     transformer::{Linear, Transformer, seen_causally},
 };
@@ -72,8 +72,10 @@ pub struct StepEstimate {
     pub memory: Memory,
     /// The memory of the GPU, bytes.
     pub capacity: f64,
-    /// Share of the blocks that are computed again.
-    pub recomputed: f64,
+    /// Bytes of activations that wait in the host's memory.
+    pub offloaded: f64,
+    /// What is computed again.
+    pub again: Again,
     /// Operations of the model in one step, one GPU's share, causal attention counted by half and nothing twice.
     pub model_flops: f64,
     /// Of tokens of all ranks, one GPU's share.
@@ -88,7 +90,7 @@ pub struct StepEstimate {
 impl StepEstimate {
     /// Bytes by which the layout does not fit.
     pub fn missing_bytes(&self) -> Option<f64> {
-        Some(self.memory.total() - self.capacity).filter(|missing| *missing > 0.0)
+        Some(self.memory.total() - self.offloaded - self.capacity).filter(|missing| *missing > 0.0)
     }
 }
 
@@ -103,6 +105,8 @@ pub struct Sustained {
     exchange: Links,
     dense_host: f64,
     expert_host: f64,
+    /// Share of the host's time that graphs of layers leave.
+    graphed: f64,
     traffic: f64,
     data_exposed: f64,
     tensor_exposed: f64,
@@ -141,17 +145,17 @@ impl Sustained {
     }
 
     /// Bytes of activations that wait in the host's memory, where that is near: they go there and come back beside the computation.
-    pub(super) fn offloaded(&self, layout: &Layout, held: &Memory, recomputed: f64) -> f64 {
-        if self.coherent_host && layout.sharding == Sharding::Weights && recomputed == 0.0 {
+    pub(super) fn offloaded(&self, layout: &Layout, held: &Memory, again: Again) -> f64 {
+        if self.coherent_host && layout.sharding == Sharding::Weights && again == Again::default() {
             (held.total() - self.capacity).clamp(0.0, held.activations)
         } else {
             0.0
         }
     }
 
-    /// What a layout holds on a GPU, and the share of blocks that are computed again.
-    pub fn memory(&self, model: &Transformer, layout: &Layout) -> (Memory, f64) {
-        memory(model, layout, self.capacity, self.coherent_host)
+    /// What a layout holds on a GPU, and what is computed again.
+    pub fn memory(&self, model: &Transformer, layout: &Layout) -> (Memory, Again) {
+        memory(model, layout, Room { capacity: self.capacity, coherent_host: self.coherent_host, domain: self.links.domain })
     }
 
     pub fn new(machine: &Machine, stack: Stack, precision: TrainingPrecision, parameters: &Parameters) -> Sustained {
@@ -202,6 +206,7 @@ impl Sustained {
             exchange: Links::new(machine, of(Of::Inside) / of(Of::ExchangeInside), of(Of::Between) / of(Of::ExchangeBetween)),
             dense_host: of(Of::DenseHost) * host,
             expert_host: of(Of::ExpertHost) * host,
+            graphed: parameters.of_stack(stack, OfStack::Graphed),
             traffic: parameters.of_stack(stack, OfStack::Traffic),
             data_exposed: parameters.of_stack(stack, OfStack::DataExposed),
             tensor_exposed: parameters.of_stack(stack, OfStack::TensorExposed),
@@ -332,7 +337,8 @@ impl Costs<'_> {
         }
         let seen = seen_causally(sequence, window);
         let flops = 2.0 * (attention.query_width() + attention.value_width()) * seen * self.tokens / self.tensor;
-        let forward = flops / self.on.attention_flops * (1.0 + ATTENTION_RAMP / seen);
+        // A ring takes its part of the keys at each hop, in a kernel of its own.
+        let forward = flops / self.on.attention_flops * (1.0 + ATTENTION_RAMP * f64::from(self.layout.context) / seen);
         (forward, forward * ATTENTION_BACKWARD)
     }
 
@@ -356,7 +362,7 @@ impl Costs<'_> {
         let (forward, backward) = self.linears(&linears, 1.0, self.tokens, last, &self.on.low);
         let (core, core_backward) = self.attention_core(window);
         let widths = attention.query_width() + attention.key_value_width();
-        let (pass, pass_backward) = self.passes(10.0 * self.hidden, 4.0 * widths);
+        let (pass, pass_backward) = self.passes(10.0 * self.hidden, 4.0 * widths + self.merged());
         let (quantised, quantised_backward) = self.quantised(&linears, 1.0);
         let (tensor, tensor_backward) = self.tensor_exchange();
         let (context, context_backward) = self.context_exchange(core, core_backward);
@@ -371,6 +377,11 @@ impl Costs<'_> {
                 expert: 0.0,
             },
         )
+    }
+
+    /// Bytes of a token with which the results of a ring's hops are merged: each one's output in 16 bits is read, scaled into a sum in 32 bits.
+    fn merged(&self) -> f64 {
+        if self.layout.context == 1 { 0.0 } else { 10.0 * f64::from(self.layout.context) * self.model.attention.value_width() }
     }
 
     /// Keys and values that go round a ring under the attention (Liu et al., arXiv 2310.01889), and their gradients with them backward: what
@@ -443,18 +454,23 @@ impl Costs<'_> {
         backward += one_backward;
         let token = experts.token_width(self.hidden);
         let width = if gated { 6.0 } else { 4.0 };
+        // One kernel takes the product, the activation and its quantisation, and the gradients of these behind the product of theirs.
+        let fused = self.layout.options.fused_experts && !self.model.biased;
         // Sorting tokens to their experts and back reads and writes each copy twice.
-        let routed = copies * (8.0 * token + width * f64::from(experts.width)) + 16.0 * f64::from(experts.count);
+        let activation = if fused { 0.0 } else { width * f64::from(experts.width) };
+        let sorting = 4.0;
+        let routed = copies * (sorting * token + activation) + 16.0 * f64::from(experts.count);
         // Grouped products have no place for biases at their end: these are added in a pass of their own, unless all of it is one kernel.
-        let biases = if self.model.biased && self.layout.stack != Stack::MegatronFused {
-            copies * 4.0 * linears.iter().map(|linear| linear.outputs).sum::<f64>()
-        } else {
-            0.0
-        };
+        let biases =
+            if self.model.biased { copies * 4.0 * linears.iter().map(|linear| linear.outputs).sum::<f64>() } else { 0.0 };
         let (pass, pass_backward) = self.passes(10.0 * self.hidden, width * f64::from(experts.shared_width) + routed + biases);
-        let (quantised, quantised_backward) = self.quantised(&linears, copies);
+        let (quantised, quantised_backward) = if fused {
+            (self.quantised(&linears[..1], copies).0, self.quantised(&linears[1..], copies).1)
+        } else {
+            self.quantised(&linears, copies)
+        };
         let (shared, shared_backward) = self.quantised(&common[1..], 1.0);
-        let exchange = 2.0 * self.on.exchange.all_to_all(own.tokens, 2.0 * token, copies, group);
+        let exchange = 2.0 * self.on.exchange.all_to_all(own.tokens, 2.0 * token, copies, group, self.layout.options.dispatch);
         let (tensor, tensor_backward) = if experts.shared_width > 0 { self.tensor_exchange() } else { (0.0, 0.0) };
         (
             Work { products: forward, elementwise: pass + quantised + shared, tensor, expert: exchange, ..Work::default() },
@@ -466,6 +482,36 @@ impl Costs<'_> {
                 ..Work::default()
             },
         )
+    }
+
+    /// Seconds of [`Modules`] in all blocks, forward, but for the last two, which are layers.
+    fn modules(&self) -> [f64; Modules::COUNT] {
+        let model = self.model;
+        let mixing = f64::from(model.attention_layers + model.window_layers);
+        let feeding = f64::from(model.dense.layers + model.experts.map_or(0, |experts| experts.layers));
+        let recurrent = f64::from(model.recurrent.map_or(0, |one| one.layers));
+        let along = if self.layout.sequence_parallel { self.tensor } else { 1.0 };
+        let norms = (mixing + feeding + recurrent) * self.traffic(4.0 * self.hidden / along * self.on.traffic);
+        let width = if model.gated { 6.0 } else { 4.0 };
+        let routed = model
+            .experts
+            .map_or(0.0, |experts| f64::from(experts.layers) * f64::from(experts.active * experts.width + experts.shared_width));
+        let activated = f64::from(model.dense.layers) * f64::from(model.dense.width) + routed;
+        let activations = self.traffic(width * activated / self.tensor * self.on.traffic);
+        let linears = model.attention.linears(self.hidden);
+        let up = match model.attention.latent {
+            Some(latent) if latent.query_rank > 0 => {
+                self.linears(&[linears[1], linears[3]], 1.0, self.tokens, usize::MAX, &self.on.low).0
+            }
+            Some(_) => self.linears(&linears[2..3], 1.0, self.tokens, usize::MAX, &self.on.low).0,
+            None => 0.0,
+        };
+        let core = |layers: u32, window: f64| {
+            if layers == 0 { 0.0 } else { f64::from(layers) * self.attention_core(window).0 }
+        };
+        let core =
+            core(model.attention_layers, f64::from(self.layout.sequence)) + core(model.window_layers, f64::from(model.window));
+        [norms, activations, mixing * up, core, 0.0, 0.0]
     }
 
     /// The last projection and the loss: in 16 bits, its output in 32 read and written a few times.
@@ -483,6 +529,9 @@ impl Costs<'_> {
 
 /// What an exchange costs the computation under which it runs, as a share of its own time: it takes multiprocessors and memory from it.
 const HIDDEN_COST: f64 = 0.1;
+
+/// The same for the exchange of experts: its kernels take 20 to 32 of the multiprocessors (DeepEP, HybridEP), and memory besides.
+const TAKEN_BY_EXCHANGE: f64 = 0.25;
 
 /// What a rank waits for a host that needs `host` to launch what takes `work`: the larger sets the pace where one is far larger, and kernels
 /// of all lengths make a soft change between the two.
@@ -509,8 +558,10 @@ pub struct Blocks {
     backward: Work,
     head: Work,
     head_backward: Work,
-    /// Seconds of the host, forward.
+    /// Seconds of the host, forward, without graphs.
     host: f64,
+    /// Seconds of each of [`Modules`] in all blocks, forward.
+    modules: [f64; Modules::COUNT],
 }
 
 impl Blocks {
@@ -530,7 +581,9 @@ impl Blocks {
             forward.add(one, f64::from(layers));
             backward.add(one_backward, f64::from(layers));
             host += f64::from(layers) * seconds;
+            f64::from(layers) * one.total()
         };
+        let mut modules = costs.modules();
         let sequence = f64::from(layout.sequence);
         if model.attention_layers > 0 {
             take(model.attention_layers, costs.attention_layer(sequence), on.dense_host / 2.0);
@@ -542,10 +595,16 @@ impl Blocks {
             take(recurrent.layers, costs.recurrent_layer(), on.dense_host / 2.0);
         }
         if model.dense.layers > 0 {
-            take(model.dense.layers, costs.dense_layer(), on.dense_host / 2.0);
+            modules[4] = take(model.dense.layers, costs.dense_layer(), on.dense_host / 2.0);
         }
         if let Some(experts) = model.experts {
-            take(experts.layers, costs.experts_layer(), on.expert_host);
+            modules[5] = take(experts.layers, costs.experts_layer(), on.expert_host);
+        }
+        if layout.options.expert_overlap {
+            for work in [&mut forward, &mut backward] {
+                let (exchange, computed) = (work.expert, work.computed());
+                work.expert = (exchange - computed).max(0.0) + TAKEN_BY_EXCHANGE * exchange.min(computed);
+            }
         }
         // The head, with the blocks that predict further tokens, lies on the last rank.
         let (mut head, mut head_backward) = (Work::default(), Work::default());
@@ -563,7 +622,7 @@ impl Blocks {
                 head_backward.add(one_backward, extra);
             }
         }
-        Blocks { forward, backward, head, head_backward, host }
+        Blocks { forward, backward, head, head_backward, host, modules }
     }
 }
 
@@ -573,10 +632,12 @@ pub(super) fn step_of(
     layout: &Layout,
     on: &Sustained,
     blocks_of: &Blocks,
-    (held_memory, recomputed): (Memory, f64),
+    (held_memory, again): (Memory, Again),
 ) -> StepEstimate {
-    let Blocks { mut forward, mut backward, head, head_backward, host } = *blocks_of;
-    let recompute = if recomputed > 0.0 { forward } else { Work::default() };
+    let Blocks { mut forward, mut backward, head, head_backward, host, modules } = *blocks_of;
+    // Seconds of all blocks that are computed a second time.
+    let parts: f64 = again.modules.places().map(|at| modules[at]).sum();
+    let recomputed = again.blocks * forward.total() + parts;
     let tokens = f64::from(layout.micro_batch) * f64::from(layout.sequence) / f64::from(layout.context);
     let sequence = f64::from(layout.sequence);
 
@@ -587,17 +648,24 @@ pub(super) fn step_of(
     let fullest = (blocks / chunks).ceil() * interleave;
     let spare = fullest * pipeline - blocks;
     let share = 1.0 / pipeline;
-    let offloaded = on.offloaded(layout, &held_memory, recomputed);
+    let offloaded = on.offloaded(layout, &held_memory, again);
     let offload = HIDDEN_COST * 2.0 * offloaded / on.host_link;
     forward.elementwise += offload / 2.0 * pipeline;
     backward.elementwise += offload / 2.0 * pipeline;
-    let host_rank = host * share;
+    let host_rank = share
+        * host
+        * match layout.options.graphs {
+            // Megatron-Core takes no graphs where whole layers are computed again.
+            _ if again.blocks > 0.0 => 1.0,
+            Graphs::Nothing => 1.0,
+            Graphs::Layers => on.graphed,
+            Graphs::Step => 0.0,
+        };
     // The mean rank: forward and backward, each at least as long as the host needs to launch it.
-    let again = recomputed * recompute.total();
     let forward_rank = forward.total() * share;
-    let backward_rank = (backward.total() + again) * share;
-    let waiting = waited(host_rank, forward_rank) + waited(host_rank * (1.0 + recomputed), backward_rank);
-    let block = (forward.total() + backward.total() + again) / blocks + waiting * pipeline / blocks;
+    let backward_rank = (backward.total() + recomputed) * share;
+    let waiting = waited(host_rank, forward_rank) + waited(host_rank * (1.0 + again.blocks), backward_rank);
+    let block = (forward.total() + backward.total() + recomputed) / blocks + waiting * pipeline / blocks;
     let head_time = head.total() + head_backward.total();
 
     // Sharded weights: gathered forward and again backward, gradients summed behind, beside the computation of the micro-batch.
@@ -688,7 +756,7 @@ pub(super) fn step_of(
         products: sum(|work| work.products),
         attention: sum(|work| work.attention),
         elementwise: sum(|work| work.elementwise),
-        recomputation: times * again,
+        recomputation: times * recomputed,
         tensor: sum(|work| work.tensor),
         context: sum(|work| work.context),
         expert: sum(|work| work.expert),
@@ -707,7 +775,8 @@ pub(super) fn step_of(
         split,
         memory: held_memory,
         capacity: on.capacity,
-        recomputed,
+        offloaded,
+        again,
         model_flops,
         tokens_per_second_per_gpu: layout.tokens() / step / gpus,
         model_flops_utilisation: model_flops / step / on.peak,
@@ -718,7 +787,10 @@ pub(super) fn step_of(
 
 #[cfg(test)]
 mod tests {
-    use super::super::models::ModelBook;
+    use super::super::{
+        layout::{Dispatch, Options},
+        models::ModelBook,
+    };
     use super::*;
     use crate::hardware::HardwareBook;
 
@@ -798,6 +870,73 @@ mod tests {
         // The head makes the last rank a little slower than the mean, which is no part of the ramp.
         assert!((bubble(1) - 7.0 / 64.0).abs() < 0.025, "{}", bubble(1));
         assert!((bubble(1) - bubble(2) - 7.0 / 128.0).abs() < 0.01, "{}", bubble(2));
+    }
+
+    #[test]
+    fn graphs_take_the_host_out_of_a_step() {
+        let model = model("qwen3-235b-a22b");
+        let machine = machine("gb200-nvl72");
+        let base =
+            Layout { gpus: 256, pipeline: 8, expert: 32, interleave: 3, ..Layout::single(4096, 8192, TrainingPrecision::Mxfp8) };
+        let step = |graphs, recompute| {
+            let options = Options { graphs, ..Options::PLAIN };
+            training_step(&model, &machine, &Layout { options, recompute, ..base }, &Parameters::shipped())
+        };
+        let hosts = [Graphs::Nothing, Graphs::Layers, Graphs::Step].map(|graphs| step(graphs, Recompute::AsNeeded).split.host);
+        assert!(hosts[0] > hosts[1] && hosts[1] > 0.0 && hosts[2] == 0.0, "{hosts:?}");
+        // Where whole layers are computed again there are none.
+        let full = [Graphs::Nothing, Graphs::Step].map(|graphs| step(graphs, Recompute::Full).split.host);
+        assert!(full[0] > 0.0 && full[0] == full[1], "{full:?}");
+    }
+
+    #[test]
+    fn an_overlapped_exchange_costs_what_it_takes_from_the_computation() {
+        let model = model("deepseek-v3");
+        let machine = machine("h100-sxm-80gb");
+        let base = Layout { gpus: 512, pipeline: 8, expert: 64, ..Layout::single(4096, 4096, TrainingPrecision::Fp8) };
+        let expert = |expert_overlap, dispatch| {
+            let options = Options { expert_overlap, dispatch, ..Options::PLAIN };
+            training_step(&model, &machine, &Layout { options, ..base }, &Parameters::shipped()).split.expert
+        };
+        let (open, hidden) = (expert(false, Dispatch::ByDomain), expert(true, Dispatch::ByDomain));
+        assert!(hidden > 0.0 && hidden < open, "{hidden} s under {open} s");
+        assert!(expert(false, Dispatch::ByCopy) > open);
+    }
+
+    #[test]
+    fn modules_cost_less_than_whole_layers() {
+        let model = model("deepseek-v3");
+        let machine = machine("gb200-nvl72");
+        let base = Layout { gpus: 256, pipeline: 4, expert: 64, ..Layout::single(4096, 2048, TrainingPrecision::Mxfp8) };
+        let again = |recompute| {
+            training_step(&model, &machine, &Layout { recompute, ..base }, &Parameters::shipped()).split.recomputation
+        };
+        let costs = [
+            Recompute::Nothing,
+            Recompute::Modules(Modules::UP_PROJECTIONS),
+            Recompute::Modules(Modules::CHEAP),
+            Recompute::Modules(Modules::CHEAP.and(Modules::EXPERTS)),
+        ]
+        .map(again);
+        assert!(costs[0] == 0.0 && costs.is_sorted_by(|a, b| a < b) && costs[3] < again(Recompute::Full), "{costs:?}");
+    }
+
+    /// A ring of two merges two results of each token, and no more than that is left of it where attention is long.
+    #[test]
+    fn a_ring_costs_the_merging_of_its_hops() {
+        let model = model("llama-3.1-8b");
+        let machine = machine("h100-sxm-80gb");
+        let base = Layout { gpus: 16, ..Layout::single(32768, 64, TrainingPrecision::Half) };
+        let step = |context, micro_batch| {
+            training_step(&model, &machine, &Layout { context, micro_batch, ..base }, &Parameters::shipped())
+        };
+        let (one, two) = (step(1, 1), step(2, 2));
+        assert!(
+            two.split.elementwise > one.split.elementwise && two.step.0 < 1.15 * one.step.0,
+            "{:?} {:?}",
+            one.split,
+            two.split
+        );
     }
 
     #[test]

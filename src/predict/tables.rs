@@ -4,9 +4,10 @@
 //! not print is assumed here, once for the table, and said where it is: never by row.
 
 use super::{
-    layout::{Layout, LayoutError, Recompute, Sharding, Stack, Task, TrainingPrecision},
+    layout::{Layout, LayoutError, Options, Recompute, Sharding, Stack, Task, TrainingPrecision},
     models::ModelBook,
     parameters::Parameters,
+    recipes,
     step::{StepEstimate, Sustained, training_step_on},
     transformer::{Attention, Dense, Transformer},
 };
@@ -162,6 +163,8 @@ pub struct Case {
     pub group: String,
     /// The current figure, not one that the source replaced.
     pub current: bool,
+    /// Of the software, as the table prints it.
+    pub release: String,
     pub published: f64,
     /// Peak memory of a GPU, where it is published.
     pub memory_gib: Option<f64>,
@@ -282,6 +285,7 @@ impl TableKind {
             line: row.line,
             group: format!("{model}|{gpu}|{precision}"),
             current: row.text("status").is_none_or(|status| status == "current"),
+            release: row.text("release").unwrap_or("").to_string(),
             published,
             memory_gib: row.number("memory_gib").filter(|value| *value > 0.0),
             strata: Strata {
@@ -371,22 +375,8 @@ fn common_divisor(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { common_divisor(b, a % b) }
 }
 
-/// Which Megatron a release is, by the recipes of Megatron-Bridge (scripts/performance/configs): CUDA graphs for layers of experts and
-/// recurrent ones from 26.02.01 on, fused gated experts for microscaled 8-bit floats on Blackwell from 26.06 on.
-fn megatron_of(row: &Row, model: &Transformer, machine: &Machine, precision: TrainingPrecision) -> Stack {
-    let release = row.text("release").unwrap_or("");
-    let blackwell = machine.generation >= crate::hardware::Generation::Blackwell;
-    if release >= "26.06" && blackwell && model.experts.is_some() && model.gated && precision == TrainingPrecision::Mxfp8 {
-        Stack::MegatronFused
-    } else if release >= "26.02.01" {
-        Stack::MegatronGraphed
-    } else {
-        Stack::Megatron
-    }
-}
-
-/// NeMo, Megatron-Bridge, Megatron-LM on H100 and later, AutoModel. Not printed: recomputation (taken as memory asks), overlap of tensor
-/// parallelism (on), sharding of the optimizer (on).
+/// NeMo, Megatron-Bridge, Megatron-LM on H100 and later, AutoModel. Not printed: CUDA graphs, recomputation and what hides the exchange of
+/// experts (as the recipes have it, `recipes`), overlap of tensor parallelism (on), sharding of the optimizer (on).
 fn nemo(row: &Row, books: &Books) -> Result<(Question, f64), String> {
     let machine = machine(row, books)?;
     let model = named_model(row.text("model").ok_or("`model` is not printed")?, books)?;
@@ -394,6 +384,8 @@ fn nemo(row: &Row, books: &Books) -> Result<(Question, f64), String> {
     let fsdp = row.count("fsdp").unwrap_or(0);
     let precision = precision(row, &machine)?;
     let size = |column| row.count(column).filter(|value| *value > 0).unwrap_or(1);
+    let gpu = row.text("gpu").and_then(|name| books.hardware.find_in(name)).map_or("", |gpu| gpu.name.as_str());
+    let run = recipes::published(&model, gpu, precision, row.text("release").unwrap_or(""));
     let (mut global_batch, mut micro_batch) = (row.wanted("gbs")?, row.wanted("mbs")?);
     if global_batch < micro_batch {
         // One page prints these two columns the other way round: its accumulation steps say so.
@@ -418,11 +410,12 @@ fn nemo(row: &Row, books: &Books) -> Result<(Question, f64), String> {
         sharding: if automodel || fsdp > 0 { Sharding::Weights } else { Sharding::Optimizer },
         // A flag in early pages, the size of the group later.
         shard_group: if fsdp > 1 { fsdp } else { 0 },
-        recompute: Recompute::AsNeeded,
+        recompute: if automodel { Recompute::AsNeeded } else { run.recompute },
         precision,
         task: if row.text("task").is_some_and(|task| folded(task).contains("lora")) { Task::Adapters } else { Task::All },
-        stack: if automodel { Stack::AutoModel } else { megatron_of(row, &model, &machine, precision) },
+        stack: if automodel { Stack::AutoModel } else { run.stack },
         tensor_overlap: true,
+        options: if automodel { Options::PLAIN } else { run.options },
     };
     let layout = checked(&model, layout)?;
     let published =

@@ -4,7 +4,7 @@ use super::{
     answer::{Answer, LayoutFigures, Market, Refusal, Row, TrainFigures, WorkFigures, hold_against, rank},
     landscape::Site,
     layout::{Recompute, Sharding, TrainingPrecision},
-    memory::Memory,
+    memory::{Again, Memory},
     parameters::Parameters,
     plan_file::{GpuCounts, Operation, Plan, PlanObjective, TrainWork},
     price::GpuPrice,
@@ -347,22 +347,24 @@ fn layout_figures(found: &Found, precision: TrainingPrecision, estimate: &StepEs
         batch: on.batch,
         micro_batch: with.micro_batch,
         interleaving: with.interleaving,
-        recomputation: recomputation(with.recompute, estimate.recomputed, offloaded),
+        recomputation: recomputation(with.recompute, estimate.again, offloaded),
         zero: with.sharding as u8,
         precision: precision.name().to_string(),
         replicas: 0,
     }
 }
 
-fn recomputation(mode: Recompute, share: f64, offloaded: f64) -> String {
+fn recomputation(mode: Recompute, again: Again, offloaded: f64) -> String {
     match mode {
         Recompute::Nothing => "none".into(),
         Recompute::Selective => "selective".into(),
         Recompute::Full => "full".into(),
         Recompute::Part(percent) => format!("{percent} % of the layers"),
         Recompute::AsNeeded if offloaded > 0.0 => format!("none, {} of activations to the host", gib(offloaded)),
-        Recompute::AsNeeded if share <= 0.0 => "none".into(),
-        Recompute::AsNeeded => format!("{:.0} % of the layers", (100.0 * share).max(1.0)),
+        Recompute::AsNeeded if again == Again::default() => "none".into(),
+        Recompute::Modules(_) => "modules".into(),
+        Recompute::AsNeeded if again.blocks <= 0.0 => "modules".into(),
+        Recompute::AsNeeded => format!("{:.0} % of the layers", (100.0 * again.blocks).max(1.0)),
     }
 }
 

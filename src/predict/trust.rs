@@ -76,9 +76,6 @@ pub struct TrainingTrust {
     stacks: BTreeSet<(Generation, Stack)>,
 }
 
-/// Megatron-Core in its states: what is fitted of one says much of another.
-const MEGATRON_CORE: [Stack; 3] = [Stack::Megatron, Stack::MegatronGraphed, Stack::MegatronFused];
-
 impl TrainingTrust {
     pub fn shipped() -> TrainingTrust {
         let (cases, _) = score::training_cases(&[]);
@@ -109,9 +106,7 @@ impl TrainingTrust {
             Err(why) => return Trust { extrapolated: vec![why], ..Trust::default() },
         }
         let generation = gpu.machine.generation;
-        let alike =
-            |stack: Stack| stack == layout.stack || MEGATRON_CORE.contains(&stack) && MEGATRON_CORE.contains(&layout.stack);
-        if !self.stacks.iter().any(|(of, stack)| *of == generation && alike(*stack)) {
+        if !self.stacks.contains(&(generation, layout.stack)) {
             // Other software's error would say nothing of this one's.
             let why = format!("no run of this software ({}) on {} was there to fit", layout.stack.name(), generation.name());
             trust.extrapolated.push(why);
@@ -163,9 +158,9 @@ mod tests {
         assert!(!long.extrapolated.is_empty());
         let volta = trust.of(model, hardware.find("v100-sxm2-32gb").unwrap(), &layout);
         assert!(volta.error.is_none() && volta.extrapolated.len() == 1, "{volta:?}");
-        let (a100, stack) = (hardware.find("a100-sxm-80gb").unwrap(), Stack::MegatronGraphed);
+        let (a100, stack) = (hardware.find("a100-sxm-80gb").unwrap(), Stack::Megatron);
         let unseen = trust.of(model, a100, &Layout { stack, ..layout });
-        assert!(unseen.error.is_none() && unseen.extrapolated.iter().any(|why| why.contains("megatron-graphed")), "{unseen:?}");
+        assert!(unseen.error.is_none() && unseen.extrapolated.iter().any(|why| why.contains("megatron")), "{unseen:?}");
         let served = ServingTrust::shipped().of(model, h100, Engine::TensorRt, &ServingParameters::shipped());
         assert!(served.error.is_some_and(|error| error > 0.0 && error < 1.0), "{served:?}");
     }
