@@ -26,14 +26,23 @@ impl ModelBook {
         })
     }
 
-    /// The model of that name; case, spaces, dashes and underscores do not count, nor does a remark in brackets at the end.
+    /// The model of that name; case, spaces, dashes and underscores do not count, nor does a remark in brackets at the end. Active
+    /// parameters may be left out.
     pub fn find(&self, name: &str) -> Option<&Transformer> {
         let bare = name.split(" (").next().unwrap_or(name).trim_end_matches(" 2-node");
         let (wanted, last) = (folded(bare), folded(bare.rsplit('/').next().unwrap_or(bare)));
         let is = |model: &Transformer, wanted: &str| {
             folded(&model.name) == wanted || model.aliases.iter().any(|alias| folded(alias) == wanted)
         };
-        self.models.iter().find(|model| is(model, &wanted) || is(model, &last))
+        // `Qwen3.5 397B` is the model of that name with 17 billion active parameters.
+        let without_active = |model: &Transformer| match model.name.rsplit_once("-a") {
+            Some((whole, active)) if active.starts_with(|first: char| first.is_ascii_digit()) => folded(whole) == wanted,
+            _ => false,
+        };
+        self.models
+            .iter()
+            .find(|model| is(model, &wanted) || is(model, &last))
+            .or_else(|| self.models.iter().find(|model| without_active(model)))
     }
 }
 
@@ -235,6 +244,7 @@ mod tests {
             ("Qwen2.5 32B 2-node", "qwen2.5-32b"),
             ("Nemotron V3 Ultra 550B (26.04)", "nemotron-3-ultra-550b-a55b"),
             ("GPT OSS 120B", "gpt-oss-120b"),
+            ("Qwen3.5 397B", "qwen3.5-397b-a17b"),
             ("Llama3 70B 2-node", "llama-3.1-70b"),
             ("openai/gpt-oss-120b", "gpt-oss-120b"),
             ("nvidia/DeepSeek-R1-NVFP4", "deepseek-v3"),

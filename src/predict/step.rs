@@ -456,10 +456,9 @@ impl Costs<'_> {
         let width = if gated { 6.0 } else { 4.0 };
         // One kernel takes the product, the activation and its quantisation, and the gradients of these behind the product of theirs.
         let fused = self.layout.options.fused_experts && !self.model.biased;
-        // Sorting tokens to their experts and back reads and writes each copy twice.
+        // What the exchange does not do itself of sorting tokens to their experts and back reads and writes each copy once.
         let activation = if fused { 0.0 } else { width * f64::from(experts.width) };
-        let sorting = 4.0;
-        let routed = copies * (sorting * token + activation) + 16.0 * f64::from(experts.count);
+        let routed = copies * (4.0 * token + activation) + 16.0 * f64::from(experts.count);
         // Grouped products have no place for biases at their end: these are added in a pass of their own, unless all of it is one kernel.
         let biases =
             if self.model.biased { copies * 4.0 * linears.iter().map(|linear| linear.outputs).sum::<f64>() } else { 0.0 };
