@@ -201,7 +201,7 @@ pub fn priors() -> Vec<Prior> {
             ("sequence", 4e-6, 1.0),
             ("request", request, 1.0),
             // Ten requests a user in the runs of the public benchmark (`recipes`).
-            ("burst", 0.1, if matches!(engine, Engine::TensorRt | Engine::Vllm) { 0.15 } else { 0.7 }),
+            ("burst", 0.1, if matches!(engine, Engine::TensorRt | Engine::Vllm | Engine::Sglang) { 0.15 } else { 0.7 }),
             ("prompt", 1.1, 0.3),
             ("held-tokens", 1.0, 1.0),
         ] {
