@@ -294,22 +294,25 @@ pub fn floor(scored: &[Scored]) -> Option<Stratum> {
     stratum("floor", "the same configuration measured again".to_string(), &errors)
 }
 
-/// The floor of each quantity by itself, where there are several.
+/// The floor of each regime by itself where several quantities are predicted, and then of what engines served, engine by engine.
 pub fn floors(scored: &[Scored]) -> Vec<Stratum> {
-    let mut quantities: Vec<&'static str> = Vec::new();
-    for row in scored.iter().filter(|row| row.quantity != "GiB") {
-        if !quantities.contains(&row.quantity) {
-            quantities.push(row.quantity);
-        }
-    }
-    if quantities.len() < 2 {
+    let counted: Vec<&Scored> = scored.iter().filter(|row| row.quantity != "GiB").collect();
+    if counted.windows(2).all(|pair| pair[0].quantity == pair[1].quantity) {
         return floor(scored).into_iter().collect();
     }
-    let of = |quantity: &&'static str| {
-        let rows: Vec<Scored> = scored.iter().filter(|row| row.quantity == *quantity).cloned().collect();
-        floor(&rows).map(|found| Stratum { value: format!("{}, {quantity}", found.value), ..found })
-    };
-    quantities.iter().filter_map(of).collect()
+    let mut all = Vec::new();
+    for dimension in ["regime", "engine"] {
+        let mut groups: BTreeMap<&str, Vec<Scored>> = BTreeMap::new();
+        for row in &counted {
+            for (_, value) in row.strata.iter().filter(|(name, _)| *name == dimension) {
+                groups.entry(value).or_default().push((*row).clone());
+            }
+        }
+        let named =
+            |(value, rows): (&str, Vec<Scored>)| Some(Stratum { value: format!("measured again, {value}"), ..floor(&rows)? });
+        all.extend(groups.into_iter().filter_map(named));
+    }
+    all
 }
 
 /// Rank correlation of predicted and published over the layouts of one model: name, layouts, Spearman's coefficient.

@@ -3,11 +3,12 @@
 //! Continuous batching (Orca, OSDI 2022) with prompts cut into chunks: a cycle is the time in which one sequence makes all its tokens.
 //! In a cycle every live sequence is replaced once, so that the prompts of all of them are read in it, in steps that carry both.
 //! * All requests queued: waves of as many sequences as the cache holds.
-//! * A fixed number of users (closed loop): a user's next request follows at once; more users than sequences wait for room.
+//! * A fixed number of users (closed loop): a user's next request follows at once; more users than sequences wait for room. Requests come as
+//!   evenly as others end, so that no queue builds up besides the one at the start.
 //! * A rate (open loop): live sequences = rate x cycle (Little's law, Operations Research 9, 1961), found by bisection.
 //!
-//! The wait for other prompts is that of a queue with one server and fixed service (M/D/1: u s / (2 (1 - u)), Khintchine 1932, Pollaczek
-//! 1930), bounded by the prompts that can stand before one's own.
+//! At a rate, the wait for other prompts is that of a queue with one server and fixed service (M/D/1: u s / (2 (1 - u)), Khintchine 1932,
+//! Pollaczek 1930).
 
 use super::{
     layout::ServingLayout,
@@ -19,6 +20,8 @@ use super::{
 pub struct Lengths {
     pub input: f64,
     pub output: f64,
+    /// Whether all requests are as long as each other: those that began in consecutive steps then end in consecutive steps, time after time.
+    pub equal: bool,
 }
 
 impl Lengths {
@@ -44,6 +47,8 @@ pub struct Cycle {
     pub prompt_step: f64,
     /// Steps that decode alone, by what they are spent on.
     pub decoding: StepTime,
+    /// Between two tokens of a sequence, whose own prompt holds up the others and not itself, seconds.
+    pub per_token: f64,
     /// One prompt from its first chunk to its last, seconds.
     pub own_prompt: f64,
     /// A prompt when as many as fit are read together, without decoding, seconds each.
@@ -110,8 +115,19 @@ impl Replica<'_> {
             let harmonic: f64 = (1..=ranks).map(|rank| 1.0 / f64::from(rank)).sum();
             window = window.max((between * f64::from(ranks) * harmonic).min(f64::from(layout.balance_steps)));
         }
+        let poll = f64::from(layout.poll_steps);
+        if poll > window {
+            // Requests come at any time between two looks.
+            return (poll / 2.0, 1.0 + (poll / between).min((live - 1.0).max(0.0)));
+        }
         let others = (window / between).min((live - 1.0).max(0.0));
         (window * (1.0 + others / 2.0) / (1.0 + others), 1.0 + others)
+    }
+
+    /// Seconds of a step that carries prompts in a live server, and would take `alone` without them.
+    fn with_prompts(&self, tokens: f64, decoding: f64, lengths: Lengths, alone: f64) -> f64 {
+        let prompt = self.parameters.engine(self.layout().engine).prompt;
+        alone + prompt * (self.step(&self.prompts(tokens, decoding, lengths)).total() - alone)
     }
 
     /// The steady state with `live` sequences.
@@ -124,17 +140,20 @@ impl Replica<'_> {
         let together = (micro / steps).max(waiting).min(micro.max(1.0));
         let share = (together * lengths.input).min(self.step_tokens());
         let prompt_steps = micro * lengths.input / share;
-        let prompt_step = self.step(&self.prompts(share, micro, lengths)).total();
         let decoding = self.decoding(micro, lengths);
+        let prompt_step = self.with_prompts(share, micro, lengths, decoding.total());
         let time = (prompt_steps * prompt_step + (steps - prompt_steps).max(0.0) * decoding.total()) * stages;
+        let others = prompt_steps * (live - 1.0).max(0.0) / live;
+        let per_token = (others * prompt_step + (steps - others).max(0.0) * decoding.total()) * stages / lengths.output;
         let packed = (live * lengths.input).min(self.step_tokens().max(lengths.input));
-        let packed_step = self.step(&self.prompts(packed, 0.0, lengths)).total();
+        let packed_step = self.with_prompts(packed, 0.0, lengths, 0.0);
         Cycle {
             live,
             time,
             prompt_steps: prompt_steps * stages,
             prompt_step,
             decoding,
+            per_token,
             own_prompt: prompt_step * (lengths.input / share).max(1.0) * stages,
             packed_prompt: packed_step * lengths.input / packed,
             held_back: held_steps * decoding.total() * stages,
@@ -185,19 +204,20 @@ impl Replica<'_> {
         let live = users.min(self.sequences(lengths).max(1.0));
         let cycle = self.cycle(live, lengths);
         let costs = self.parameters.engine(self.layout().engine);
-        // What began together waits for half of the others. Later, one who waits for room or a step begins when another ends: arrivals are nearly
-        // as even as the ends, and only a part of a queue of random arrivals builds up.
-        let before = (live - 1.0).max(0.0) / 2.0 * cycle.packed_prompt;
-        let used = (live * cycle.packed_prompt / cycle.time).min(FULL);
-        let queue = self.parameters.chance * (used / (2.0 * (1.0 - used)) * cycle.packed_prompt).min(before);
-        let waiting = costs.burst * before + (1.0 - costs.burst) * queue;
+        // What began together waits for half of the others, to be taken in and to be read. Later, one who waits for room or a step begins when
+        // another ends, so that nobody stands before it, unless all are equally long: each new prompt then comes while that before it is read.
+        let before = (live - 1.0).max(0.0) / 2.0 * cycle.packed_prompt + (users - 1.0).max(0.0) / 2.0 * self.parameters.reception;
+        let steady = if lengths.equal && live > 1.0 { cycle.own_prompt } else { 0.0 };
+        let waiting = costs.burst * before + (1.0 - costs.burst) * steady;
         let room = if users > live { (users - live) / live * cycle.time } else { 0.0 };
-        let per_token = cycle.time / lengths.output;
+        let per_token = cycle.per_token;
         Latencies {
             first_token: costs.request
-                + costs.prompt * (cycle.own_prompt + waiting)
+                + cycle.own_prompt
+                + waiting
                 + cycle.held_back
-                + costs.held_tokens * per_token
+                + costs.held_tokens * cycle.decoding.total()
+                + self.parameters.first_group * f64::from(self.layout().group_steps) * cycle.decoding.total()
                 + room,
             per_token,
             live,
@@ -233,10 +253,7 @@ impl Replica<'_> {
         let queue = used / (2.0 * (1.0 - used)) * cycle.own_prompt;
         let per_token = cycle.time / lengths.output;
         Latencies {
-            first_token: costs.request
-                + costs.prompt * (cycle.own_prompt + queue)
-                + cycle.held_back
-                + costs.held_tokens * per_token,
+            first_token: costs.request + cycle.own_prompt + queue + cycle.held_back + costs.held_tokens * per_token,
             per_token,
             live,
         }
@@ -260,7 +277,7 @@ impl Replica<'_> {
         } else {
             cycle.time / lengths.output
         };
-        let first_token = costs.request + costs.prompt * (cycle.own_prompt + queue) + costs.held_tokens * per_token + backlog;
+        let first_token = costs.request + cycle.own_prompt + queue + costs.held_tokens * per_token + backlog;
         // The last sequences end in an emptying batch.
         let tail = lengths.output * (per_token + self.cycle(1.0, lengths).time / lengths.output) / 2.0;
         let all = self.queued(requests, lengths).unwrap_or(f64::INFINITY);
@@ -270,7 +287,7 @@ impl Replica<'_> {
 
 /// Prompts on machines of their own (disaggregated serving, DistServe, arXiv 2401.09670): latencies for `users` who each have a request open.
 /// The prompts' machines are a queue; if they are the slower part, it holds all users that do not decode. Where it is not said how many read, as
-/// many are taken as keep up with decoding.
+/// many are taken as keep up with decoding. A decoder that is full lets requests wait for a place.
 pub fn users_apart(prompts: (&Replica, Option<f64>), decoding: (&Replica, f64), users: f64, lengths: Lengths) -> Latencies {
     let ((reader, readers), (decoder, decoders)) = (prompts, decoding);
     let costs = reader.parameters.engine(reader.layout.engine);
@@ -282,7 +299,17 @@ pub fn users_apart(prompts: (&Replica, Option<f64>), decoding: (&Replica, f64), 
     let decoding_of =
         |live: f64| decoder.decoding(live / decoders, lengths).total() * f64::from(decoder.layout.pipeline) / decoder.gained();
     let keeping_up = || (users * own / ranks / (lengths.output * decoding_of(users))).ceil().max(1.0);
-    let service = own / (readers.unwrap_or_else(keeping_up) * ranks);
+    // Prompts that wait are read together, as many as fit.
+    let each = readers.unwrap_or_else(keeping_up) * ranks;
+    let together = (f64::from(reader.layout.step_tokens) / lengths.input).floor().clamp(1.0, (users / each).max(1.0));
+    let packed = StepLoad {
+        prompt_tokens: together * lengths.input * ranks,
+        prompt_context: lengths.seen(),
+        prompt_undivided: 0.0,
+        ..StepLoad::default()
+    };
+    let of_packed = reader.step(&packed).total() * f64::from(reader.layout.pipeline) / together;
+    let service = if together > 1.0 { of_packed.min(own) } else { own } / each;
     let (mut live, mut per_token, mut wait) = (users, 0.0, own);
     // A fixed point, damped: those who wait for their prompt do not decode.
     for _ in 0..20 {
@@ -295,7 +322,15 @@ pub fn users_apart(prompts: (&Replica, Option<f64>), decoding: (&Replica, f64), 
         let next = users * thinking / (thinking + wait);
         live = 0.5 * live + 0.5 * next.max(users.min(1.0));
     }
-    let burst = costs.burst * (users - 1.0).max(0.0) / 2.0 * service;
+    // Those for whom no decoder has a place wait for one.
+    let places = decoders * decoder.sequences(lengths).max(1.0);
+    if live > places {
+        live = places;
+        per_token = decoding_of(live);
+        // Of those who begin together, as many as there are places do not wait.
+        wait = wait.max((1.0 - costs.burst) * (users / places - 1.0) * lengths.output * per_token);
+    }
+    let burst = costs.burst * (users - 1.0).max(0.0) / 2.0 * (service + reader.parameters.reception);
     Latencies {
         first_token: costs.request
             + costs.prompt * wait

@@ -115,7 +115,7 @@ pub fn serving(
         cache_room: whole(layout.cache_room(&work, machine)),
         reserve: whole(reserve_bytes(layout.engine)),
     };
-    let lengths = Lengths { input: load.input_tokens, output: load.output_tokens };
+    let lengths = Lengths { input: load.input_tokens, output: load.output_tokens, equal: false };
     if let Err(reason) = layout.fits(model, &work, machine, lengths.input + lengths.output) {
         return ServingEstimate::refused(reason, memory, gpus);
     }

@@ -34,6 +34,11 @@ pub struct ServingLayout {
     pub wait_steps: u32,
     /// Steps for which it holds prompts back until every rank of attention has one (TensorRT-LLM: `attention_dp_config`, `timeout_iters`).
     pub balance_steps: u32,
+    /// Steps between two looks for new requests while it decodes (SGLang: `scheduler_recv_interval`); 0 for every step.
+    pub poll_steps: u32,
+    /// Steps whose tokens are sent together where the process that runs the steps also makes the replies (TensorRT-LLM: `stream_interval` without
+    /// `num_postprocess_workers`); 0 where the first token does not wait for others.
+    pub group_steps: u32,
 }
 
 /// Bytes that the context, its libraries, captured graphs and the activations of a step of 8,192 tokens take, as engines report them at
@@ -63,6 +68,8 @@ impl ServingLayout {
             draft_tokens: 0,
             wait_steps: 0,
             balance_steps: 0,
+            poll_steps: 0,
+            group_steps: 0,
         }
     }
 

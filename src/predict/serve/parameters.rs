@@ -68,7 +68,7 @@ pub struct EngineCosts {
     pub request: f64,
     /// Share of all requests that arrive together at the start of a run with a fixed number of users.
     pub burst: f64,
-    /// A prompt's time in a live server over that of its work alone.
+    /// What a prompt adds to a step of a live server over what its work alone would.
     pub prompt: f64,
     /// Tokens that are made before the first is sent.
     pub held_tokens: f64,
@@ -118,10 +118,12 @@ pub struct ServingParameters {
     pub pcie_rate: f64,
     /// Times that the hidden state of a token passes memory in a block besides matrix products.
     pub element_passes: f64,
-    /// Share of a queue of random arrivals that builds up when a fixed number of users ask, whose requests come as evenly as others end.
-    pub chance: f64,
     /// Sending a cache from the machines of prompts to those that decode, seconds a request.
     pub cache_transfer: f64,
+    /// Share of the steps of a group of replies for which the first token waits.
+    pub first_group: f64,
+    /// What taking in a request costs the process that does it for all, seconds: those that come together wait for each other there.
+    pub reception: f64,
     /// In the order of `Engine::ALL`.
     pub engines: [EngineCosts; Engine::ALL.len()],
     /// What the fit's own check found, for printing beside an answer.
@@ -183,8 +185,9 @@ pub fn priors() -> Vec<Prior> {
         ("pcie-latency", 20e-6, 0.6, none),
         ("pcie-rate", 0.5, 0.5, 1.0),
         ("element-passes", 12.0, 0.6, none),
-        ("chance", 0.5, 0.5, 1.0),
         ("cache-transfer", 0.1, 1.0, none),
+        ("first-group", 0.5, 0.5, 1.0),
+        ("reception", 2e-3, 0.8, none),
     ] {
         all.push(prior(name.to_string(), start, width, most));
     }
@@ -198,7 +201,7 @@ pub fn priors() -> Vec<Prior> {
             ("sequence", 4e-6, 1.0),
             ("request", request, 1.0),
             // Ten requests a user in the runs of the public benchmark (`recipes`).
-            ("burst", 0.1, if matches!(engine, Engine::TensorRt | Engine::Vllm) { 0.15 } else { 0.7 }),
+            ("burst", 0.1, if matches!(engine, Engine::TensorRt | Engine::Vllm | Engine::Sglang) { 0.15 } else { 0.7 }),
             ("prompt", 1.1, 0.3),
             ("held-tokens", 1.0, 1.0),
         ] {
@@ -243,8 +246,9 @@ impl ServingParameters {
             pcie_latency: next(),
             pcie_rate: next(),
             element_passes: next(),
-            chance: next(),
             cache_transfer: next(),
+            first_group: next(),
+            reception: next(),
             engines: std::array::from_fn(|_| EngineCosts {
                 block: next(),
                 eager_block: next(),

@@ -1,8 +1,8 @@
 //! Options of published runs that their tables do not print, but the scripts that started them do.
 //!
 //! `serving_silicon.csv` holds runs of the public benchmark InferenceX (SemiAnalysisAI/InferenceX, Apache-2.0). Its scripts
-//! (`benchmarks/*_trt*.sh`) show what the engine was told, its `perf-changelog.yaml` with which release and from when on. What is taken from
-//! there holds for all rows of a script; nothing is chosen by a row's result.
+//! (`benchmarks/*_trt*.sh`, `benchmarks/single_node/*.sh`) show what the engine was told, its `perf-changelog.yaml` with which release and
+//! from when on. What is taken from there holds for all rows of a script; nothing is chosen by a row's result.
 
 use super::{batching::Lengths, format::ServedFormat, layout::ServingLayout, parameters::Engine};
 
@@ -22,18 +22,52 @@ pub struct Run<'a> {
     pub users: f64,
 }
 
-/// `layout` with the options that the benchmark's scripts for TensorRT-LLM set.
+/// `layout` with the options that the benchmark's scripts set, or the publisher's generator.
 pub fn told(layout: ServingLayout, run: &Run) -> ServingLayout {
-    if layout.engine != Engine::TensorRt || run.measured.is_empty() {
-        return layout;
+    if run.measured.is_empty() {
+        return if layout.engine == Engine::TensorRtCandidate { generated(layout, run) } else { layout };
     }
+    match layout.engine {
+        Engine::TensorRt => tensor_rt(layout, run),
+        Engine::Sglang => sglang(layout, run),
+        _ => layout,
+    }
+}
+
+/// What the publisher's own generator of configurations writes for runs that are not of the benchmark (ai-dynamo/aiconfigurator, Apache-2.0: room
+/// for the sequences, a prompt and 1,500 tokens).
+fn generated(layout: ServingLayout, run: &Run) -> ServingLayout {
+    let decoding = run.users / f64::from(layout.attention_data);
+    ServingLayout { step_tokens: (decoding + run.lengths.input) as u32 + 1500, ..layout }
+}
+
+/// `qwen3.5_*.sh` (`--scheduler-recv-interval`, `--chunked-prefill-size`) and `glm5_fp8_b*.sh`.
+fn sglang(layout: ServingLayout, run: &Run) -> ServingLayout {
     let mut told = layout;
-    let chat = run.lengths == Lengths { input: 1024.0, output: 1024.0 };
+    if run.model == "qwen3.5-397b-a17b" {
+        told.step_tokens = 32_768;
+        told.poll_steps = if run.users >= 16.0 { 30 } else { 10 };
+    }
+    if run.model == "glm-5" && !run.gpu.starts_with("h") {
+        told.step_tokens = 32_768;
+    }
+    told
+}
+
+fn tensor_rt(layout: ServingLayout, run: &Run) -> ServingLayout {
+    let mut told = layout;
+    let chat = (run.lengths.input, run.lengths.output) == (1024.0, 1024.0);
     match run.model {
         // 70b_*_trt*.sh: for 1,024 + 1,024 tokens on fewer than 8 GPUs.
-        "llama-3.1-70b" if chat && layout.tensor < 8 => told.wait_steps = 20,
+        "llama-3.1-70b" => {
+            // As many tokens a step as a sequence may have, 200 more than it does.
+            told.wait_steps = if chat && layout.tensor < 8 { 20 } else { 0 };
+            told.step_tokens = (run.lengths.input + run.lengths.output) as u32 + 200;
+        }
         "deepseek-v3" => {
             told.balance_steps = 60;
+            // `stream_interval: 10`, and no processes of their own for the replies.
+            told.group_steps = 10;
             let eight_bit = layout.format == ServedFormat::Fp8Block;
             // dsr1_fp8_b200_trt.sh since 1.2.0rc6.post2.
             let delays = eight_bit && run.gpu.starts_with("b200") && run.release == "1.2.0rc6.post2";
@@ -66,7 +100,7 @@ mod tests {
 
     #[test]
     fn options_follow_the_script_that_started_a_run() {
-        let chat = Lengths { input: 1024.0, output: 1024.0 };
+        let chat = Lengths { input: 1024.0, output: 1024.0, equal: false };
         let run = Run {
             model: "llama-3.1-70b",
             gpu: "h200-sxm-141gb",
@@ -78,7 +112,7 @@ mod tests {
         let on = |gpus| ServingLayout::single(gpus, ServedFormat::Fp8, Engine::TensorRt);
         assert_eq!(told(on(4), &run).wait_steps, 20);
         assert_eq!(told(on(8), &run).wait_steps, 0);
-        let long = Lengths { input: 8192.0, output: 1024.0 };
+        let long = Lengths { input: 8192.0, output: 1024.0, equal: false };
         assert_eq!(told(on(4), &Run { lengths: long, ..run }).wait_steps, 0);
         assert_eq!(told(on(4), &Run { measured: "", ..run }).wait_steps, 0, "not a run of the benchmark");
         let other = ServingLayout::single(4, ServedFormat::Fp8, Engine::Vllm);
@@ -90,8 +124,35 @@ mod tests {
         let wide = ServingLayout::attention_data(8, ServedFormat::Fp8Block, Engine::TensorRt);
         assert_eq!((told(wide, &deep).draft_tokens, told(wide, &deep).balance_steps), (1, 60));
         assert_eq!(told(on(8), &Run { release: "1.2.0rc6.post2", ..deep }).draft_tokens, 0);
+        assert_eq!((told(on(8), &deep).group_steps, told(on(8), &deep).poll_steps), (10, 0));
         let delayed = Run { gpu: "b200", release: "1.2.0rc6.post2", users: 64.0, ..deep };
         assert_eq!(told(on(8), &delayed).wait_steps, 40);
         assert_eq!(told(on(8), &Run { users: 32.0, ..delayed }).wait_steps, 0);
+    }
+
+    #[test]
+    fn options_of_other_engines_and_of_the_publisher_s_own_runs() {
+        let chat = Lengths { input: 1024.0, output: 1024.0, equal: false };
+        let run = Run {
+            model: "qwen3.5-397b-a17b",
+            gpu: "b300",
+            release: "0.5.10.post1",
+            measured: "2026-04-18",
+            lengths: chat,
+            users: 8.0,
+        };
+        let on = |engine| ServingLayout::single(4, ServedFormat::Fp4, engine);
+        let polls = |users: f64| {
+            let layout = told(on(Engine::Sglang), &Run { users, ..run });
+            (layout.poll_steps, layout.step_tokens)
+        };
+        assert_eq!((polls(8.0), polls(16.0)), ((10, 32_768), (30, 32_768)));
+        let other = Run { model: "glm-5", gpu: "b200", ..run };
+        assert_eq!(told(on(Engine::Sglang), &other).step_tokens, 32_768);
+        assert_eq!(told(on(Engine::Sglang), &Run { gpu: "h200-sxm-141gb", ..other }), on(Engine::Sglang));
+        let llama = Run { model: "llama-3.1-70b", ..run };
+        assert_eq!(told(on(Engine::TensorRt), &llama).step_tokens, 2248);
+        let own = Run { model: "qwen3-32b", measured: "", users: 64.0, ..run };
+        assert_eq!(told(on(Engine::TensorRtCandidate), &own).step_tokens, 1024 + 64 + 1500);
     }
 }

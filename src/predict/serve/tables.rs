@@ -218,7 +218,7 @@ impl Books<'_> {
         }
         // The pages raise the share of the cache to 0.95.
         layout.cache_share_of_free = 0.95;
-        let lengths = Lengths { input: wanted(row, "isl")?, output: wanted(row, "osl")? };
+        let lengths = Lengths { input: wanted(row, "isl")?, output: wanted(row, "osl")?, equal: true };
         let (metric, unit) = (text(row, "metric"), text(row, "unit"));
         let per_gpu = unit.contains("/GPU") || metric.contains("per GPU");
         let value = wanted(row, "value")?;
@@ -252,7 +252,7 @@ impl Books<'_> {
         let (model, gpu, machine) = self.parts(text(row, "model"), text(row, "gpu"))?;
         let format = format_of(model, text(row, "precision"))?;
         let layout = ServingLayout::single(size(row, "tp"), format, Engine::TensorRtCompiled);
-        let lengths = Lengths { input: wanted(row, "isl")?, output: wanted(row, "osl")? };
+        let lengths = Lengths { input: wanted(row, "isl")?, output: wanted(row, "osl")?, equal: true };
         let rate = number(row, "qps").unwrap_or(f64::INFINITY);
         let asked = Asked::Rate { rate, requests: wanted(row, "requests")?, layout };
         Ok(Row {
@@ -284,11 +284,26 @@ impl Books<'_> {
         // The same run stands in several dumps, in some of them without the numbers of workers: those are taken from its twin.
         let stated: BTreeMap<String, Cells> =
             csv.rows().filter(|row| row.text("prefill_num_workers").is_some()).map(|row| (run(&row), row)).collect();
+        let mut most: BTreeMap<String, f64> = BTreeMap::new();
+        for row in stated.values().filter(|row| text(row, "backend") == "trtllm") {
+            if let Some(users) = number(row, "concurrency") {
+                let most = most.entry(deployment(csv, row)).or_default();
+                *most = users.max(*most);
+            }
+        }
         for row in csv.rows() {
             let told = csv.columns().iter().zip(row.cells()).filter(|(column, _)| !OTHER.contains(&column.as_str()));
             let whole: Vec<&str> = told.map(|(_, cell)| cell.as_str()).collect();
             let repeat = || Err("repeats another row exactly".to_string());
-            let read = if seen.insert(whole.join("|")) { self.served_row(&row, stated.get(&run(&row))) } else { repeat() };
+            let read = if seen.insert(whole.join("|")) {
+                self.served_row(
+                    &row,
+                    stated.get(&run(&row)),
+                    most.get(&deployment(csv, stated.get(&run(&row)).unwrap_or(&row))).copied(),
+                )
+            } else {
+                repeat()
+            };
             // A row that got its layout from its twin may now say the same as that.
             let mut is_new = |read: &Row| seen.insert(format!("{} {:?}", read.configuration, read.published));
             all.take(&row, read.and_then(|read| if is_new(&read) { Ok(read) } else { repeat() }));
@@ -296,7 +311,7 @@ impl Books<'_> {
         all
     }
 
-    fn served_row(&self, row: &Cells, twin: Option<&Cells>) -> Result<Row, String> {
+    fn served_row(&self, row: &Cells, twin: Option<&Cells>, most_users: Option<f64>) -> Result<Row, String> {
         let (model, gpu, machine) = self.parts(text(row, "model_path"), text(row, "system"))?;
         let work = ServingWork::of(model);
         let backend = text(row, "backend");
@@ -309,8 +324,11 @@ impl Books<'_> {
             word => word,
         };
         let format = format_of(model, if precision.is_empty() { "bf16" } else { precision })?;
-        let printed_lengths = Lengths { input: wanted(row, "isl")?, output: wanted(row, "osl")? };
-        let lengths = Lengths { input: printed_lengths.input * DRAWN_LENGTH, output: printed_lengths.output * DRAWN_LENGTH };
+        let printed_lengths = Lengths { input: wanted(row, "isl")?, output: wanted(row, "osl")?, equal: true };
+        // Those with the candidates of 1.0 have no day and are not runs of the benchmark, but the publisher's own: all requests of one length.
+        let equal = text(row, "measured").is_empty() && engine == Engine::TensorRtCandidate;
+        let drawn = if equal { 1.0 } else { DRAWN_LENGTH };
+        let lengths = Lengths { input: printed_lengths.input * drawn, output: printed_lengths.output * drawn, equal };
         let layout_row = twin.unwrap_or(row);
         let apart = text(layout_row, "mode") == "disagg";
         let with_experts = work.expert_layers > 0.0;
@@ -345,7 +363,11 @@ impl Books<'_> {
         } else if known_workers {
             let workers = |key: &str| f64::from(size(layout_row, key));
             let prompts = (printed(layout_row, "prefill_", &base, with_experts), Some(workers("prefill_num_workers")));
-            let decoding = (printed(layout_row, "decode_", &base, with_experts), workers("decode_num_workers"));
+            let mut decoding = (printed(layout_row, "decode_", &base, with_experts), workers("decode_num_workers"));
+            if let Some(most) = most_users {
+                let of_rank = most / decoding.1 / f64::from(decoding.0.attention_data);
+                decoding.0.most_sequences = places(of_rank);
+            }
             (Asked::Apart { users, prompts, decoding }, false)
         } else {
             let gpus = |prefix: &str| {
@@ -379,6 +401,14 @@ impl Books<'_> {
             unstated,
         })
     }
+}
+
+/// Sequences that one rank of a decoder takes at most, where so many users came to each rank in the deployment's fullest run. The names of the
+/// benchmark's configuration files say it (InferenceX, `.github/configs/nvidia-master.yaml`: `ctx1_gen5_tep8_batch32` for 10 to 180 users on five
+/// decoders), the table does not: users of the fullest run are mostly 1.0 to 1.5 times the places, and places powers of two, or 768.
+fn places(users: f64) -> u32 {
+    const LIMITS: [u32; 12] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024];
+    LIMITS.into_iter().rev().find(|limit| f64::from(*limit) <= users).unwrap_or(1)
 }
 
 /// The benchmark behind `serving_silicon` draws lengths evenly between 0.8 of those that it prints and the whole.
@@ -417,6 +447,24 @@ fn requests(lengths: Lengths) -> f64 {
         (20_000, 2000) => 1000.0,
         _ => 1500.0,
     }
+}
+
+/// What makes two rows runs of the same servers, with other numbers of users.
+fn deployment(csv: &Csv, row: &Cells) -> String {
+    const OTHER: [&str; 10] = [
+        "source_id",
+        "row_id",
+        "concurrency",
+        "wip",
+        "dump",
+        "batch_size",
+        "prefill_batch_size",
+        "decode_batch_size",
+        "silicon_ttft_ms",
+        "silicon_tpot_ms",
+    ];
+    let told = csv.columns().iter().zip(row.cells()).filter(|(column, _)| !OTHER.contains(&column.as_str()));
+    told.map(|(_, cell)| cell.as_str()).collect::<Vec<_>>().join("|")
 }
 
 /// What makes two rows the same run.
@@ -575,6 +623,25 @@ mod tests {
             }
             assert!(books.model("no such-fp8").is_none());
         });
+    }
+
+    /// Places of a decoder: those of the deployment's fullest run, whichever of its runs a row is.
+    #[test]
+    fn a_decoder_has_the_places_that_its_fullest_run_fills() {
+        assert_eq!([1.4, 3.0, 9.0, 48.0, 274.0, 768.0, 0.5].map(places), [1, 2, 8, 32, 256, 768, 1]);
+        let header = "source_id,measured,concurrency,backend,backend_version,model_path,system,precision,mode,isl,osl,\
+                      prefill_num_workers,prefill_tp_size,prefill_attention_dp_size,decode_num_workers,decode_tp_size,\
+                      decode_attention_dp_size,decode_batch_size,silicon_ttft_ms,silicon_tpot_ms";
+        let row = |id: &str, backend: &str, users: u32| {
+            format!(
+                "{id},2026-02-03,{users},{backend},x,deepseek-ai/DeepSeek-V3,gb300,fp4,disagg,1024,1024,1,1,2,4,8,1,1,{users},9\n"
+            )
+        };
+        let text = format!("{header}\n{}{}{}", row("a", "trtllm", 12), row("b", "trtllm", 192), row("c", "sglang", 192));
+        let csv = Csv::read(&text).unwrap();
+        let read = read(&csv, &HardwareBook::shipped(), &ModelBook::shipped());
+        let most: Vec<u32> = read.rows.iter().map(|row| row.layout().most_sequences).collect();
+        assert_eq!(most, [32, 32, 2048], "{:?}", read.left_out);
     }
 
     #[test]

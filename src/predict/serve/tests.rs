@@ -1,6 +1,9 @@
 //! Serving against numbers worked out by hand, and properties that must hold whatever the parameters are.
 
-use super::{batching::Lengths, *};
+use super::{
+    batching::{Latencies, Lengths, users_apart},
+    *,
+};
 use crate::{
     hardware::{HardwareBook, Machine},
     predict::{ModelBook, Transformer},
@@ -27,7 +30,8 @@ fn ideal() -> ServingParameters {
     (all.products_8_bit, all.products_4_bit, all.cache_reading, all.prompt_attention) = (1.0, 1.0, 1.0, 1.0);
     (all.latent_attention, all.experts, all.experts_compiled) = (1.0, 1.0, 1.0);
     (all.product_rows, all.expert_rows, all.expert_layer, all.expert_exchange) = (0.0, 0.0, 0.0, 0.0);
-    (all.latent_layer, all.latent_eager, all.expert_layer_block, all.chance, all.products_block) = (0.0, 0.0, 0.0, 0.0, 1.0);
+    (all.latent_layer, all.latent_eager, all.expert_layer_block, all.products_block) = (0.0, 0.0, 0.0, 1.0);
+    (all.first_group, all.reception) = (1.0, 0.0);
     (all.nvlink_latency, all.pcie_latency, all.element_passes, all.cache_transfer) = (0.0, 0.0, 0.0, 0.0);
     for engine in &mut all.engines {
         *engine = EngineCosts {
@@ -138,7 +142,7 @@ fn little_s_law_joins_rate_and_live_sequences() {
     let (work, machine, parameters) = (ServingWork::of(&model("llama-3.1-8b")), machine("H100"), ServingParameters::shipped());
     let layout = half(1);
     let replica = Replica { work: &work, machine: &machine, layout: &layout, parameters: &parameters };
-    let lengths = Lengths { input: 500.0, output: 500.0 };
+    let lengths = Lengths { input: 500.0, output: 500.0, equal: false };
     let seen = replica.rate(5.0, lengths);
     assert!((seen.live / (5.0 * 500.0 * seen.per_token) - 1.0).abs() < 0.01, "{seen:?}");
 }
@@ -197,7 +201,7 @@ fn longer_prompts_and_more_users_wait_longer() {
     let (work, machine) = (ServingWork::of(&model("llama-3.1-70b")), machine("H200"));
     let layout = ServingLayout::single(2, ServedFormat::Fp8, Engine::Vllm);
     let replica = Replica { work: &work, machine: &machine, layout: &layout, parameters: &parameters };
-    let first = |users: f64, input: f64| replica.users(users, Lengths { input, output: 1000.0 }).first_token;
+    let first = |users: f64, input: f64| replica.users(users, Lengths { input, output: 1000.0, equal: false }).first_token;
     for users in [1.0, 8.0, 64.0] {
         for pair in [500.0, 1000.0, 4000.0, 8000.0].windows(2) {
             assert!(first(users, pair[0]) < first(users, pair[1]), "{users} users, {pair:?}");
@@ -212,7 +216,7 @@ fn longer_prompts_and_more_users_wait_longer() {
 #[test]
 fn a_prompt_that_is_held_back_waits_for_others() {
     let (work, machine, parameters) = (ServingWork::of(&model("llama-3.1-8b")), machine("H100"), ideal());
-    let lengths = Lengths { input: 100.0, output: 1000.0 };
+    let lengths = Lengths { input: 100.0, output: 1000.0, equal: false };
     let held_steps = |layout: &ServingLayout, users: f64| {
         let replica = Replica { work: &work, machine: &machine, layout, parameters: &parameters };
         let cycle = replica.cycle(users, lengths);
@@ -232,6 +236,102 @@ fn a_prompt_that_is_held_back_waits_for_others() {
     assert!((held_steps(&balanced, 1.0) - 60.0).abs() < 1e-9);
 }
 
+/// A closed loop without costs: one user's request waits for nothing, and its own prompt is no part of the time per token.
+#[test]
+fn a_prompt_holds_up_others_and_not_itself() {
+    let (work, machine, parameters) = (ServingWork::of(&model("llama-3.1-8b")), machine("H100"), ideal());
+    let layout = half(1);
+    let replica = Replica { work: &work, machine: &machine, layout: &layout, parameters: &parameters };
+    let lengths = Lengths { input: 1000.0, output: 100.0, equal: false };
+    let one = replica.users(1.0, lengths);
+    let cycle = replica.cycle(1.0, lengths);
+    assert_eq!(one.first_token, cycle.own_prompt);
+    assert!((one.per_token / cycle.decoding.total() - 1.0).abs() < 1e-12, "{one:?}");
+    // Of two, each sees one prompt of the other's in its 100 steps.
+    let (two, cycle) = (replica.users(2.0, lengths), replica.cycle(2.0, lengths));
+    assert!((two.per_token * 100.0 - (cycle.prompt_step + 99.0 * cycle.decoding.total())).abs() < 1e-12);
+    assert_eq!(two.first_token, cycle.own_prompt, "no queue: the other's prompt was read when it began");
+    // Where all are equally long, it begins while the other's is read.
+    let equal = replica.users(2.0, Lengths { equal: true, ..lengths });
+    assert_eq!((equal.first_token, equal.per_token), (2.0 * cycle.own_prompt, two.per_token));
+}
+
+/// What begins together is taken in one after the other, and then read one after the other.
+#[test]
+fn requests_that_come_together_wait_for_each_other() {
+    let (work, machine) = (ServingWork::of(&model("llama-3.1-8b")), machine("H100"));
+    let layout = half(1);
+    let mut parameters = ideal();
+    parameters.engines.iter_mut().for_each(|engine| engine.burst = 0.1);
+    let lengths = Lengths { input: 1000.0, output: 1000.0, equal: false };
+    let first = |parameters: &ServingParameters| {
+        let replica = Replica { work: &work, machine: &machine, layout: &layout, parameters };
+        (replica.users(11.0, lengths).first_token, replica.cycle(11.0, lengths))
+    };
+    let (plain, cycle) = first(&parameters);
+    // A tenth waits for 5 of the 10 others in the mean.
+    assert!((plain - (cycle.own_prompt + 0.1 * 5.0 * cycle.packed_prompt)).abs() < 1e-12);
+    let (received, _) = first(&ServingParameters { reception: 0.004, ..parameters });
+    assert!((received - plain - 0.1 * 5.0 * 0.004).abs() < 1e-12);
+}
+
+#[test]
+fn looks_for_requests_and_replies_in_groups_delay_the_first_token() {
+    let (work, machine, parameters) = (ServingWork::of(&model("llama-3.1-8b")), machine("H100"), ideal());
+    let lengths = Lengths { input: 100.0, output: 1000.0, equal: false };
+    let seen = |layout: &ServingLayout, users: f64| {
+        let replica = Replica { work: &work, machine: &machine, layout, parameters: &parameters };
+        (replica.users(users, lengths).first_token, replica.cycle(users, lengths))
+    };
+    let polling = ServingLayout { poll_steps: 30, ..half(1) };
+    // Half of the time between two looks in the mean; with one request in 10 steps three others are found with it and read together.
+    let (alone, cycle) = seen(&polling, 1.0);
+    assert!((alone - (cycle.own_prompt + 15.0 * cycle.decoding.total())).abs() < 1e-12);
+    let (_, cycle) = seen(&polling, 100.0);
+    assert!((cycle.held_back / cycle.decoding.total() - 15.0).abs() < 1e-9);
+    assert!((cycle.prompt_steps - 100.0 / 4.0).abs() < 1e-9, "{}", cycle.prompt_steps);
+    let (grouped, cycle) = seen(&ServingLayout { group_steps: 10, ..half(1) }, 1.0);
+    assert!((grouped - (cycle.own_prompt + 10.0 * cycle.decoding.total())).abs() < 1e-12);
+}
+
+/// Prompts on machines of their own: 48 users on each of four decoders.
+#[test]
+fn requests_wait_for_a_place_in_a_full_decoder() {
+    let (work, machine, parameters) = (ServingWork::of(&model("llama-3.1-8b")), machine("H100"), ideal());
+    let lengths = Lengths { input: 100.0, output: 1000.0, equal: false };
+    let reader = half(1);
+    let first = |most_sequences: u32| {
+        let decoder = ServingLayout { most_sequences, ..half(1) };
+        let of = |layout| Replica { work: &work, machine: &machine, layout, parameters: &parameters };
+        users_apart((&of(&reader), Some(4.0)), (&of(&decoder), 4.0), 192.0, lengths)
+    };
+    let (narrow, wide) = (first(32), first(64));
+    assert!(wide.live > 180.0 && wide.first_token < 0.1 * 1000.0 * wide.per_token, "{wide:?}");
+    // 128 places for 192 users: half as long again as a request decodes.
+    assert_eq!(narrow.live, 128.0);
+    assert!((narrow.first_token / (0.5 * 1000.0 * narrow.per_token) - 1.0).abs() < 1e-9, "{narrow:?}");
+    assert!(narrow.per_token < wide.per_token);
+}
+
+/// One reader, so many users that prompts wait: it reads 8 of 1,000 tokens a step, so that launches are paid once for all of them.
+#[test]
+fn prompts_that_wait_are_read_together() {
+    let (work, machine) = (ServingWork::of(&model("llama-3.1-8b")), machine("H100"));
+    let mut parameters = ideal();
+    parameters.engines.iter_mut().for_each(|engine| engine.eager_block = 0.01);
+    let lengths = Lengths { input: 1000.0, output: 100.0, equal: false };
+    let seen = |step_tokens: u32| {
+        let reader = ServingLayout { step_tokens, ..half(1) };
+        let of = |layout| Replica { work: &work, machine: &machine, layout, parameters: &parameters };
+        users_apart((&of(&reader), Some(1.0)), (&of(&half(1)), 4.0), 200.0, lengths)
+    };
+    // 32 blocks take the host 320 ms a step, and a prompt alone about 20 ms.
+    let (one, many) = (seen(1000), seen(8192));
+    let answered = |seen: &Latencies| 200.0 / (seen.first_token + 100.0 * seen.per_token);
+    assert!((answered(&one) * 0.32 - 1.0).abs() < 0.05, "{}", answered(&one));
+    assert!(answered(&many) > 6.0 * answered(&one), "{} against {}", answered(&many), answered(&one));
+}
+
 #[test]
 fn proposed_tokens_count_as_far_as_they_are_accepted() {
     let (work, machine) = (ServingWork::of(&model("deepseek-v3")), machine("B200"));
@@ -240,7 +340,7 @@ fn proposed_tokens_count_as_far_as_they_are_accepted() {
     let drafting = ServingLayout { draft_tokens: 3, ..plain };
     let per_token = |layout: &ServingLayout, users: f64| {
         let replica = Replica { work: &work, machine: &machine, layout, parameters: &parameters };
-        replica.users(users, Lengths { input: 10.0, output: 1000.0 }).per_token
+        replica.users(users, Lengths { input: 10.0, output: 1000.0, equal: false }).per_token
     };
     // One user's step reads the experts of four tokens instead of one and three more blocks; it makes 1 + 1/2 + 1/4 + 1/8 tokens.
     let (one, drafted) = (per_token(&plain, 1.0), per_token(&drafting, 1.0));
@@ -249,7 +349,7 @@ fn proposed_tokens_count_as_far_as_they_are_accepted() {
     assert!(per_token(&drafting, 8000.0) > per_token(&plain, 8000.0));
     let sure = ServingParameters { draft_acceptance: 0.95, ..parameters.clone() };
     let replica = Replica { work: &work, machine: &machine, layout: &drafting, parameters: &sure };
-    assert!(replica.users(1.0, Lengths { input: 10.0, output: 1000.0 }).per_token < drafted);
+    assert!(replica.users(1.0, Lengths { input: 10.0, output: 1000.0, equal: false }).per_token < drafted);
 }
 
 #[test]
