@@ -327,6 +327,44 @@ fn serving_on_machines_that_may_be_taken_away_has_spares_beside_on_demand() {
     assert!(of(&answer(""), "spot", "64").is_none());
 }
 
+/// Draft tokens are an axis; what is assumed of their acceptance is told, and an own figure takes its place.
+#[test]
+fn proposed_tokens_are_tried_and_their_acceptance_is_told() {
+    let answer = |serve: &str| -> Value {
+        let plan = format!(
+            "name = \"small\"\nmodel = {{ shape = \"deepseek-v3\" }}\nmachines = {{ gpu = \"b200\", gpus = 8, usd_per_gpu_hour = 4 }}\n\
+             layouts = {{ tensor = 8, pipeline = 1, expert = 8 }}\n[serve]\nrequests_per_s = 0.5\ninput_tokens = 1000\noutput_tokens = 1000\nweights = \"fp4\"\n{serve}"
+        );
+        let dir = folder_with(&plan);
+        let run = advisor(&["plan", "small.toml", "--out", "out", "--json"], dir.path());
+        assert!(run.status.success(), "{}\n{}", text(&run.stdout), text(&run.stderr));
+        serde_json::from_slice::<Value>(&run.stdout).unwrap()[0].clone()
+    };
+    let served = |answer: &Value, key: &str| answer["pick"]["serving"][key].as_f64().unwrap_or(f64::NAN);
+    let per_token = |answer: &Value| served(answer, "time_per_output_token_s");
+    let [none, three] = [answer(""), answer("draft_tokens = 3\n")];
+    assert_eq!((served(&none, "draft_tokens"), served(&three, "draft_tokens")), (0.0, 3.0));
+    assert!(none["pick"]["serving"]["draft_acceptance"].is_null());
+    // Few requests at once: proposals cost little there.
+    assert!(per_token(&three) < 0.8 * per_token(&none), "{} and {}", per_token(&three), per_token(&none));
+    let a = served(&three, "draft_acceptance");
+    assert!((served(&three, "tokens_per_step") - (1.0 + a + a * a + a * a * a)).abs() < 1e-9);
+    // Weights and cache of the block that proposes.
+    let held = |answer: &Value| answer["pick"]["memory_bytes"]["weights"].as_f64().unwrap();
+    assert!(held(&three) > held(&none) && held(&three) < 1.1 * held(&none), "{} and {}", held(&three), held(&none));
+    let told = |answer: &Value| answer["notes"].to_string() + &answer["sensitivity"].to_string();
+    assert!(told(&three).contains("draft tokens: each is taken to be accepted with a chance of 0.67"), "{}", told(&three));
+    assert!(told(&three).contains("share of draft tokens accepted (0.67 assumed)") && !told(&none).contains("draft"));
+    let chosen = answer("draft_tokens = [0, 3]\ndraft_acceptance = 0.9\n");
+    assert!(
+        per_token(&chosen) < per_token(&three) && told(&chosen).contains("0.90") && told(&chosen).contains("as the plan says")
+    );
+    // Where hardly any is accepted, none is proposed.
+    assert_eq!(served(&answer("draft_tokens = [0, 3]\ndraft_acceptance = 0.01\n"), "draft_tokens"), 0.0);
+    let far = answer("draft_tokens = 5\n");
+    assert!(far["pick"]["trust"]["extrapolated"].to_string().contains("5 draft tokens a step, 1 and 3 were fitted"), "{far}");
+}
+
 #[test]
 fn what_nothing_is_known_of_is_refused_with_the_reason() {
     let fp8 = GRAPH.replace("[\"fp32\", \"bf16\"]", "\"fp8\"").replace("[1, 2, 4]", "1");

@@ -137,6 +137,17 @@ pub struct ServeFigures {
     pub concurrency: f64,
     /// Load over what the replicas could answer at most.
     pub utilisation: f64,
+    /// Where tokens are proposed.
+    pub drafts: Option<DraftFigures>,
+}
+
+/// What proposed tokens come to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DraftFigures {
+    /// Chance that one is accepted, given that those before it were.
+    pub acceptance: f64,
+    /// Tokens that a sequence gains in a step.
+    pub tokens_per_step: f64,
 }
 
 /// A layout as it is printed.
@@ -157,6 +168,8 @@ pub struct LayoutFigures {
     pub precision: String,
     /// Copies of the model that share a served load, spares left out; 0 in training.
     pub replicas: u32,
+    /// Tokens that a step of serving proposes; 0 where none.
+    pub draft_tokens: u32,
 }
 
 impl LayoutFigures {
@@ -181,6 +194,7 @@ impl LayoutFigures {
             zero: u8::from(layout.shares_state()),
             precision,
             replicas: 0,
+            draft_tokens: 0,
         }
     }
 
@@ -193,6 +207,11 @@ impl LayoutFigures {
         }];
         let sizes = [("tp", self.tensor), ("pp", self.pipeline), ("cp", self.context), ("ep", self.expert), ("dp", self.data)];
         parts.extend(sizes.iter().filter(|(_, size)| *size > 1).map(|(name, size)| format!("{name}={size}")));
+        match self.draft_tokens {
+            0 => {}
+            1 => parts.push("1 draft token".into()),
+            tokens => parts.push(format!("{tokens} draft tokens")),
+        }
         if self.replicas == 0 {
             if self.zero > 0 && self.data * self.context > 1 {
                 parts.push(format!("ZeRO-{}", self.zero));
@@ -266,16 +285,22 @@ pub struct SwingEnd {
 }
 
 impl SwingEnd {
-    /// What `answer` says, given with an assumption at `factor` times its value, beside the `pick` without that.
-    pub fn of(factor: f64, answer: &Answer, pick: &Row, objective: PlanObjective) -> SwingEnd {
+    /// What `answer` says, given with `change` put in for an assumption, beside the `pick` without that.
+    pub fn of(change: impl Into<String>, answer: &Answer, pick: &Row, objective: PlanObjective) -> SwingEnd {
         let other = answer.pick.map(|at| &answer.rows[at]);
         let is_other = |row: &&Row| row.place() != pick.place() || row.layout != pick.layout;
         SwingEnd {
-            change: format!("{:+.0} %", 100.0 * (factor - 1.0)),
+            change: change.into(),
             objective: other.and_then(|row| row.objective(objective)),
             other_pick: other.filter(is_other).map(Row::title),
         }
     }
+}
+
+/// `+10 %`: an assumption at `factor` times its value.
+pub fn by(factor: f64) -> String {
+    let percent = 100.0 * (factor - 1.0);
+    if percent.abs() < 9.95 { format!("{percent:+.1} %") } else { format!("{percent:+.0} %") }
 }
 
 impl Swing {

@@ -50,6 +50,7 @@ pub struct ModelWords {
     pub vocabulary: Option<u32>,
     pub tied_embeddings: Option<bool>,
     pub experts: Option<ExpertWords>,
+    pub prediction_layers: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +104,17 @@ pub struct ServeWork {
     pub kv_cache: usize,
     /// Place in `Known::engines`.
     pub engine: usize,
+    /// Tokens proposed a step, rising; at least one number. 0 is none.
+    pub draft_tokens: Vec<u32>,
+    /// Chance that a proposed token is accepted, given that those before it were; absent where the fitted one holds.
+    pub draft_acceptance: Option<f64>,
+}
+
+impl ServeWork {
+    /// Whether tokens may be proposed.
+    pub fn drafts(&self) -> bool {
+        self.draft_tokens.iter().any(|tokens| *tokens > 0)
+    }
 }
 
 /// Machines of one kind.
@@ -219,6 +231,8 @@ pub struct LayoutLimits {
 /// The names that a file may use and that this file does not own.
 pub struct Known<'a> {
     pub models: &'a [&'a str],
+    /// Those of them that have layers which predict further tokens.
+    pub predicting_models: &'a [&'a str],
     /// GPUs with their aliases, by place.
     pub gpus: &'a [&'a [&'a str]],
     pub precisions: &'a [&'a str],
@@ -273,7 +287,7 @@ fn build(file: &Table, report: &mut Report, known: &Known) -> Plan {
     }
     let work = match (file.table("train"), file.table("serve")) {
         (None, None) if run.is_some() => Work::Graph(self::run(&run.expect("seen above"), report)),
-        (_, Some(serve)) => Work::Serve(self::serve(&serve, report, known)),
+        (_, Some(serve)) => Work::Serve(self::serve(&serve, &model, report, known)),
         (train, None) => Work::Train(train.map(|table| self::train(&table, report, known)).unwrap_or(TrainWork {
             tokens: 1.0,
             sequence_length: 1,
@@ -341,7 +355,7 @@ fn named(table: &Table, key: &str, what: &str, names: &[&str], report: &mut Repo
 }
 
 /// Keys of `[model]` beside `scenario`.
-const SHAPE_KEYS: [&str; 11] = [
+const SHAPE_KEYS: [&str; 12] = [
     "shape",
     "layers",
     "hidden",
@@ -353,6 +367,7 @@ const SHAPE_KEYS: [&str; 11] = [
     "vocabulary",
     "tied_embeddings",
     "experts",
+    "prediction_layers",
 ];
 
 fn run(table: &Table, report: &mut Report) -> GraphWork {
@@ -424,6 +439,7 @@ fn model(table: &Table, report: &mut Report, known: &Known) -> ModelWords {
         vocabulary: number32(table, "vocabulary"),
         tied_embeddings: table.flag("tied_embeddings"),
         experts,
+        prediction_layers: number32(table, "prediction_layers"),
     };
     if let (Some(heads), Some(kv_heads)) = (words.heads, words.kv_heads)
         && !heads.is_multiple_of(kv_heads)
@@ -467,8 +483,28 @@ fn train(table: &Table, report: &mut Report, known: &Known) -> TrainWork {
     }
 }
 
-fn serve(table: &Table, report: &mut Report, known: &Known) -> ServeWork {
+fn serve(table: &Table, model: &ModelWords, report: &mut Report, known: &Known) -> ServeWork {
     let seconds = |key: &str| table.number(key).map(|ms| Seconds(ms / 1e3));
+    let draft_tokens = sizes(table, "draft_tokens").filter(|sizes| !sizes.is_empty()).unwrap_or_else(|| vec![0]);
+    let drafts = draft_tokens.iter().any(|tokens| *tokens > 0);
+    let shape = model.shape.as_deref();
+    // Of a name that is none, nothing more is said than that.
+    let is_unknown = shape.is_some_and(|name| !known.models.contains(&name));
+    let has_layers =
+        model.prediction_layers.map_or(shape.is_some_and(|name| known.predicting_models.contains(&name)), |layers| layers > 0);
+    if drafts && !has_layers && !is_unknown {
+        let of = shape.map_or("this model".to_string(), |name| format!("`{name}`"));
+        let like = known.predicting_models.first().map(|name| format!(" (`{name}` has them)")).unwrap_or_default();
+        report
+            .add(table.span("draft_tokens"), format!("{of} has no layers that predict further tokens, so nothing proposes any"))
+            .expected(format!("a shape with such layers{like}, `prediction_layers` in `[model]`, or 0"))
+            .hint("a trained draft head of one block is `prediction_layers = 1`");
+    }
+    if !drafts && table.has("draft_acceptance") {
+        report
+            .add(table.key_span("draft_acceptance"), "`draft_acceptance` says nothing where no token is proposed")
+            .expected("`draft_tokens` above 0 beside it");
+    }
     ServeWork {
         requests_per_s: table.number("requests_per_s").unwrap_or(1.0),
         input_tokens: number32(table, "input_tokens").unwrap_or(1),
@@ -478,6 +514,8 @@ fn serve(table: &Table, report: &mut Report, known: &Known) -> ServeWork {
         weights: named(table, "weights", "weight format", known.weights, report).unwrap_or_else(|| vec![0]),
         kv_cache: named(table, "kv_cache", "cache format", known.kv_caches, report).map_or(0, |places| places[0]),
         engine: named(table, "engine", "engine", known.engines, report).map_or(0, |places| places[0]),
+        draft_tokens,
+        draft_acceptance: table.number("draft_acceptance"),
     }
 }
 

@@ -99,6 +99,12 @@ static MODEL: Shape = Shape {
         optional("vocabulary", "Words of the vocabulary", "of the shape", Kind::Whole { low: 2, high: 10_000_000 }),
         optional("tied_embeddings", "Whether the first and the last layer share their table", "false", Kind::Flag),
         optional("experts", "A mixture of experts in place of the feed-forward layer", "none", Kind::Table(&EXPERTS)),
+        optional(
+            "prediction_layers",
+            "Blocks that predict further tokens: trained beside the others, and what proposes `draft_tokens` when it serves",
+            "of the shape",
+            Kind::Whole { low: 0, high: 16 },
+        ),
     ],
     exclusive: &[],
 };
@@ -182,6 +188,19 @@ static SERVE: Shape = Shape {
         optional("weights", "Number format of the weights; several are an axis", "[\"bf16\"]", NAMES),
         optional("kv_cache", "Number format of keys and values", "\"auto\": what engines take with the weights", Kind::TEXT),
         optional("engine", "The software that serves", "\"tensorrt-llm\"", Kind::TEXT),
+        optional(
+            "draft_tokens",
+            "Tokens that each step proposes besides the one that it is sure of (speculative decoding by layers that predict further tokens); \
+             several are tried, 0 is none",
+            "0",
+            Kind::List { of: &Kind::Whole { low: 0, high: 16 }, least: 1, most: 17, bare: true, distinct: true },
+        ),
+        optional(
+            "draft_acceptance",
+            "Share of proposed tokens that are accepted, of those before which all were",
+            "what published runs were fitted with; the answer says it",
+            Kind::Number(Interval::between(0.0, 1.0)),
+        ),
     ],
     exclusive: &[],
 };

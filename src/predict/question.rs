@@ -55,12 +55,15 @@ impl Books {
     /// Hands `run` the names that a plan file may use.
     pub fn known<T>(&self, run: impl FnOnce(&Known) -> T) -> T {
         let models: Vec<&str> = self.models.models.iter().map(|model| model.name.as_str()).collect();
+        let predicting = self.models.models.iter().filter(|model| model.prediction_layers > 0);
+        let predicting_models: Vec<&str> = predicting.map(|model| model.name.as_str()).collect();
         let gpus: Vec<Vec<&str>> = self.hardware.gpus.iter().map(names).collect();
         let gpus: Vec<&[&str]> = gpus.iter().map(Vec::as_slice).collect();
         let precisions = TrainingPrecision::ALL.map(TrainingPrecision::name);
         let instances = self.prices.names();
         run(&Known {
             models: &models,
+            predicting_models: &predicting_models,
             gpus: &gpus,
             precisions: &precisions,
             weights: &ServedFormat::ALL.map(ServedFormat::name),
@@ -103,15 +106,19 @@ pub fn answer_plan(plan: &Plan, books: &Books) -> Result<Answer, PlanError> {
             Ok(answer)
         }
         Work::Graph(_) => unreachable!("its model is a scenario: answered above"),
-        Work::Serve(work) => Ok(serving_answer(&ServingQuestion {
-            plan,
-            work,
-            model: &model,
-            gpus: &gpus,
-            prices: &prices,
-            parameters: &books.serving,
-            trust: &ServingTrust::shipped(),
-        })),
+        Work::Serve(work) => {
+            let fitted = &books.serving;
+            let draft_acceptance = work.draft_acceptance.unwrap_or(fitted.draft_acceptance);
+            Ok(serving_answer(&ServingQuestion {
+                plan,
+                work,
+                model: &model,
+                gpus: &gpus,
+                prices: &prices,
+                parameters: &ServingParameters { draft_acceptance, ..fitted.clone() },
+                trust: &ServingTrust::shipped(),
+            }))
+        }
     }
 }
 
@@ -151,6 +158,7 @@ pub fn transformer_of(words: &ModelWords, book: &ModelBook) -> Result<Transforme
     model.gated = words.gated.unwrap_or(model.gated);
     model.vocabulary = words.vocabulary.unwrap_or(model.vocabulary);
     model.tied = words.tied_embeddings.unwrap_or(model.tied);
+    model.prediction_layers = words.prediction_layers.unwrap_or(model.prediction_layers);
     if let Some(experts) = words.experts {
         let all = model.attention_layers + model.window_layers;
         if experts.dense_layers >= all {

@@ -1,7 +1,7 @@
 //! Which assumption moves the answer: each is changed alone, both ways, and the plan is answered again.
 
 use super::{
-    answer::{Answer, Row, Swing, SwingEnd},
+    answer::{Answer, Row, Swing, SwingEnd, by},
     layout::Stack,
     parameters::{OfGeneration, OfStack, Parameters, Place},
     plan_file::{Operation, Plan},
@@ -75,12 +75,6 @@ pub fn swings(question: &TrainingQuestion, plain: &Answer) -> Vec<Swing> {
     out.retain(|swing| swing.size(value) > 1e-4 || swing.ends.iter().any(|end| end.other_pick.is_some()));
     out.sort_by(|a, b| b.size(value).total_cmp(&a.size(value)));
     out
-}
-
-/// `+10 %`.
-fn by(factor: f64) -> String {
-    let percent = 100.0 * (factor - 1.0);
-    if percent.abs() < 9.95 { format!("{percent:+.1} %") } else { format!("{percent:+.0} %") }
 }
 
 fn scaled(name: &'static str, factors: [f64; 2], change: impl Fn(&mut Basis, f64) + 'static) -> Assumption {

@@ -2,8 +2,8 @@
 
 use super::{
     answer::{
-        Answer, Breach, LayoutFigures, Market, Refusal, Row, ServeFigures, SpotFigures, Swing, SwingEnd, WorkFigures,
-        hold_against, rank,
+        Answer, Breach, DraftFigures, LayoutFigures, Market, Refusal, Row, ServeFigures, SpotFigures, Swing, SwingEnd,
+        WorkFigures, by, hold_against, rank,
     },
     plan_file::{Plan, ServeWork},
     price::GpuPrice,
@@ -78,7 +78,9 @@ impl ServingQuestion<'_> {
                     && allowed(&limits.expert, layout.expert);
                 if fits {
                     let cache_bytes = KV_CACHES[self.work.kv_cache].1.unwrap_or(layout.cache_bytes);
-                    out.push(ServingLayout { replicas: gpus / layout.replica_gpus(), cache_bytes, ..layout });
+                    let replicas = gpus / layout.replica_gpus();
+                    let drafting = self.work.draft_tokens.iter();
+                    out.extend(drafting.map(|tokens| ServingLayout { replicas, cache_bytes, draft_tokens: *tokens, ..layout }));
                 }
             };
             for tensor in divisors(model.attention.heads).into_iter().filter(|size| *size <= machine.scale_up.domain.max(8)) {
@@ -189,6 +191,7 @@ impl ServingQuestion<'_> {
                 zero: 0,
                 precision: layout.format.name().to_string(),
                 replicas: layout.replicas,
+                draft_tokens: layout.draft_tokens,
             },
             time: Seconds(self.answer_time(estimate)),
             cost: usd_per_hour.map(|usd| usd.times(Seconds(seconds_per_million))),
@@ -202,6 +205,10 @@ impl ServingQuestion<'_> {
                 per_token: estimate.per_token,
                 concurrency: estimate.live,
                 utilisation: self.work.requests_per_s / estimate.possible_per_second,
+                drafts: (layout.draft_tokens > 0).then_some(DraftFigures {
+                    acceptance: self.parameters.draft_acceptance,
+                    tokens_per_step: estimate.tokens_per_step,
+                }),
             }),
             memory: vec![
                 ("weights", bytes(memory.weights)),
@@ -220,7 +227,7 @@ impl ServingQuestion<'_> {
                 ("head", step.head),
                 ("launches", step.launches),
             ],
-            trust: self.trust.of(self.model, &self.gpus[at], layout.engine, self.parameters),
+            trust: self.trust.of(self.model, &self.gpus[at], layout.engine, layout.draft_tokens, self.parameters),
             breaches: self.breaches(estimate),
             on_front: false,
         }
@@ -288,46 +295,102 @@ pub fn serving_answer(question: &ServingQuestion) -> Answer {
             replacement / 60.0
         ));
     }
+    if question.work.drafts() {
+        let acceptance = question.parameters.draft_acceptance;
+        let whence = match question.work.draft_acceptance {
+            Some(_) => "as the plan says",
+            None => {
+                "fitted to published runs of DeepSeek-R1 with TensorRT-LLM; other models and texts have other shares, and `draft_acceptance` states one"
+            }
+        };
+        answer.notes.push(format!(
+            "draft tokens: each is taken to be accepted with a chance of {acceptance:.2} once those before it were ({whence}); \
+             k of them make 1 + a + ... + a^k tokens a step"
+        ));
+    }
     answer
 }
 
 /// How much is put in where no error is known.
 const PLAIN_ERROR: f64 = 0.15;
 
-fn swings(question: &ServingQuestion, plain: &Answer) -> Vec<Swing> {
-    let Some(pick) = plain.pick.map(|at| &plain.rows[at]) else { return Vec::new() };
-    let objective = question.plan.objective;
-    let Some(value) = pick.objective(objective) else { return Vec::new() };
-    let error = pick.trust.error.unwrap_or(PLAIN_ERROR);
-    type Change = fn(&mut ServeWork, &mut Vec<Gpu>, &mut Vec<GpuPrice>, f64);
-    let assumptions: [(&str, [f64; 2], Change); 4] = [
-        ("speed of machines (error of the model)", [1.0 - error, 1.0 + error], |_, gpus, _, factor| {
-            for gpu in gpus {
+/// By how much the share of accepted tokens is moved: as far as what DeepSeek-V3's own report has of its second token (0.85 to 0.90, arXiv
+/// 2412.19437, section 5.4.3) lies above what was fitted.
+const OTHER_ACCEPTANCE: f64 = 0.2;
+
+/// What an answer is found from, to be changed.
+#[derive(Clone)]
+struct Basis {
+    work: ServeWork,
+    gpus: Vec<Gpu>,
+    prices: Vec<GpuPrice>,
+    parameters: ServingParameters,
+}
+
+/// An assumption: its name, the words for either end, and what they do.
+type Assumption = (String, [String; 2], Box<dyn Fn(&mut Basis, usize)>);
+
+fn scaled(name: &str, factors: [f64; 2], change: impl Fn(&mut Basis, f64) + 'static) -> Assumption {
+    (name.to_string(), factors.map(by), Box::new(move |basis, end| change(basis, factors[end])))
+}
+
+fn assumptions(question: &ServingQuestion, error: f64) -> Vec<Assumption> {
+    let mut all = vec![
+        scaled("speed of machines (error of the model)", [1.0 - error, 1.0 + error], |basis, factor| {
+            for gpu in &mut basis.gpus {
                 gpu.machine.memory_bytes_per_second *= factor;
                 let peaks = &mut gpu.machine.peaks;
                 peaks.bf16 *= factor;
                 [&mut peaks.fp8, &mut peaks.fp4, &mut peaks.int8].into_iter().flatten().for_each(|peak| *peak *= factor);
             }
         }),
-        ("requests a second", [0.75, 1.25], |work, _, _, factor| work.requests_per_s *= factor),
-        ("tokens of an answer", [0.75, 1.25], |work, _, _, factor| {
-            work.output_tokens = (f64::from(work.output_tokens) * factor).round().max(1.0) as u32;
+        scaled("requests a second", [0.75, 1.25], |basis, factor| basis.work.requests_per_s *= factor),
+        scaled("tokens of an answer", [0.75, 1.25], |basis, factor| {
+            basis.work.output_tokens = (f64::from(basis.work.output_tokens) * factor).round().max(1.0) as u32;
         }),
-        ("price of an hour", [0.8, 1.25], |_, _, prices, factor| {
-            prices.iter_mut().flat_map(|price| [&mut price.on_demand, &mut price.spot]).flatten().for_each(|usd| usd.0 *= factor);
+        scaled("price of an hour", [0.8, 1.25], |basis, factor| {
+            basis
+                .prices
+                .iter_mut()
+                .flat_map(|price| [&mut price.on_demand, &mut price.spot])
+                .flatten()
+                .for_each(|usd| usd.0 *= factor);
         }),
     ];
+    if question.work.drafts() {
+        let acceptance = question.parameters.draft_acceptance;
+        let ends = [-OTHER_ACCEPTANCE, OTHER_ACCEPTANCE].map(|shift| (acceptance + shift).clamp(0.01, 0.99));
+        all.push((
+            format!("share of draft tokens accepted ({acceptance:.2} assumed)"),
+            ends.map(|end| format!("{end:.2}")),
+            Box::new(move |basis, end| basis.parameters.draft_acceptance = ends[end]),
+        ));
+    }
+    all
+}
+
+fn swings(question: &ServingQuestion, plain: &Answer) -> Vec<Swing> {
+    let Some(pick) = plain.pick.map(|at| &plain.rows[at]) else { return Vec::new() };
+    let objective = question.plan.objective;
+    let Some(value) = pick.objective(objective) else { return Vec::new() };
+    let basis = Basis {
+        work: question.work.clone(),
+        gpus: question.gpus.to_vec(),
+        prices: question.prices.to_vec(),
+        parameters: question.parameters.clone(),
+    };
     let mut out: Vec<Swing> = Vec::new();
-    for (name, factors, change) in assumptions {
-        let ends = factors.map(|factor| {
-            let (mut work, mut gpus, mut prices) = (question.work.clone(), question.gpus.to_vec(), question.prices.to_vec());
-            change(&mut work, &mut gpus, &mut prices, factor);
-            let changed = ServingQuestion { work: &work, gpus: &gpus, prices: &prices, ..*question };
+    for (assumption, words, change) in assumptions(question, pick.trust.error.unwrap_or(PLAIN_ERROR)) {
+        let ends = [0, 1].map(|end| {
+            let mut changed = basis.clone();
+            change(&mut changed, end);
+            let Basis { work, gpus, prices, parameters } = &changed;
+            let changed = ServingQuestion { work, gpus, prices, parameters, ..*question };
             let mut answer = Answer::default();
             changed.rows(&mut answer);
-            SwingEnd::of(factor, &answer, pick, objective)
+            SwingEnd::of(words[end].as_str(), &answer, pick, objective)
         });
-        out.push(Swing { assumption: name.to_string(), ends });
+        out.push(Swing { assumption, ends });
     }
     out.sort_by(|a, b| b.size(value).total_cmp(&a.size(value)));
     out

@@ -351,6 +351,7 @@ fn layout_figures(found: &Found, precision: TrainingPrecision, estimate: &StepEs
         zero: with.sharding as u8,
         precision: precision.name().to_string(),
         replicas: 0,
+        draft_tokens: 0,
     }
 }
 

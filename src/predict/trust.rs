@@ -49,7 +49,7 @@ impl ServingTrust {
     }
 
     /// Of one layout of a model: of its latencies the one with the larger error.
-    pub fn of(&self, model: &Transformer, gpu: &Gpu, engine: Engine, parameters: &ServingParameters) -> Trust {
+    pub fn of(&self, model: &Transformer, gpu: &Gpu, engine: Engine, draft_tokens: u32, parameters: &ServingParameters) -> Trust {
         let measures = [Measure::FirstToken, Measure::PerToken].into_iter();
         let errors = measures.filter_map(|measure| parameters.error(measure, &gpu.machine, engine));
         let worst = errors.max_by(|a, b| a.median_percent.total_cmp(&b.median_percent));
@@ -64,6 +64,7 @@ impl ServingTrust {
             }
         });
         trust.extrapolated.extend(self.domain.place(ServingWork::of(model).active_weights(), &gpu.machine, engine));
+        trust.extrapolated.extend(self.domain.drafting(&model.name, engine, draft_tokens));
         trust
     }
 }
@@ -161,7 +162,7 @@ mod tests {
         let (a100, stack) = (hardware.find("a100-sxm-80gb").unwrap(), Stack::Megatron);
         let unseen = trust.of(model, a100, &Layout { stack, ..layout });
         assert!(unseen.error.is_none() && unseen.extrapolated.iter().any(|why| why.contains("megatron")), "{unseen:?}");
-        let served = ServingTrust::shipped().of(model, h100, Engine::TensorRt, &ServingParameters::shipped());
+        let served = ServingTrust::shipped().of(model, h100, Engine::TensorRt, 0, &ServingParameters::shipped());
         assert!(served.error.is_some_and(|error| error > 0.0 && error < 1.0), "{served:?}");
     }
 }

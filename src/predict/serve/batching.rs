@@ -99,7 +99,7 @@ impl Replica<'_> {
     }
 
     /// Tokens that a sequence gains in a step: each proposed one counts if those before it were accepted (arXiv 2211.17192, equation 1).
-    fn gained(&self) -> f64 {
+    pub(super) fn gained(&self) -> f64 {
         (0..=self.layout().draft_tokens).map(|at| self.parameters.draft_acceptance.powi(at as i32)).sum()
     }
 

@@ -67,6 +67,8 @@ pub struct ServingEstimate {
     pub prompt_step: Seconds,
     /// Share of the steps that carry prompts.
     pub prompt_share: f64,
+    /// Tokens that a sequence gains in a step: 1, and the proposed ones that are accepted.
+    pub tokens_per_step: f64,
     pub gpus: u32,
 }
 
@@ -90,6 +92,7 @@ impl ServingEstimate {
             decoding_step: StepTime::default(),
             prompt_step: Seconds(0.0),
             prompt_share: 0.0,
+            tokens_per_step: 1.0,
             gpus,
         }
     }
@@ -168,6 +171,7 @@ pub fn serving(
         decoding_step: cycle.decoding,
         prompt_step: Seconds(cycle.prompt_step),
         prompt_share: (cycle.prompt_steps / f64::from(layout.pipeline) / lengths.output).min(1.0),
+        tokens_per_step: replica.gained(),
         gpus,
     }
 }

@@ -121,14 +121,35 @@ impl ServingLayout {
         let layers = attention * self.attention_format(work).weight_bytes() / tensor
             + work.dense_layers * work.dense / self.dense_parts(work) * self.format.weight_bytes()
             + work.expert_layers * (experts + work.common / tensor) * self.format.weight_bytes();
-        // The first stage holds the embedding, the last one the projection, in 16 bits.
+        // The first stage holds the embedding, the last one the projection, in 16 bits, and what proposes tokens.
         let tables = if self.pipeline > 1 { 1.0 } else { 2.0 };
-        layers / f64::from(self.pipeline) + tables * work.table * 2.0 / tensor
+        layers / f64::from(self.pipeline)
+            + tables * work.table * 2.0 / tensor
+            + self.drafting_blocks(work) * self.drafting_bytes(work)
+    }
+
+    /// Blocks that are there to propose tokens.
+    fn drafting_blocks(&self, work: &ServingWork) -> f64 {
+        if self.draft_tokens > 0 { work.prediction_layers } else { 0.0 }
+    }
+
+    /// Bytes of the weights of one of them on a GPU: a block like the last one of the model.
+    fn drafting_bytes(&self, work: &ServingWork) -> f64 {
+        let tensor = f64::from(self.tensor);
+        let feed = if work.expert_layers > 0.0 {
+            work.expert * work.experts / (f64::from(self.expert) * self.expert_tensor()) + work.common / tensor
+        } else {
+            work.dense / self.dense_parts(work)
+        };
+        work.attention * self.attention_format(work).weight_bytes() / tensor
+            + feed * self.format.weight_bytes()
+            + work.prediction_joint * 2.0 / tensor
     }
 
     /// Bytes that a sequence of `context` tokens holds on each GPU of its rank.
     pub fn cache_bytes_of(&self, work: &ServingWork, context: f64) -> f64 {
-        work.cache_elements(context) * self.cache_share(work) * self.cache_bytes / f64::from(self.pipeline)
+        let drafting = self.drafting_blocks(work) * context * work.cached;
+        (work.cache_elements(context) / f64::from(self.pipeline) + drafting) * self.cache_share(work) * self.cache_bytes
     }
 
     /// Bytes for caches on each GPU; negative where the weights do not fit.

@@ -582,6 +582,16 @@ impl Row {
         self.layout().format
     }
 
+    /// Tokens that a step proposes.
+    pub fn draft_tokens(&self) -> u32 {
+        self.layout().draft_tokens
+    }
+
+    /// Its name in the book.
+    pub fn model(&self) -> &str {
+        self.group.split('|').next().unwrap_or_default()
+    }
+
     /// The group of chips whose efficiencies the row is predicted with.
     pub fn chip(&self) -> usize {
         chip(&self.machine)

@@ -34,6 +34,10 @@ pub struct ServingWork {
     pub value: f64,
     /// Elements that one token leaves in the cache of one attention layer.
     pub cached: f64,
+    /// Blocks that predict further tokens, and the weights that such a one has besides those of a block: of the projection of two hidden states
+    /// to one (DeepSeek-V3, arXiv 2412.19437, section 2.2).
+    pub prediction_layers: f64,
+    pub prediction_joint: f64,
     /// Low-rank attention: the cache is one vector that all heads share.
     pub latent: bool,
 }
@@ -74,6 +78,8 @@ impl ServingWork {
             key: attention.query_width() / heads,
             value: attention.value_width() / heads,
             cached: attention.cached_width(),
+            prediction_layers: f64::from(model.prediction_layers),
+            prediction_joint: 2.0 * hidden * hidden,
             latent: attention.latent.is_some(),
         }
     }

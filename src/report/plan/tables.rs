@@ -43,6 +43,9 @@ pub const PLAN_COLUMNS: &[&str] = &[
     "replicas",
     "spare_replicas",
     "availability",
+    "draft_tokens",
+    "draft_acceptance",
+    "tokens_per_step",
     "time_to_first_token_s",
     "time_per_output_token_s",
     "utilisation",
@@ -126,6 +129,9 @@ fn column(name: &str, inputs: &PlanInputs, rows: &[(usize, &Row)]) -> Column {
         "replicas" => whole(&|r| serve(r).map(|s| s.replicas)),
         "spare_replicas" => whole(&|r| serve(r).and_then(|s| s.spot).map(|spot| spot.spares)),
         "availability" => real(&|r| serve(r).and_then(|s| s.spot).map(|spot| spot.availability)),
+        "draft_tokens" => whole(&|r| serve(r).map(|_| r.layout.draft_tokens)),
+        "draft_acceptance" => real(&|r| serve(r).and_then(|s| s.drafts).map(|drafts| drafts.acceptance)),
+        "tokens_per_step" => real(&|r| serve(r).and_then(|s| s.drafts).map(|drafts| drafts.tokens_per_step)),
         "time_to_first_token_s" => real(&|r| serve(r).map(|s| s.first_token.0)),
         "time_per_output_token_s" => real(&|r| serve(r).map(|s| s.per_token.0)),
         "utilisation" => real(&|r| serve(r).map(|s| s.utilisation)),
@@ -281,6 +287,9 @@ fn row(row: &Row) -> Value {
                 "utilisation": serve.utilisation,
                 "spare_replicas": serve.spot.map(|spot| spot.spares),
                 "availability": serve.spot.map(|spot| spot.availability),
+                "draft_tokens": layout.draft_tokens,
+                "draft_acceptance": serve.drafts.map(|drafts| drafts.acceptance),
+                "tokens_per_step": serve.drafts.map(|drafts| drafts.tokens_per_step),
             });
         }
     }

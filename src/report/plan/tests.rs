@@ -30,6 +30,7 @@ max_days = 60
 fn plan(text: &str) -> Plan {
     let known = Known {
         models: &["llama-3.1-70b"],
+        predicting_models: &[],
         gpus: &[&["h100-sxm-80gb", "h100"], &["b200"]],
         precisions: &["bf16", "fp8"],
         weights: &["bf16"],
@@ -63,6 +64,7 @@ fn row(machine: usize, gpu: &str, gpus: u32, days: f64, usd: Option<f64>) -> Row
             zero: 1,
             precision: "bf16".into(),
             replicas: 0,
+            draft_tokens: 0,
         },
         time: Seconds(days * 86_400.0),
         cost: usd.map(Usd),
@@ -191,6 +193,7 @@ fn served() -> Answer {
         per_token: Seconds(0.021),
         concurrency: 31.5,
         utilisation: 0.72,
+        drafts: None,
     });
     (row.time, row.cost, row.layout.replicas) = (Seconds(4.5), Some(Usd(0.83)), 3);
     let mut spot = answer.rows[0].clone();

@@ -249,11 +249,19 @@ fn of_serving(serve: &ServeFigures) -> String {
         let count = if spot.spares == 1 { "1 spare".to_string() } else { format!("{} spares", thousands(spot.spares)) };
         format!("; {count}, so that as many are there {:.3} % of the time", 100.0 * spot.availability)
     });
+    let drafts = serve.drafts.map(|drafts| {
+        format!(
+            "; with draft tokens accepted at {:.2}, each step makes {} tokens for a request",
+            drafts.acceptance,
+            three_figures(drafts.tokens_per_step)
+        )
+    });
     format!(
-        "{} replicas at {} of their largest load, each with {} requests at once{}",
+        "{} replicas at {} of their largest load, each with {} requests at once{}{}",
         thousands(serve.replicas),
         percent(serve.utilisation),
         three_figures(serve.concurrency),
+        drafts.unwrap_or_default(),
         spares.unwrap_or_default()
     )
 }
