@@ -365,6 +365,30 @@ fn proposed_tokens_are_tried_and_their_acceptance_is_told() {
     assert!(far["pick"]["trust"]["extrapolated"].to_string().contains("5 draft tokens a step, 1 and 3 were fitted"), "{far}");
 }
 
+/// Where no layout is within the plan's own limits, the answer names those that are in the way.
+#[test]
+fn limits_of_layouts_that_leave_none_are_named_with_what_would_help() {
+    let printed = |plan: &str| {
+        let dir = folder_with(plan);
+        let run = advisor(&["plan", "small.toml", "--out", "out"], dir.path());
+        let printed = text(&run.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(run.status.code(), Some(1), "{printed}");
+        assert!(printed.contains("No layout fits on any of these machines"), "{printed}");
+        printed
+    };
+    let trained = printed(&format!("{SMALL}[layouts]\ntensor = 7\npipeline = 1\n"));
+    assert!(trained.contains("`[layouts]` leaves none") && trained.contains("it would fit with another `tensor`"), "{trained}");
+    assert!(!trained.contains("another `pipeline`"), "{trained}");
+    let serve = "name = \"small\"\nmodel = { shape = \"llama-3.1-8b\" }\nserve = { requests_per_s = 1, input_tokens = 1000, output_tokens = 200 }\n\
+                 machines = { gpu = \"h100-sxm-80gb\", gpus = [1, 2] }\n[layouts]\ntensor = 7\n";
+    let served = printed(serve);
+    assert!(served.contains("2 x h100-sxm-80gb: no layout") && served.contains("another `tensor`"), "{served}");
+    // What is too small is told with how many would do.
+    let large = SMALL.replace("llama-3.1-8b", "llama-3.1-405b").replace("to = 32", "to = 8").replace("gpus = 32", "gpus = 1");
+    let too_large = printed(&large);
+    assert!(too_large.contains("of these GPUs"), "{too_large}");
+}
+
 #[test]
 fn what_nothing_is_known_of_is_refused_with_the_reason() {
     let fp8 = GRAPH.replace("[\"fp32\", \"bf16\"]", "\"fp8\"").replace("[1, 2, 4]", "1");

@@ -7,22 +7,20 @@ use crate::{
     input::{Source, render},
     measure::environment,
     predict::{
-        Answer, Counts, GpuPrice, GraphFigures, GraphWork, LayoutFigures, LayoutLimits, Limits, LocalRates, Market, ModelWords,
-        Operation, Plan, PlanObjective, Refusal, Row, StepPrediction, Trust, Work, WorkFigures, predict_record, rank,
+        Answer, Counts, GpuPrice, GraphFigures, GraphWork, LayoutFigures, LayoutLimits, Limits, LocalFactors, LocalRates, Market,
+        ModelWords, Operation, Plan, PlanObjective, Refusal, Row, StepPrediction, Swing, SwingEnd, Trust, Work, WorkFigures,
+        changed_by, local_assumptions, predict_record, predict_record_with, rank,
     },
     record::{Environment, RunRecord, Workers},
-    report::{PlanInputs, write_plan},
+    report::{PlanInputs, sensitivity_json, sensitivity_terminal, write_plan},
     scenario::{Known, Machine, Scenario},
     stats::median,
-    units::{Seconds, three_figures},
+    units::{Seconds, UsdPerHour, three_figures},
     vocab::{Phase, Vocabulary},
     workload::{self, counted},
 };
 use serde_json::{Value, json};
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 /// Candidate rows shown of a phase.
 const MOST_ROWS: usize = 15;
@@ -79,12 +77,19 @@ pub fn run(path: &Path, book: &PriceBook, json: bool, out: &Path) -> anyhow::Res
     let used = environment.rates.iter().filter(|table| workers.contains(&table.workers));
     let errors: Vec<f64> = used.filter_map(|table| LocalRates::new(table)?.median_error()).collect();
     let op_error = median(&errors);
+    let mut answers = Vec::new();
     for phase in &scenario.phases {
-        let page = page(&scenario, *phase, &foreseen, &refused, (&environment, op_error, &price), set.train.rows(), out)?;
+        let (plan, answer) = answer(&scenario, *phase, &foreseen, &refused, (&environment, op_error, &price), set.train.rows());
+        let command = format!("advisor plan {} --out {}", scenario.path.display(), out.display());
+        let page = write_plan(out, &PlanInputs { plan: &plan, answer: &answer, command: &command })?;
         eprintln!("report: {}", page.display());
+        answers.push((*phase, plan, answer));
     }
     if json {
-        return Ok((Exit::Done, Some(as_json(&scenario, &foreseen, op_error))));
+        let mut value = as_json(&scenario, &foreseen, op_error);
+        value["sensitivity"] =
+            answers.iter().map(|(phase, _, answer)| (phase.name().to_string(), sensitivity_json(&answer.swings))).collect();
+        return Ok((Exit::Done, Some(value)));
     }
     let unit = workload::find(scenario.task).unit;
     super::print(&format!("{}: {}", scenario.name, scenario.question))?;
@@ -92,8 +97,13 @@ pub fn run(path: &Path, book: &PriceBook, json: bool, out: &Path) -> anyhow::Res
         "modelled on {}, {} cores; nothing was trained or timed but single ops",
         environment.cpu, machine.cores
     ))?;
-    for phase in &scenario.phases {
+    let (width, colour) = super::terminal_style();
+    for (phase, plan, answer) in &answers {
         table(*phase, unit, &foreseen)?;
+        let hangs_on = sensitivity_terminal(&PlanInputs { plan, answer, command: "" }, width, colour);
+        if !hangs_on.is_empty() {
+            super::print(&hangs_on)?;
+        }
     }
     if !refused.is_empty() {
         super::print("")?;
@@ -108,16 +118,15 @@ pub fn run(path: &Path, book: &PriceBook, json: bool, out: &Path) -> anyhow::Res
     Ok((Exit::Done, None))
 }
 
-/// Writes the page, the table and the figures of a phase, by the machinery of plans for other machines; returns the page.
-fn page(
+/// A phase as a plan and its answer, for the pages and tables that plans for other machines have.
+fn answer(
     scenario: &Scenario,
     phase: Phase,
     foreseen: &[Foreseen],
     refused: &[(String, String)],
     (machine, op_error, price): (&Environment, Option<f64>, &Price),
     training_rows: usize,
-    out: &Path,
-) -> anyhow::Result<PathBuf> {
+) -> (Plan, Answer) {
     let path = scenario.path.display().to_string();
     let examples = (phase == Phase::Train).then_some((scenario.train.epochs * training_rows) as f64);
     let work = GraphWork { phase, examples, epochs: None, batches: None, precisions: None };
@@ -126,7 +135,7 @@ fn page(
         text: scenario.text.clone(),
         name: format!("{}-{}-predicted", scenario.name, phase.name()),
         question: scenario.question.clone(),
-        model: ModelWords { scenario: Some(path.clone()), ..ModelWords::default() },
+        model: ModelWords { scenario: Some(path), ..ModelWords::default() },
         work: Work::Graph(work),
         machines: Vec::new(),
         limits: Limits::default(),
@@ -134,10 +143,12 @@ fn page(
         operation: Operation::default(),
         layouts: LayoutLimits::default(),
     };
-    let of_phase = foreseen.iter().filter(|one| one.record.candidate.phase == phase);
+    let of_phase: Vec<&Foreseen> = foreseen.iter().filter(|one| one.record.candidate.phase == phase).collect();
+    let volume = examples.unwrap_or(1e6);
     let mut rows: Vec<Row> =
-        of_phase.map(|one| row(one, scenario, examples.unwrap_or(1e6), (machine, op_error, price))).collect();
+        of_phase.iter().map(|one| row(one, one.prediction, scenario, volume, (machine, op_error, price))).collect();
     let pick = rank(&mut rows, plan.objective);
+    let swings = pick.map(|at| swings(&rows[at], &of_phase, scenario, volume, (machine, op_error, price))).unwrap_or_default();
     let refusals = refused.iter().map(|(title, reason)| Refusal {
         gpu: title.clone(),
         gpus: 0,
@@ -156,21 +167,69 @@ fn page(
             "accuracy is not predicted: number formats and compressions change it, and `advisor run` measures by how much".into(),
         ],
         rows,
+        swings,
         ..Answer::default()
     };
-    let command = format!("advisor plan {path} --out {}", out.display());
-    Ok(write_plan(out, &PlanInputs { plan: &plan, answer: &answer, command: &command })?)
+    (plan, answer)
+}
+
+/// How much is put in where no op could be predicted from others.
+const PLAIN_ERROR: f64 = 0.15;
+
+/// How the pick moves with what the predictions assume, the largest first.
+fn swings(
+    pick: &Row,
+    foreseen: &[&Foreseen],
+    scenario: &Scenario,
+    volume: f64,
+    (machine, op_error, price): (&Environment, Option<f64>, &Price),
+) -> Vec<Swing> {
+    let objective = PlanObjective::Cost;
+    let Some(value) = pick.objective(objective) else { return Vec::new() };
+    let answered = |factors: LocalFactors, price: &Price| {
+        let row = |one: &&Foreseen| {
+            let prediction = predict_record_with(&one.record, machine, factors)?;
+            Some(row(one, prediction, scenario, volume, (machine, op_error, price)))
+        };
+        let mut rows: Vec<Row> = foreseen.iter().filter_map(row).collect();
+        Answer { pick: rank(&mut rows, objective), rows, ..Answer::default() }
+    };
+    let end = |factor: f64, answer: &Answer| SwingEnd::of(changed_by(factor), answer, pick, objective);
+    let mut out: Vec<Swing> = Vec::new();
+    for assumption in local_assumptions(op_error.unwrap_or(PLAIN_ERROR)) {
+        let ends = assumption.ends.map(|factor| {
+            let mut factors = LocalFactors::default();
+            *(assumption.part)(&mut factors) = factor;
+            end(factor, &answered(factors, price))
+        });
+        out.push(Swing { assumption: assumption.name.into(), ends });
+    }
+    let ends = [0.8, 1.25].map(|factor| {
+        let other = Price { usd_per_hour: UsdPerHour(price.usd_per_hour.0 * factor), ..price.clone() };
+        end(factor, &answered(LocalFactors::default(), &other))
+    });
+    out.push(Swing { assumption: "price of an hour".into(), ends });
+    // What has no part in the answer goes without saying: exchanges where there is one rank.
+    out.retain(|swing| swing.size(value) > 1e-3 || swing.ends.iter().any(|end| end.other_pick.is_some()));
+    out.sort_by(|a, b| b.size(value).total_cmp(&a.size(value)));
+    out
 }
 
 /// A candidate as a row of a plan: `volume` examples of training, or a million answers.
-fn row(one: &Foreseen, scenario: &Scenario, volume: f64, (machine, op_error, price): (&Environment, Option<f64>, &Price)) -> Row {
+fn row(
+    one: &Foreseen,
+    prediction: StepPrediction,
+    scenario: &Scenario,
+    volume: f64,
+    (machine, op_error, price): (&Environment, Option<f64>, &Price),
+) -> Row {
     let candidate = &one.record.candidate;
-    let (step, phase) = (one.prediction.step, candidate.phase);
-    let work = Seconds(volume / one.per_second());
+    let (step, phase) = (prediction.step, candidate.phase);
+    let per_second = prediction.rate(candidate.batch_size).0;
+    let work = Seconds(volume / per_second);
     let mut extrapolated = Vec::new();
-    if one.prediction.assumed_share >= 0.005 {
-        extrapolated
-            .push(format!("{:.0} % of the step in ops taken for others of their kind", 100.0 * one.prediction.assumed_share));
+    if prediction.assumed_share >= 0.005 {
+        extrapolated.push(format!("{:.0} % of the step in ops taken for others of their kind", 100.0 * prediction.assumed_share));
     }
     Row {
         machine: candidate.threads,
@@ -182,7 +241,7 @@ fn row(one: &Foreseen, scenario: &Scenario, volume: f64, (machine, op_error, pri
         cost: Some(price.usd_per_hour.times(work)),
         energy: None,
         usd_per_hour: Some(price.usd_per_hour),
-        tokens_per_s: one.per_second(),
+        tokens_per_s: per_second,
         work: WorkFigures::Graph(GraphFigures {
             phase,
             unit: workload::find(scenario.task).unit,
@@ -195,8 +254,8 @@ fn row(one: &Foreseen, scenario: &Scenario, volume: f64, (machine, op_error, pri
         memory: vec![("program", one.record.peak_memory.map_or(0.0, |bytes| bytes.0 as f64))],
         memory_limit: machine.memory.0 as f64,
         time_parts: vec![
-            ("timed ops", step.0 * (1.0 - one.prediction.assumed_share)),
-            ("ops taken for others", step.0 * one.prediction.assumed_share),
+            ("timed ops", step.0 * (1.0 - prediction.assumed_share)),
+            ("ops taken for others", step.0 * prediction.assumed_share),
         ],
         trust: Trust { regime: "single ops of this machine".into(), error: op_error, extrapolated, ..Trust::default() },
         breaches: Vec::new(),

@@ -339,6 +339,22 @@ pub(super) type Made = Vec<(Vec<usize>, DType)>;
 
 impl Op {
     /// The op's family, as profiles and kernels call it.
+    /// What the name and the shapes do not tell of how it is computed, where that makes a difference in time; empty where nothing.
+    pub fn variant(&self) -> &'static str {
+        match self {
+            Op::MatMul { transpose_a: true, transpose_b: false } => "transposed a",
+            Op::MatMul { transpose_a: false, transpose_b: true } => "transposed b",
+            Op::MatMul { transpose_a: true, transpose_b: true } => "transposed both",
+            Op::Linear { activation: Activation::Gelu }
+            | Op::LinearTwoFour { activation: Activation::Gelu }
+            | Op::LinearSparse { activation: Activation::Gelu, .. }
+            | Op::LinearInt8 { activation: Activation::Gelu, .. }
+            | Op::LinearInt8Dynamic { activation: Activation::Gelu }
+            | Op::LinearInt4 { activation: Activation::Gelu, .. } => "gelu",
+            _ => "",
+        }
+    }
+
     pub fn name(&self) -> &'static str {
         match self {
             Op::MatMul { .. } => "matmul",

@@ -32,9 +32,6 @@ impl Check<'_, '_> {
                 None => self.unknown_key(name, word, key.span(), shape, tag),
             }
         }
-        for group in shape.exclusive {
-            self.exclusive(name, table, span, group.keys, group.required);
-        }
         // A slip in a required key is told once, as the unknown key that it is.
         let aims: Vec<&str> = table
             .keys()
@@ -43,6 +40,10 @@ impl Check<'_, '_> {
             .filter(|word| homes_of(self.root, "", word).is_empty())
             .filter_map(|word| nearest(word, names(shape, tag)))
             .collect();
+        for group in shape.exclusive {
+            let is_aimed_at = group.keys.iter().any(|key| aims.contains(key));
+            self.exclusive(name, table, span, group.keys, group.required && !is_aimed_at);
+        }
         for field in shape.fields {
             if let Need::Required { example } = field.need
                 && !table.contains_key(field.name)

@@ -1,12 +1,12 @@
 //! "Did you mean": the name that a typing mistake was aimed at.
 
-/// The name nearest to `found`, where one is near enough to be worth a guess. Case, `-` and `_` do not count; of equals the first.
+/// The name nearest to `found`, where one is near enough to be worth a guess. Case, `-`, `_` and `.` do not count; of equals the first.
 pub fn nearest<'a>(found: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Nobody types a hundred characters for a name, and the distance costs the product of the lengths.
     if found.is_empty() || found.chars().count() > 100 {
         return None;
     }
-    let plain = |text: &str| text.to_lowercase().replace(['-', '_', ' '], "");
+    let plain = |text: &str| text.to_lowercase().replace(['-', '_', '.', ' '], "");
     let wanted = plain(found);
     let mut best: Option<(usize, &str)> = None;
     for name in names {
@@ -34,5 +34,6 @@ mod tests {
         assert_eq!(nearest("zebra", names), None);
         assert_eq!(nearest("", names), None);
         assert_eq!(nearest("x", ["y"]), None);
+        assert_eq!(nearest("llama3-8b", ["llama-2-7b", "llama-3.1-8b"]), Some("llama-3.1-8b"));
     }
 }

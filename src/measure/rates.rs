@@ -13,13 +13,18 @@ use crate::{
     vocab::{DType, OptimizerKind},
 };
 use std::{
-    sync::{Arc, Barrier},
+    sync::{Arc, Barrier, Mutex, PoisonError},
     time::{Instant, SystemTime},
 };
 
-/// Length of a sample, and samples of an op: the median of so short ones drops what disturbed one.
+/// Length of a sample.
 const SAMPLE_S: f64 = 0.002;
+
+/// Samples of an op: until so many lie within so much of the lowest, for what disturbs a sample only makes it longer; but no more than there is
+/// patience for.
 const SAMPLES: usize = 3;
+const CLOSE: f64 = 1.1;
+const MOST_SAMPLES: usize = 12;
 
 /// Bytes of all sets of operands together, where there are not too many: more than a core's own caches hold, and less than a processor's.
 const ROUND: u64 = 4 << 20;
@@ -68,8 +73,10 @@ const F32: DType = DType::F32;
 const FLOATS: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 const RELU: Activation = Activation::Relu;
 
-/// Rows of products: one answer, and batches.
-const ROWS: [usize; 4] = [1, 16, 128, 1024];
+/// Rows of products: one answer, and batches; tokens of batches where a layer is small.
+const ROWS: [usize; 5] = [1, 16, 128, 1024, 6144];
+/// Most inputs times outputs of a layer for the largest of them.
+const SMALL_LAYER: usize = 1 << 16;
 /// Inputs and outputs of a layer.
 const LAYERS: [[usize; 2]; 6] = [[64, 64], [1024, 64], [128, 16], [64, 1024], [512, 512], [3072, 256]];
 
@@ -91,19 +98,23 @@ pub fn rate_cases() -> Vec<RateCase> {
 fn layers(all: &mut Vec<RateCase>) {
     let mut add = |op: Op, operands: Vec<(Vec<usize>, DType, Filled)>| all.push(RateCase { op, operands });
     for [k, n] in LAYERS {
-        for m in ROWS {
+        for m in ROWS.into_iter().filter(|m| *m <= 1024 || k * n <= SMALL_LAYER) {
             for dtype in FLOATS {
                 let operands = vec![halved(&[m, k], dtype), numbers(&[k, n], dtype), numbers(&[n], F32)];
-                add(Op::Linear { activation: RELU }, operands);
+                for activation in [RELU, Activation::Gelu] {
+                    add(Op::Linear { activation }, operands.clone());
+                }
             }
             let quantised = |scale: &[usize], dtype: DType| {
                 let rows = if dtype == DType::F16 { k.div_ceil(2) } else { k };
                 vec![halved(&[m, k], F32), numbers(&[rows, n], DType::I8), numbers(scale, dtype), numbers(&[n], F32)]
             };
-            add(Op::LinearInt8 { input_scale: 0.01, activation: RELU }, quantised(&[n], F32));
-            add(Op::LinearInt8Dynamic { activation: RELU }, quantised(&[n], F32));
             let group = 64;
-            add(Op::LinearInt4 { group, activation: RELU }, quantised(&[k.div_ceil(group), n], DType::F16));
+            for activation in [RELU, Activation::Gelu] {
+                add(Op::LinearInt8 { input_scale: 0.01, activation }, quantised(&[n], F32));
+                add(Op::LinearInt8Dynamic { activation }, quantised(&[n], F32));
+                add(Op::LinearInt4 { group, activation }, quantised(&[k.div_ceil(group), n], DType::F16));
+            }
             if m < 1024 {
                 for share in [5, 2] {
                     let filled = k * n / share;
@@ -142,7 +153,10 @@ fn products(all: &mut Vec<RateCase>) {
             add(&[m, k], &[m, n], true, false);
         }
     }
-    for (heads, time, width) in [(8, 32, 16), (64, 32, 16), (256, 64, 16), (256, 32, 32), (64, 128, 64)] {
+    // Times that are powers of two, and ones that leave a rest.
+    for (heads, time, width) in
+        [(8, 32, 16), (64, 32, 16), (256, 64, 16), (256, 32, 32), (64, 128, 64), (128, 24, 16), (192, 80, 16), (128, 112, 32)]
+    {
         add(&[heads, time, width], &[heads, time, width], false, true);
         add(&[heads, time, time], &[heads, time, width], false, false);
         add(&[heads, time, time], &[heads, time, width], true, false);
@@ -333,15 +347,22 @@ impl Ready {
         Ok(start.elapsed().as_secs_f64() / (rounds as f64 * self.sets as f64))
     }
 
-    /// Median seconds of a call; `together` is called before each sample.
-    fn time(&mut self, together: &dyn Fn()) -> Result<f64, BackendError> {
+    /// Median seconds of a call over undisturbed samples. `meet` is told each time of the worker, waits for the others and hands back the mean, so
+    /// that all begin samples together and end them at the same one.
+    fn time(&mut self, meet: &dyn Fn(usize, f64) -> f64) -> Result<f64, BackendError> {
         let once = self.take(1)?;
+        let once = meet(0, once);
         let rounds = (SAMPLE_S / (once * self.sets as f64).max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
         let mut samples = Vec::new();
-        for _ in 0..SAMPLES {
-            together();
-            samples.push(self.take(rounds)?);
+        for at in 1..=MOST_SAMPLES {
+            let sample = self.take(rounds)?;
+            samples.push(meet(at, sample));
+            samples.sort_by(f64::total_cmp);
+            if samples.get(SAMPLES - 1).is_some_and(|sample| *sample <= CLOSE * samples[0]) {
+                break;
+            }
         }
+        samples.truncate(SAMPLES);
         Ok(median(&samples).unwrap_or(f64::NAN))
     }
 }
@@ -376,6 +397,7 @@ pub fn measure_rates(workers: Workers, cases: &[RateCase], on: &mut dyn FnMut(us
         let work = program.step_work(step);
         rows.push(OpRate {
             op: step.op.name().to_string(),
+            variant: step.op.variant().to_string(),
             dtype: program.step_dtype(step),
             shape: program.step_shape(step),
             flops: work.flops,
@@ -388,22 +410,26 @@ pub fn measure_rates(workers: Workers, cases: &[RateCase], on: &mut dyn FnMut(us
     Ok(RateTable { workers, unix_s, rows, exchanges })
 }
 
-/// The mean over ranks that work at the same time.
+/// The mean over ranks that work at the same time, which is the same for each.
 fn all_at_once(case: &RateCase, backends: &[Arc<dyn Backend>]) -> Result<f64, BackendError> {
     // One that cannot run would leave the others waiting: all are ready before any is timed.
     let mut ranks: Vec<Ready> = backends.iter().map(|backend| case.ready(&**backend)).collect::<Result<_, _>>()?;
     if let [alone] = &mut ranks[..] {
-        return alone.time(&|| ());
+        return alone.time(&|_, time| time);
     }
-    let together = Barrier::new(ranks.len());
+    let count = ranks.len();
+    let (barrier, means) = (Barrier::new(count), [const { Mutex::new(0.0) }; MOST_SAMPLES + 1]);
+    let mean_of = |at: usize| means[at].lock().unwrap_or_else(PoisonError::into_inner);
+    let meet = |at: usize, time: f64| {
+        *mean_of(at) += time / count as f64;
+        barrier.wait();
+        *mean_of(at)
+    };
     let times: Vec<f64> = std::thread::scope(|scope| {
-        let wait = || {
-            together.wait();
-        };
-        let each: Vec<_> = ranks.iter_mut().map(|rank| scope.spawn(move || rank.time(&wait))).collect();
+        let each: Vec<_> = ranks.iter_mut().map(|rank| scope.spawn(move || rank.time(&meet))).collect();
         each.into_iter().map(|rank| rank.join().expect("timing does not panic")).collect::<Result<_, _>>()
     })?;
-    Ok(times.iter().sum::<f64>() / times.len() as f64)
+    Ok(times[0])
 }
 
 fn exchanges(ranks: usize) -> Result<Vec<ExchangeRate>, CollectiveError> {

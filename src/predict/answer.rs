@@ -297,8 +297,13 @@ impl SwingEnd {
     }
 }
 
-/// `+10 %`: an assumption at `factor` times its value.
-pub fn by(factor: f64) -> String {
+/// `+10 %`, `half`: an assumption at `factor` times its value.
+pub fn changed_by(factor: f64) -> String {
+    match factor {
+        0.5 => return "half".into(),
+        2.0 => return "twice".into(),
+        _ => {}
+    }
     let percent = 100.0 * (factor - 1.0);
     if percent.abs() < 9.95 { format!("{percent:+.1} %") } else { format!("{percent:+.0} %") }
 }

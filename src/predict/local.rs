@@ -40,8 +40,57 @@ impl StepPrediction {
     }
 }
 
+/// How many times as long as the rates say each kind of work takes: what is put in to see what an answer hangs on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LocalFactors {
+    /// Ops whose arithmetic outlasts their memory traffic at the highest rates of the machine.
+    pub products: f64,
+    /// The others.
+    pub memory: f64,
+    /// Exchanges between ranks.
+    pub exchanges: f64,
+    /// Copying rows into the program's memory.
+    pub copying: f64,
+    /// Ops that were not timed, over what they are taken for.
+    pub assumed: f64,
+}
+
+impl Default for LocalFactors {
+    fn default() -> LocalFactors {
+        LocalFactors { products: 1.0, memory: 1.0, exchanges: 1.0, copying: 1.0, assumed: 1.0 }
+    }
+}
+
+/// An assumption behind a prediction for this machine: its name, by how many times the time of its part is changed at either end, and which part
+/// that is.
+pub struct LocalAssumption {
+    pub name: &'static str,
+    pub ends: [f64; 2],
+    pub part: fn(&mut LocalFactors) -> &mut f64,
+}
+
+/// How far exchanges, copies and untimed ops are moved: between ranks that share a processor they hang on what else it does.
+const WIDELY: [f64; 2] = [0.5, 2.0];
+
+/// What predictions for this machine assume; ops by as much as they are off in the median when they are predicted from others of their kind.
+pub fn local_assumptions(op_error: f64) -> Vec<LocalAssumption> {
+    let by_error = [1.0 - op_error.min(0.9), 1.0 + op_error];
+    vec![
+        LocalAssumption { name: "time of products (error of single ops)", ends: by_error, part: |factors| &mut factors.products },
+        LocalAssumption {
+            name: "time of ops bound by memory (error of single ops)",
+            ends: by_error,
+            part: |factors| &mut factors.memory,
+        },
+        LocalAssumption { name: "exchanges between ranks", ends: WIDELY, part: |factors| &mut factors.exchanges },
+        LocalAssumption { name: "copying rows", ends: WIDELY, part: |factors| &mut factors.copying },
+        LocalAssumption { name: "ops that were not timed", ends: WIDELY, part: |factors| &mut factors.assumed },
+    ]
+}
+
 /// How fast some workers run ops.
 pub struct LocalRates<'a> {
+    factors: LocalFactors,
     table: &'a RateTable,
     rows: Vec<Timed<'a>>,
     /// Highest rates of the table, FLOP/s and bytes/s.
@@ -86,7 +135,7 @@ impl<'a> LocalRates<'a> {
             place: place(&row.shape, row.flops.0, row.bytes.0),
             beyond: (row.time.0 / under(roof, row.flops.0, row.bytes.0)).ln(),
         });
-        Some(LocalRates { table, rows: rows.collect(), roof })
+        Some(LocalRates { factors: LocalFactors::default(), table, rows: rows.collect(), roof })
     }
 
     /// That of these workers, where there is one.
@@ -94,28 +143,37 @@ impl<'a> LocalRates<'a> {
         LocalRates::new(tables.iter().find(|table| table.workers == workers)?)
     }
 
-    /// Seconds of an op, and whether it had to be taken for another.
+    /// Seconds of an op, changed by what is put in, and whether it had to be taken for another.
     fn op(&self, op: &OpProfile) -> (f64, bool) {
+        let LocalFactors { products, memory, exchanges, assumed, .. } = self.factors;
         if let Some(seconds) = self.exchange(op) {
-            return (seconds, false);
+            return (seconds * exchanges, false);
         }
-        let same = |timed: &&Timed| timed.row.op == op.op && op.dtype.is_none_or(|dtype| dtype == timed.row.dtype);
+        let (seconds, is_assumed) = self.timed(op);
+        let multiplies = op.flops.0 as f64 / self.roof.0 > op.bytes.0 as f64 / self.roof.1;
+        (seconds * if multiplies { products } else { memory } * if is_assumed { assumed } else { 1.0 }, is_assumed)
+    }
+
+    /// As the table has it.
+    fn timed(&self, op: &OpProfile) -> (f64, bool) {
+        let alike = |timed: &&Timed| timed.row.op == op.op && op.dtype.is_none_or(|dtype| dtype == timed.row.dtype);
+        let same = |timed: &&Timed| alike(timed) && timed.row.variant == op.variant;
         let named = |timed: &&Timed| timed.row.op == op.op;
         let at = place(&op.shape, op.flops.0, op.bytes.0);
         let under = under(self.roof, op.flops.0, op.bytes.0);
         let time = |rows: Vec<&Timed>| under * nearest(&rows, &at).exp();
         let all = |is_one: &dyn Fn(&&Timed) -> bool| self.rows.iter().filter(|row| is_one(row)).collect::<Vec<_>>();
-        for (rows, is_assumed) in [(all(&same), false), (all(&named), true)] {
+        for (rows, is_assumed) in [(all(&same), false), (all(&alike), true), (all(&named), true)] {
             if !rows.is_empty() {
                 return (time(rows), is_assumed);
             }
         }
         // Whatever does about as much for a byte.
         let intensity = |flops: u64, bytes: u64| (flops as f64 + 1.0).ln() - (bytes as f64).max(1.0).ln();
-        let alike = |timed: &&Timed| {
+        let as_intense = |timed: &&Timed| {
             (intensity(timed.row.flops.0, timed.row.bytes.0) - intensity(op.flops.0, op.bytes.0)).abs() < std::f64::consts::LN_2
         };
-        let rows = all(&alike);
+        let rows = all(&as_intense);
         (if rows.is_empty() { under } else { time(rows) }, true)
     }
 
@@ -163,11 +221,7 @@ impl<'a> LocalRates<'a> {
     /// Median relative error of the table's own rows, each predicted from the others of its op.
     pub fn median_error(&self) -> Option<f64> {
         let error = |(k, timed): (usize, &Timed)| {
-            let others = self
-                .rows
-                .iter()
-                .enumerate()
-                .filter(|(j, other)| *j != k && other.row.op == timed.row.op && other.row.dtype == timed.row.dtype);
+            let others = self.rows.iter().enumerate().filter(|(j, other)| *j != k && other.row.family() == timed.row.family());
             let others: Vec<&Timed> = others.map(|(_, other)| other).collect();
             (!others.is_empty()).then(|| ((nearest(&others, &timed.place) - timed.beyond).exp() - 1.0).abs())
         };
@@ -266,15 +320,21 @@ pub(super) fn timeline(stages: &[&[OpProfile]], seconds: &[Vec<f64>]) -> Option<
 /// What is predicted of a step of `record` from rates of `machine`, on which it ran. `None` where nothing was timed of its workers, or
 /// where it has no program.
 pub fn predict_record(record: &RunRecord, machine: &Environment) -> Option<StepPrediction> {
+    predict_record_with(record, machine, LocalFactors::default())
+}
+
+/// The same, where each kind of work takes so many times as long.
+pub fn predict_record_with(record: &RunRecord, machine: &Environment, factors: LocalFactors) -> Option<StepPrediction> {
     let candidate = &record.candidate;
     let workers = Workers::of(candidate.device, candidate.layout, candidate.threads);
     let rates = LocalRates::find(&machine.rates, workers).filter(|_| !record.profile.is_empty())?;
+    let rates = LocalRates { factors, ..rates };
     let stages: Vec<&[OpProfile]> = std::iter::once(&record.profile).chain(&record.further_stages).map(Vec::as_slice).collect();
     let mut prediction = rates.step(&stages)?;
     // Rows are copied into the program's memory before its first op; a device's come while it works.
     if !candidate.device.is_cuda() {
         let copied = record.input_bytes.zip(machine.copy_bytes_per_s).map_or(0.0, |(bytes, rate)| 2.0 * bytes.0 as f64 / rate);
-        prediction.step.0 += copied;
+        prediction.step.0 += copied * factors.copying;
     }
     Some(prediction)
 }
@@ -292,12 +352,21 @@ mod tests {
 
     fn rate(op: &str, [m, k, n]: [u64; 3], time: f64) -> OpRate {
         let (flops, bytes) = (Flops(2 * m * k * n), Bytes(4 * (m * k + k * n + m * n)));
-        OpRate { op: op.into(), dtype: DType::F32, shape: format!("[{m}, {k}] x [{k}, {n}]"), flops, bytes, time: Seconds(time) }
+        OpRate {
+            op: op.into(),
+            variant: String::new(),
+            dtype: DType::F32,
+            shape: format!("[{m}, {k}] x [{k}, {n}]"),
+            flops,
+            bytes,
+            time: Seconds(time),
+        }
     }
 
     fn op(rate: &OpRate) -> OpProfile {
         OpProfile {
             op: rate.op.clone(),
+            variant: rate.variant.clone(),
             shape: rate.shape.clone(),
             dtype: Some(rate.dtype),
             neighbour: None,
@@ -372,6 +441,57 @@ mod tests {
         let rates = LocalRates::new(&table).unwrap();
         assert!((rates.message("all_reduce", 1 << 19) / 0.5e-3 - 1.0).abs() < 0.01);
         assert_eq!((rates.message("all_reduce", 1), rates.message("all_reduce", 1 << 22)), (1e-6, 4e-3));
+    }
+
+    #[test]
+    fn each_assumption_moves_its_own_part_of_a_step() {
+        let table = RateTable {
+            exchanges: vec![ExchangeRate { operation: "all_reduce".into(), bytes: Bytes(1 << 20), time: Seconds(1e-3) }],
+            ..table()
+        };
+        let product = op(&rate("linear", [1024, 1024, 1024], 0.0));
+        let moved = OpProfile { op: "permute".into(), flops: Flops(0), bytes: Bytes(1 << 22), ..product.clone() };
+        let summed = OpProfile { op: "all_reduce".into(), flops: Flops(1 << 18), ..product.clone() };
+        let candidate = Candidate {
+            phase: Phase::Infer,
+            device: Device::Cpu,
+            precision: Precision::Fp32,
+            compression: Compression::NONE,
+            layout: Layout::SINGLE,
+            batch_size: 64,
+            threads: 1,
+        };
+        let record = RunRecord {
+            profile: vec![product, moved, summed],
+            input_bytes: Some(Bytes(1_000_000)),
+            ..RunRecord::without_result(candidate, Status::Ok, String::new())
+        };
+        let machine = Environment { rates: vec![table], copy_bytes_per_s: Some(1e9), ..Environment::default() };
+        let plain = predict_record(&record, &machine).unwrap().step.0;
+        let mut parts = 0.0;
+        for assumption in local_assumptions(0.1).iter().filter(|one| !one.name.contains("not timed")) {
+            let mut factors = LocalFactors::default();
+            *(assumption.part)(&mut factors) = 3.0;
+            let more = (predict_record_with(&record, &machine, factors).unwrap().step.0 - plain) / 2.0;
+            assert!(more > 0.0, "{}", assumption.name);
+            assert!(assumption.ends[0] < 1.0 && assumption.ends[1] > 1.0);
+            parts += more;
+        }
+        assert!((parts / plain - 1.0).abs() < 1e-9, "{parts} of {plain}");
+    }
+
+    #[test]
+    fn ops_of_another_variant_are_no_neighbours() {
+        let mut table = table();
+        let slower =
+            table.rows.clone().into_iter().map(|row| OpRate { variant: "gelu".into(), time: Seconds(2.0 * row.time.0), ..row });
+        let slower: Vec<OpRate> = slower.collect();
+        table.rows.extend(slower);
+        let rates = LocalRates::new(&table).unwrap();
+        let plain = op(&rate("linear", [256, 256, 256], 0.0));
+        let of = |variant: &str| rates.step(&[&[OpProfile { variant: variant.into(), ..plain.clone() }]]).unwrap();
+        assert!((of("gelu").step.0 / of("").step.0 - 2.0).abs() < 0.01, "{:?}", of("gelu"));
+        assert_eq!((of("gelu").assumed_share, of("tanh").assumed_share), (0.0, 1.0));
     }
 
     #[test]

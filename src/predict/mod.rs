@@ -50,14 +50,16 @@ mod trust;
 
 pub use answer::{
     Answer, Breach, DraftFigures, GraphFigures, HOURS_PER_MONTH, LayoutFigures, Market, Refusal, Row, ServeFigures, SpotFigures,
-    Swing, SwingEnd, TrainFigures, Trust, WorkFigures, binding, hold_against, rank, thousands,
+    Swing, SwingEnd, TrainFigures, Trust, WorkFigures, binding, changed_by, hold_against, rank, thousands,
 };
 pub use collective::{Group, Links};
 pub use domain::Domain;
 pub use gemm::Rate;
 pub use landscape::Site;
 pub use layout::{Dispatch, Graphs, Layout, LayoutError, Modules, Options, Recompute, Sharding, Stack, Task, TrainingPrecision};
-pub use local::{LocalRates, StepPrediction, predict_record};
+pub use local::{
+    LocalAssumption, LocalFactors, LocalRates, StepPrediction, local_assumptions, predict_record, predict_record_with,
+};
 pub use memory::{Again, Held, Memory};
 pub use models::{MODEL, ModelBook, read_model};
 pub use parameters::{GENERATION_KNOBS, Knob, OfGeneration, OfStack, Parameters, Place, STACK_KNOBS};

@@ -228,6 +228,33 @@ pub struct LayoutLimits {
     pub sharding: Option<Vec<Sharding>>,
 }
 
+impl LayoutLimits {
+    /// Each limit that is stated, by its key, with the others alone; and all of them, with none, where there are several.
+    pub fn lifted(&self) -> Vec<(&'static str, LayoutLimits)> {
+        let with = |change: fn(&mut LayoutLimits)| {
+            let mut limits = self.clone();
+            change(&mut limits);
+            limits
+        };
+        let each: [(&str, bool, fn(&mut LayoutLimits)); 8] = [
+            ("tensor", self.tensor.is_some(), |limits| limits.tensor = None),
+            ("pipeline", self.pipeline.is_some(), |limits| limits.pipeline = None),
+            ("context", self.context.is_some(), |limits| limits.context = None),
+            ("expert", self.expert.is_some(), |limits| limits.expert = None),
+            ("micro_batch", self.micro_batch.is_some(), |limits| limits.micro_batch = None),
+            ("interleaving", self.interleaving.is_some(), |limits| limits.interleaving = None),
+            ("recomputation", self.recompute.is_some(), |limits| limits.recompute = None),
+            ("zero", self.sharding.is_some(), |limits| limits.sharding = None),
+        ];
+        let mut out: Vec<_> =
+            each.into_iter().filter(|(_, is_stated, _)| *is_stated).map(|(key, _, change)| (key, with(change))).collect();
+        if out.len() > 1 {
+            out.push(("[layouts]", LayoutLimits::default()));
+        }
+        out
+    }
+}
+
 /// The names that a file may use and that this file does not own.
 pub struct Known<'a> {
     pub models: &'a [&'a str],

@@ -1,7 +1,7 @@
 //! Which assumption moves the answer: each is changed alone, both ways, and the plan is answered again.
 
 use super::{
-    answer::{Answer, Row, Swing, SwingEnd, by},
+    answer::{Answer, Row, Swing, SwingEnd, changed_by},
     layout::Stack,
     parameters::{OfGeneration, OfStack, Parameters, Place},
     plan_file::{Operation, Plan},
@@ -78,12 +78,7 @@ pub fn swings(question: &TrainingQuestion, plain: &Answer) -> Vec<Swing> {
 }
 
 fn scaled(name: &'static str, factors: [f64; 2], change: impl Fn(&mut Basis, f64) + 'static) -> Assumption {
-    let words = factors.map(|factor| match factor {
-        0.5 => "half".to_string(),
-        2.0 => "twice".to_string(),
-        factor => by(factor),
-    });
-    Assumption { name, words, change: Box::new(move |basis, end| change(basis, factors[end])) }
+    Assumption { name, words: factors.map(changed_by), change: Box::new(move |basis, end| change(basis, factors[end])) }
 }
 
 fn assumptions(plan: &Plan, error: f64) -> Vec<Assumption> {

@@ -3,9 +3,9 @@
 use super::{
     answer::{
         Answer, Breach, DraftFigures, LayoutFigures, Market, Refusal, Row, ServeFigures, SpotFigures, Swing, SwingEnd,
-        WorkFigures, by, hold_against, rank,
+        WorkFigures, changed_by, hold_against, rank,
     },
-    plan_file::{Plan, ServeWork},
+    plan_file::{LayoutLimits, Plan, ServeWork},
     price::GpuPrice,
     search::{Counts, divisors},
     serve::{Arrival, Engine, Load, ServedFormat, ServingError, ServingEstimate, ServingLayout, ServingParameters, serving},
@@ -254,8 +254,28 @@ impl ServingQuestion<'_> {
         self.gpus.iter().enumerate().map(of).collect()
     }
 
+    /// Why no layout is of any of these numbers of GPUs, memory aside: which of the plan's limits are in the way is found by leaving them out.
+    fn without_layout(&self, at: usize, machine: &Machine, counts: &[u32]) -> Refusal {
+        let has_some = |limits: &LayoutLimits| {
+            let plan = Plan { layouts: limits.clone(), ..self.plan.clone() };
+            let question = ServingQuestion { plan: &plan, ..*self };
+            counts.iter().any(|gpus| question.layouts(machine, *gpus).iter().any(|layout| layout.check(self.model).is_ok()))
+        };
+        let lifted = self.plan.layouts.lifted().into_iter().filter(|(_, limits)| has_some(limits));
+        let mut remedies: Vec<String> = lifted.map(|(key, _)| format!("another `{key}`")).collect();
+        let mut reason =
+            "no layout: sizes of parallelism must divide the model's heads, blocks and experts and multiply to the GPUs of a replica"
+                .to_string();
+        match remedies.is_empty() {
+            true => remedies.push("another number of GPUs".into()),
+            false => reason += "; `[layouts]` leaves none",
+        }
+        Refusal { gpu: self.gpus[at].name.clone(), gpus: counts.last().copied().unwrap_or(0), reason, remedies }
+    }
+
     fn rows(&self, answer: &mut Answer) {
         for (at, (machine, counts)) in self.machines().iter().enumerate() {
+            let told = answer.rows.len() + answer.refusals.len();
             for gpus in counts {
                 // At spot prices only where there is one, and the plan says how often machines go.
                 let has_spot = self.prices[at].spot.is_some() && self.plan.operation.spot_interruptions_per_machine_day.is_some();
@@ -272,6 +292,9 @@ impl ServingQuestion<'_> {
                     }),
                     _ => answer.rows.push(self.row(at, machine, *gpus, &tried)),
                 }
+            }
+            if answer.rows.len() + answer.refusals.len() == told && !counts.is_empty() {
+                answer.refusals.push(self.without_layout(at, machine, counts));
             }
         }
         hold_against(&mut answer.rows, &self.plan.limits);
@@ -331,7 +354,7 @@ struct Basis {
 type Assumption = (String, [String; 2], Box<dyn Fn(&mut Basis, usize)>);
 
 fn scaled(name: &str, factors: [f64; 2], change: impl Fn(&mut Basis, f64) + 'static) -> Assumption {
-    (name.to_string(), factors.map(by), Box::new(move |basis, end| change(basis, factors[end])))
+    (name.to_string(), factors.map(changed_by), Box::new(move |basis, end| change(basis, factors[end])))
 }
 
 fn assumptions(question: &ServingQuestion, error: f64) -> Vec<Assumption> {

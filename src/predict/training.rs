@@ -394,11 +394,12 @@ fn refusals(question: &TrainingQuestion, places: &[Place], searched: &[Searched]
             continue;
         }
         let Some((on, with, missing)) = &one.outcome.nearest else {
-            // Of a range, numbers that nothing divides go without saying.
-            if is_asked {
-                let reason = "no layout: sizes of parallelism must multiply to this number, and the batch be a multiple of the data-parallel one";
-                let remedies = vec!["another number of GPUs, or another batch".to_string()];
-                out.push(Refusal { gpu: gpu.name.clone(), gpus: one.gpus, reason: reason.into(), remedies });
+            // Of a range, numbers that nothing divides go without saying, unless none is divided.
+            let mut of_machine = searched.iter().filter(|other| other.machine == one.machine);
+            let has_none = of_machine
+                .all(|other| other.outcome.best.is_empty() && other.outcome.nearest.is_none() && other.gpus <= one.gpus);
+            if is_asked || has_none {
+                out.push(without_layout(question, one.machine, one.gpus));
             }
             continue;
         };
@@ -421,6 +422,7 @@ fn refusals(question: &TrainingQuestion, places: &[Place], searched: &[Searched]
         );
         let fits = searched.iter().filter(|other| other.machine == one.machine && !other.outcome.best.is_empty());
         let fewest = fits.map(|other| other.gpus).filter(|gpus| *gpus > one.gpus).min();
+        let fewest = fewest.or_else(|| enough(question, site, one.gpus));
         out.push(Refusal {
             gpu: gpu.name.clone(),
             gpus: one.gpus,
@@ -432,6 +434,40 @@ fn refusals(question: &TrainingQuestion, places: &[Place], searched: &[Searched]
 }
 
 /// What would make a layout fit: one knob at a time, also beyond what the plan allows.
+/// Most GPUs that are tried for a model that does not fit.
+const MOST_TRIED: u32 = 16_384;
+
+/// A number of GPUs beyond what was asked on which a layout fits, by doubling.
+fn enough(question: &TrainingQuestion, site: &Site, gpus: u32) -> Option<u32> {
+    let most = question.plan.limits.gpus.unwrap_or(MOST_TRIED).min(MOST_TRIED);
+    let mut doubled = std::iter::successors(gpus.checked_mul(2), |gpus| gpus.checked_mul(2)).take_while(|gpus| *gpus <= most);
+    doubled.find(|gpus| !search(&site.space(*gpus), site, 1, f64::INFINITY).best.is_empty())
+}
+
+/// Why there is no layout of so many GPUs at all, memory aside: which of the plan's limits are in the way is found by leaving them out.
+fn without_layout(question: &TrainingQuestion, machine: usize, gpus: u32) -> Refusal {
+    let gpu = question.gpus[machine].name.clone();
+    let is_in_the_way = |limits: super::plan_file::LayoutLimits| {
+        let plan = Plan { layouts: limits, ..question.plan.clone() };
+        let question = TrainingQuestion { plan: &plan, ..*question };
+        let site = places(&question).swap_remove(machine).site;
+        site.is_some_and(|site| {
+            let found = search(&site.space(gpus), &site, 1, f64::INFINITY);
+            !found.best.is_empty() || found.nearest.is_some()
+        })
+    };
+    let lifted = question.plan.layouts.lifted().into_iter().filter(|(_, limits)| is_in_the_way(limits.clone()));
+    let mut remedies: Vec<String> = lifted.map(|(key, _)| format!("another `{key}`")).collect();
+    let mut reason = "no layout: sizes of parallelism must divide the model's heads, blocks and experts and multiply to the number of GPUs, and the batch \
+                      be a multiple of the data-parallel size"
+        .to_string();
+    match remedies.is_empty() {
+        true => remedies.push("another number of GPUs, or another batch".into()),
+        false => reason += "; `[layouts]` leaves none",
+    }
+    Refusal { gpu, gpus, reason, remedies }
+}
+
 fn remedies(site: &Site, on: &Arrangement, with: &Schedule, needed: f64, fewest: Option<u32>) -> Vec<String> {
     let mut out = Vec::new();
     let mut fits = |text: String, on: Arrangement, with: Schedule| {

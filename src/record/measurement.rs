@@ -78,6 +78,9 @@ pub enum Neighbour {
 pub struct OpProfile {
     /// Family: `conv2d_bias_relu_max_pool`, `linear`, `all_reduce`.
     pub op: String,
+    /// What its name and shape do not tell of how it is computed: `gelu` behind a layer, `transposed b` of a product; empty where nothing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub variant: String,
     /// Shape in the house's letters: `[64, 6272] x [6272, 128]`.
     pub shape: String,
     /// The narrowest type of numbers among the operands; absent in older files.

@@ -57,12 +57,21 @@ pub struct RateTable {
 pub struct OpRate {
     /// As `OpProfile` has them.
     pub op: String,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub variant: String,
     pub dtype: DType,
     pub shape: String,
     pub flops: Flops,
     pub bytes: Bytes,
     /// Median of several samples, each the mean of calls in a row.
     pub time: Seconds,
+}
+
+impl OpRate {
+    /// What rows that are predicted from each other have in common.
+    pub fn family(&self) -> (&str, &str, DType) {
+        (&self.op, &self.variant, self.dtype)
+    }
 }
 
 /// One exchange at one size.

@@ -30,7 +30,10 @@ pub use csv::{RESULT_COLUMNS, results_csv, samples_csv};
 pub use html::{html, index_html};
 pub use json::{RECOMMENDATION_SCHEMA_VERSION, recommendation_json};
 pub use kernels::{floor_s, kernels_csv, kernels_document, kernels_markdown, kernels_plot};
-pub use plan::{PLAN_COLUMNS, PLAN_SCHEMA_VERSION, PlanInputs, plan_csv, plan_html, plan_json, plan_terminal, write_plan};
+pub use plan::{
+    PLAN_COLUMNS, PLAN_SCHEMA_VERSION, PlanInputs, plan_csv, plan_html, plan_json, plan_terminal, sensitivity_json,
+    sensitivity_terminal, write_plan,
+};
 pub use plots::{Plot, plots};
 pub use terminal::terminal;
 pub use write::{put, write};

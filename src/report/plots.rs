@@ -233,14 +233,17 @@ where
             .label(precision.name())
             .legend(move |(x, y)| Circle::new((x + 8, y), 5, colour.filled()));
         let named = of.iter().filter(|p| p.1.on_front || p.1.recommended || points.len() <= 12);
-        chart.draw_series(named.map(|p| Text::new(format!("{}", p.0), (p.3, p.4), font(13).pos(above_right()))))?;
+        chart.draw_series(
+            named.map(|p| EmptyElement::at((p.3, p.4)) + Text::new(format!("{}", p.0), (5, -4), font(13).pos(above_right()))),
+        )?;
     }
     draw_legend(&mut chart, SeriesLabelPosition::LowerRight)
 }
 
 pub(super) fn above_right() -> plotters::style::text_anchor::Pos {
     use plotters::style::text_anchor::{HPos, Pos, VPos};
-    Pos::new(HPos::Right, VPos::Bottom)
+    // What is named are sides of the text: its left and lower ones lie at the point.
+    Pos::new(HPos::Left, VPos::Bottom)
 }
 
 /// A chart whose rows are horizontal lines.

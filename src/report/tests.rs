@@ -17,6 +17,7 @@ fn full() -> StoredRun {
     fast.time_split = Some(TimeSplit { compute: Seconds(0.003), memory: Seconds(0.001), ..TimeSplit::default() });
     fast.profile = vec![OpProfile {
         op: "linear_int8".into(),
+        variant: String::new(),
         shape: "[64, 784] x [784, 256]".into(),
         dtype: None,
         neighbour: None,

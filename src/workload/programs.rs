@@ -26,6 +26,7 @@ pub(super) fn untimed(program: &Program) -> impl Iterator<Item = OpProfile> {
         };
         OpProfile {
             op: step.op.name().to_string(),
+            variant: step.op.variant().to_string(),
             shape: program.step_shape(step),
             dtype: Some(program.step_dtype(step)),
             neighbour,

@@ -3,8 +3,8 @@
 use super::{
     super::{
         answer::{
-            Answer, GraphFigures, LayoutFigures, Market, Refusal, Row, Swing, SwingEnd, Trust, WorkFigures, by, hold_against,
-            rank,
+            Answer, GraphFigures, LayoutFigures, Market, Refusal, Row, Swing, SwingEnd, Trust, WorkFigures, changed_by,
+            hold_against, rank,
         },
         parameters::Parameters,
         plan_file::{GraphWork, LayoutLimits, Plan},
@@ -369,7 +369,7 @@ fn swings(question: &GraphQuestion, basis: &Basis, parameters: &Parameters, plai
             let mut changed = basis.clone();
             change(&mut changed, factor);
             let answer = answered(question, &changed, parameters);
-            SwingEnd::of(by(factor), &answer, pick, objective)
+            SwingEnd::of(changed_by(factor), &answer, pick, objective)
         });
         out.push(Swing { assumption: name.to_string(), ends });
     }

@@ -250,6 +250,7 @@ mod tests {
     fn op(name: &str, shape: &str, dtype: DType, flops: u64, bytes: u64) -> CountedOp {
         let profile = OpProfile {
             op: name.into(),
+            variant: String::new(),
             shape: shape.into(),
             dtype: Some(dtype),
             neighbour: None,

@@ -1,7 +1,11 @@
 //! How a model is laid out to be served, and what that needs of each GPU's memory.
 
 use super::{format::ServedFormat, parameters::Engine, work::ServingWork};
-use crate::{hardware::Machine, predict::Transformer, units::Bytes};
+use crate::{
+    hardware::Machine,
+    predict::Transformer,
+    units::{Bytes, three_figures},
+};
 use std::fmt;
 
 /// One layout of replicas that serve a model.
@@ -255,7 +259,8 @@ impl fmt::Display for ServingError {
                 }
             }
             Self::Rate { wanted, possible } => {
-                write!(f, "{wanted:.3} requests a second wanted, {possible:.3} possible: more replicas")
+                let [wanted, possible] = [wanted, possible].map(|rate| three_figures(*rate));
+                write!(f, "{wanted} requests a second wanted, {possible} possible: more replicas")
             }
             Self::FirstToken { limit, predicted } => {
                 write!(

@@ -54,9 +54,10 @@ fn front(inputs: &PlanInputs) -> Result<Option<Plot>, ReportError> {
         let mut chart = ChartBuilder::on(area);
         chart.margin(10).margin_right(24).x_label_area_size(46).y_label_area_size(96);
         let times = (x_low * 0.85..x_high * 1.2).log_scale().base(2.0);
-        // Beyond a factor of ten a straight axis would pile the cheap ones up.
+        // Beyond a factor of ten a straight axis would pile the cheap ones up; up to a hundred, powers of ten would be too few marks.
         if y_high > 10.0 * y_low {
-            let chart = chart.build_cartesian_2d(times, (y_low * 0.85..y_high * 1.2).log_scale())?;
+            let base = if y_high > 100.0 * y_low { 10.0 } else { 2.0 };
+            let chart = chart.build_cartesian_2d(times, (y_low * 0.85..y_high * 1.2).log_scale().base(base))?;
             paint_front(chart, inputs, &points)
         } else {
             let room = ((y_high - y_low) * 0.08).max(y_low * 0.02);
@@ -128,7 +129,11 @@ where
         is_free
     });
     let label = |row: &Row| if words::is_here(inputs.plan) { row.layout.batch } else { row.gpus };
-    chart.draw_series(named.iter().map(|p| Text::new(thousands(label(p.1)), (p.2, p.3), font(12).pos(above_right()))))?;
+    // Beside the point, not on it.
+    chart.draw_series(named.iter().map(|p| {
+        let beside = if inputs.answer.pick == Some(p.0) { (9, -7) } else { (5, -4) };
+        EmptyElement::at((p.2, p.3)) + Text::new(thousands(label(p.1)), beside, font(12).pos(above_right()))
+    }))?;
     draw_legend(&mut chart, SeriesLabelPosition::UpperRight)
 }
 

@@ -65,25 +65,25 @@ fn work(inputs: &PlanInputs) -> String {
     let model = plan.model.shape.as_deref().unwrap_or("a model of its own numbers");
     match &plan.work {
         Work::Train(train) => format!(
-            "{model}, {} tokens in sequences of {}, {} machines, objective {}",
+            "{model}, {} tokens in sequences of {}, {}, objective {}",
             count_words(train.tokens),
             thousands(train.sequence_length),
-            plan.machines.len(),
+            words::kinds(plan),
             plan.objective.name()
         ),
         Work::Graph(run) => format!(
             "the graph of {}, {}, {}, objective {}",
             plan.model.scenario.as_deref().unwrap_or_default(),
             if run.phase == Phase::Train { "training" } else { "inference" },
-            if words::is_here(plan) { "on this machine".to_string() } else { format!("{} machines", plan.machines.len()) },
+            if words::is_here(plan) { "on this machine".to_string() } else { words::kinds(plan) },
             plan.objective.name()
         ),
         Work::Serve(serve) => format!(
-            "{model}, {} requests a second of {} tokens, answers of {}, {} machines, objective {}",
+            "{model}, {} requests a second of {} tokens, answers of {}, {}, objective {}",
             count_words(serve.requests_per_s),
             thousands(serve.input_tokens),
             thousands(serve.output_tokens),
-            plan.machines.len(),
+            words::kinds(plan),
             plan.objective.name()
         ),
     }

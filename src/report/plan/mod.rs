@@ -11,8 +11,8 @@ mod tests;
 mod words;
 
 pub use html::plan_html;
-pub use tables::{PLAN_COLUMNS, PLAN_SCHEMA_VERSION, plan_csv, plan_json};
-pub use terminal::plan_terminal;
+pub use tables::{PLAN_COLUMNS, PLAN_SCHEMA_VERSION, plan_csv, plan_json, sensitivity_json};
+pub use terminal::{plan_terminal, sensitivity_terminal};
 
 use super::{ReportError, put};
 use crate::predict::{Answer, Plan};

@@ -2,7 +2,7 @@
 
 use super::{super::ReportError, PlanInputs};
 use crate::{
-    predict::{Row, Trust, WorkFigures},
+    predict::{Row, Swing, SwingEnd, Trust, WorkFigures},
     record::Source,
     vocab::{Phase, Vocabulary},
 };
@@ -160,21 +160,18 @@ fn flags(name: &str, rows: &[(usize, &Row)], of: impl Fn(usize, &Row) -> bool) -
     Series::new(name.into(), rows.iter().map(|(at, row)| of(*at, row)).collect::<Vec<_>>())
 }
 
+/// What the answer hangs on, for programs.
+pub fn sensitivity_json(swings: &[Swing]) -> Value {
+    let of = |swing: &Swing| {
+        let end = |end: &SwingEnd| json!({ "change": end.change, "objective": end.objective, "other_pick": end.other_pick });
+        json!({ "assumption": swing.assumption, "ends": swing.ends.iter().map(end).collect::<Vec<_>>() })
+    };
+    swings.iter().map(of).collect()
+}
+
 /// The answer for programs.
 pub fn plan_json(inputs: &PlanInputs) -> Value {
     let answer = inputs.answer;
-    let swings: Vec<Value> = answer
-        .swings
-        .iter()
-        .map(|swing| {
-            let ends: Vec<Value> = swing
-                .ends
-                .iter()
-                .map(|end| json!({ "change": end.change, "objective": end.objective, "other_pick": end.other_pick }))
-                .collect();
-            json!({ "assumption": swing.assumption, "ends": ends })
-        })
-        .collect();
     let prices: Vec<Value> = answer
         .prices
         .iter()
@@ -202,7 +199,7 @@ pub fn plan_json(inputs: &PlanInputs) -> Value {
         "front": answer.rows.iter().filter(|r| r.on_front).map(row).collect::<Vec<_>>(),
         "alternatives": answer.alternatives.iter().map(row).collect::<Vec<_>>(),
         "refusals": refusals,
-        "sensitivity": swings,
+        "sensitivity": sensitivity_json(&answer.swings),
         "prices": prices,
         "searched": {
             "arrangements": answer.counts.arrangements,

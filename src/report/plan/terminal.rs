@@ -142,6 +142,11 @@ fn table(inputs: &PlanInputs, style: &Style, width: usize) -> Vec<String> {
     out
 }
 
+/// What the answer hangs on, by itself; empty where nothing moves it.
+pub fn sensitivity_terminal(inputs: &PlanInputs, width: usize, colour: bool) -> String {
+    swings(inputs, if colour { &COLOUR } else { &PLAIN }, width.max(40)).join("\n")
+}
+
 fn swings(inputs: &PlanInputs, style: &Style, width: usize) -> Vec<String> {
     if inputs.answer.swings.is_empty() {
         return Vec::new();

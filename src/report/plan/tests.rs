@@ -282,13 +282,28 @@ fn the_machine_at_hand_is_no_gpu() {
         (row.gpus, row.gpu, row.layout.batch, row.energy) = (0, "a processor, 2 threads".into(), batch, None);
         row.trust = Trust { error: Some(0.09), ..Trust::default() };
     }
-    answer.swings.clear();
+    let end = |change: &str, objective: f64, other_pick: Option<&str>| SwingEnd {
+        change: change.into(),
+        objective: Some(objective),
+        other_pick: other_pick.map(str::to_string),
+    };
+    answer.swings = vec![Swing {
+        assumption: "exchanges between ranks".into(),
+        ends: [end("half", 0.0055, Some("a processor, 2 threads: bf16, dp=2, batch 128")), end("twice", 0.006, None)],
+    }];
     let inputs = PlanInputs { plan: &plan, answer: &answer, command: "advisor plan digits.toml" };
     let page = plan_html(&inputs).unwrap();
+    assert_eq!(
+        sensitivity_terminal(&inputs, 200, false),
+        "\nwhat the answer hangs on\n  - exchanges between ranks: half: $0.00550, and the pick is a processor, 2 threads: bf16, dp=2, batch 128; twice: $0.00600"
+    );
+    assert_eq!(sensitivity_json(&answer.swings)[0]["ends"][0]["change"], "half");
     for part in [
         "on this machine",
         "Numbers are batch sizes",
         "Every candidate of the scenario",
+        "What would change the answer",
+        "exchanges between ranks (half, twice)",
         "predicted from others of its kind to 9.0 %",
     ] {
         assert!(page.contains(part), "{part}");

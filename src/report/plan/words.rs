@@ -133,6 +133,14 @@ pub fn trust_short(trust: &Trust) -> String {
     if trust.extrapolated.is_empty() { error } else { format!("{error}, extrapolated") }
 }
 
+/// `3 kinds of machines`.
+pub fn kinds(plan: &Plan) -> String {
+    match plan.machines.len() {
+        1 => "1 kind of machine".into(),
+        kinds => format!("{kinds} kinds of machines"),
+    }
+}
+
 /// The figures of a row that stand out, name and value.
 pub fn figures(inputs: &PlanInputs, row: &Row) -> Vec<(&'static str, String)> {
     let mut out = Vec::new();
@@ -170,7 +178,12 @@ pub fn figures(inputs: &PlanInputs, row: &Row) -> Vec<(&'static str, String)> {
         out.push(("memory", memory));
     } else {
         out.push(("memory a GPU", memory));
-        out.push(("energy at most", or_unknown(row.energy.map(energy))));
+        let of_what = match &row.work {
+            WorkFigures::Serve(_) => "energy of a million, at most",
+            WorkFigures::Graph(graph) if graph.phase == Phase::Infer => "energy of a million, at most",
+            WorkFigures::Train(_) | WorkFigures::Graph(_) => "energy at most",
+        };
+        out.push((of_what, or_unknown(row.energy.map(energy))));
     }
     out
 }
@@ -257,9 +270,11 @@ fn of_serving(serve: &ServeFigures) -> String {
         )
     });
     format!(
-        "{} replicas at {} of their largest load, each with {} requests at once{}{}",
-        thousands(serve.replicas),
+        "{} at {} of {} largest load, {}with {} requests at once{}{}",
+        if serve.replicas == 1 { "1 replica".to_string() } else { format!("{} replicas", thousands(serve.replicas)) },
         percent(serve.utilisation),
+        if serve.replicas == 1 { "its" } else { "their" },
+        if serve.replicas == 1 { "" } else { "each " },
         three_figures(serve.concurrency),
         drafts.unwrap_or_default(),
         spares.unwrap_or_default()
