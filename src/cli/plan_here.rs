@@ -9,7 +9,7 @@ use crate::{
     predict::{
         Answer, Counts, GpuPrice, GraphFigures, GraphWork, LayoutFigures, LayoutLimits, Limits, LocalFactors, LocalRates, Market,
         ModelWords, Operation, Plan, PlanObjective, Refusal, Row, StepPrediction, Swing, SwingEnd, Trust, Work, WorkFigures,
-        changed_by, local_assumptions, predict_record, predict_record_with, rank,
+        changed_by, local_assumptions, local_parts, predict_record, predict_record_with, rank,
     },
     record::{Environment, RunRecord, Workers},
     report::{PlanInputs, sensitivity_json, sensitivity_terminal, write_plan},
@@ -145,8 +145,11 @@ fn answer(
     };
     let of_phase: Vec<&Foreseen> = foreseen.iter().filter(|one| one.record.candidate.phase == phase).collect();
     let volume = examples.unwrap_or(1e6);
-    let mut rows: Vec<Row> =
-        of_phase.iter().map(|one| row(one, one.prediction, scenario, volume, (machine, op_error, price))).collect();
+    let split = |one: &Foreseen| {
+        let time_parts = local_parts(&one.record, machine).unwrap_or_default();
+        Row { time_parts, ..row(one, one.prediction, scenario, volume, (machine, op_error, price)) }
+    };
+    let mut rows: Vec<Row> = of_phase.iter().map(|one| split(one)).collect();
     let pick = rank(&mut rows, plan.objective);
     let swings = pick.map(|at| swings(&rows[at], &of_phase, scenario, volume, (machine, op_error, price))).unwrap_or_default();
     let refusals = refused.iter().map(|(title, reason)| Refusal {
@@ -215,7 +218,7 @@ fn swings(
     out
 }
 
-/// A candidate as a row of a plan: `volume` examples of training, or a million answers.
+/// A candidate as a row of a plan, its step not taken apart: `volume` examples of training, or a million answers.
 fn row(
     one: &Foreseen,
     prediction: StepPrediction,
@@ -253,10 +256,7 @@ fn row(
         }),
         memory: vec![("program", one.record.peak_memory.map_or(0.0, |bytes| bytes.0 as f64))],
         memory_limit: machine.memory.0 as f64,
-        time_parts: vec![
-            ("timed ops", step.0 * (1.0 - prediction.assumed_share)),
-            ("ops taken for others", step.0 * prediction.assumed_share),
-        ],
+        time_parts: Vec::new(),
         trust: Trust { regime: "single ops of this machine".into(), error: op_error, extrapolated, ..Trust::default() },
         breaches: Vec::new(),
         on_front: false,

@@ -69,6 +69,31 @@ pub struct LocalAssumption {
     pub part: fn(&mut LocalFactors) -> &mut f64,
 }
 
+/// A part of a prediction: its name, and its factor.
+pub type LocalPart = (&'static str, fn(&mut LocalFactors) -> &mut f64);
+
+/// The parts of which a step is the sum.
+pub const LOCAL_PARTS: [LocalPart; 4] = [
+    ("products", |factors| &mut factors.products),
+    ("ops bound by memory", |factors| &mut factors.memory),
+    ("exchanges between ranks", |factors| &mut factors.exchanges),
+    ("copying rows", |factors| &mut factors.copying),
+];
+
+/// Seconds of a step by `LOCAL_PARTS`: of each what the step grows by with it, which of a pipeline is its share of the longest way through the
+/// stages. They add up to the step, for it is as many times as long when all of them are.
+pub fn local_parts(record: &RunRecord, machine: &Environment) -> Option<Vec<(&'static str, f64)>> {
+    let plain = predict_record(record, machine)?.step.0;
+    /// Too little for another way through the stages to become the longest.
+    const MORE: f64 = 1e-6;
+    let grown = |(name, part): LocalPart| {
+        let mut factors = LocalFactors::default();
+        *part(&mut factors) += MORE;
+        Some((name, ((predict_record_with(record, machine, factors)?.step.0 - plain) / MORE).max(0.0)))
+    };
+    LOCAL_PARTS.into_iter().map(grown).collect()
+}
+
 /// How far exchanges, copies and untimed ops are moved: between ranks that share a processor they hang on what else it does.
 const WIDELY: [f64; 2] = [0.5, 2.0];
 
@@ -478,6 +503,9 @@ mod tests {
             parts += more;
         }
         assert!((parts / plain - 1.0).abs() < 1e-9, "{parts} of {plain}");
+        let told = local_parts(&record, &machine).unwrap();
+        let whole: f64 = told.iter().map(|(_, seconds)| seconds).sum();
+        assert!(told.iter().all(|(_, seconds)| *seconds > 0.0) && (whole / plain - 1.0).abs() < 1e-6, "{told:?} of {plain}");
     }
 
     #[test]

@@ -58,7 +58,8 @@ pub use gemm::Rate;
 pub use landscape::Site;
 pub use layout::{Dispatch, Graphs, Layout, LayoutError, Modules, Options, Recompute, Sharding, Stack, Task, TrainingPrecision};
 pub use local::{
-    LocalAssumption, LocalFactors, LocalRates, StepPrediction, local_assumptions, predict_record, predict_record_with,
+    LOCAL_PARTS, LocalAssumption, LocalFactors, LocalRates, StepPrediction, local_assumptions, local_parts, predict_record,
+    predict_record_with,
 };
 pub use memory::{Again, Held, Memory};
 pub use models::{MODEL, ModelBook, read_model};

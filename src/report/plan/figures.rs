@@ -134,7 +134,12 @@ where
         let beside = if inputs.answer.pick == Some(p.0) { (9, -7) } else { (5, -4) };
         EmptyElement::at((p.2, p.3)) + Text::new(thousands(label(p.1)), beside, font(12).pos(above_right()))
     }))?;
-    draw_legend(&mut chart, SeriesLabelPosition::UpperRight)
+    // Where fewest points are: the faster the dearer on machines that are rented, the cheaper on the one at hand.
+    let corner = match words::is_here(inputs.plan) {
+        true => SeriesLabelPosition::LowerRight,
+        false => SeriesLabelPosition::UpperRight,
+    };
+    draw_legend(&mut chart, corner)
 }
 
 /// `4`, `0.5`, `128`: powers of two need no zeros behind the point.
@@ -151,7 +156,11 @@ fn bars(
     unit: impl Fn(&Row) -> f64,
     parts_of: impl for<'r> Fn(&'r Row) -> &'r [(&'static str, f64)],
 ) -> Result<Option<Plot>, ReportError> {
-    let mut rows = terminal::foremost(inputs);
+    // On the machine at hand there is one kind of machine, and time is money: candidates are what is chosen among.
+    let mut rows = match words::is_here(inputs.plan) {
+        true => inputs.answer.rows.iter().enumerate().collect(),
+        false => terminal::foremost(inputs),
+    };
     rows.retain(|(_, row)| parts_of(row).iter().any(|(_, value)| *value > 0.0));
     rows.truncate(MOST_BARS);
     if rows.is_empty() {

@@ -12,7 +12,7 @@ use crate::{
 /// Rows shown; the rest is in the report.
 const MOST_ROWS: usize = 12;
 /// Assumptions shown.
-const MOST_SWINGS: usize = 4;
+const MOST_SWINGS: usize = 5;
 
 /// The answer for `width` columns (at least 40 are used).
 pub fn plan_terminal(inputs: &PlanInputs, width: usize, colour: bool) -> String {
