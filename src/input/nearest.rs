@@ -1,12 +1,11 @@
 //! "Did you mean": the name that a typing mistake was aimed at.
 
-/// The name nearest to `found`, where one is near enough to be worth a guess. Case, `-`, `_` and `.` do not count; of equals the first.
+/// The name nearest to `found`, where one is near enough to be worth a guess. Case, `-`, `_` and points of numbers do not count; of equals the first.
 pub fn nearest<'a>(found: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     // Nobody types a hundred characters for a name, and the distance costs the product of the lengths.
     if found.is_empty() || found.chars().count() > 100 {
         return None;
     }
-    let plain = |text: &str| text.to_lowercase().replace(['-', '_', '.', ' '], "");
     let wanted = plain(found);
     let mut best: Option<(usize, &str)> = None;
     for name in names {
@@ -22,6 +21,18 @@ pub fn nearest<'a>(found: &str, names: impl IntoIterator<Item = &'a str>) -> Opt
     best.map(|(_, name)| name)
 }
 
+/// `Llama-3.1_8B` as `llama318b`; the point of `digits.csv` stays, for it tells a file from a name.
+fn plain(text: &str) -> String {
+    let small = text.to_lowercase();
+    let is_digit = |at: Option<usize>| at.and_then(|at| small.as_bytes().get(at)).is_some_and(u8::is_ascii_digit);
+    let counts = |(at, letter): &(usize, char)| match letter {
+        '-' | '_' | ' ' => false,
+        '.' => !(is_digit(at.checked_sub(1)) && is_digit(Some(at + 1))),
+        _ => true,
+    };
+    small.char_indices().filter(counts).map(|(_, letter)| letter).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -35,5 +46,6 @@ mod tests {
         assert_eq!(nearest("", names), None);
         assert_eq!(nearest("x", ["y"]), None);
         assert_eq!(nearest("llama3-8b", ["llama-2-7b", "llama-3.1-8b"]), Some("llama-3.1-8b"));
+        assert_eq!(nearest("digits.csv", ["digits-8x8"]), None);
     }
 }
