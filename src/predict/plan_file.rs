@@ -236,7 +236,8 @@ impl LayoutLimits {
             change(&mut limits);
             limits
         };
-        let each: [(&str, bool, fn(&mut LayoutLimits)); 8] = [
+        type Limit = (&'static str, bool, fn(&mut LayoutLimits));
+        let each: [Limit; 8] = [
             ("tensor", self.tensor.is_some(), |limits| limits.tensor = None),
             ("pipeline", self.pipeline.is_some(), |limits| limits.pipeline = None),
             ("context", self.context.is_some(), |limits| limits.context = None),
