@@ -346,25 +346,60 @@ impl Ready {
         self.session.synchronize()?;
         Ok(start.elapsed().as_secs_f64() / (rounds as f64 * self.sets as f64))
     }
+}
 
-    /// Median seconds of a call over undisturbed samples. `meet` is told each time of the worker, waits for the others and hands back the mean, so
-    /// that all begin samples together and end them at the same one.
-    fn time(&mut self, meet: &dyn Fn(usize, f64) -> f64) -> Result<f64, BackendError> {
-        let once = self.take(1)?;
-        let once = meet(0, once);
-        let rounds = (SAMPLE_S / (once * self.sets as f64).max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
-        let mut samples = Vec::new();
-        for at in 1..=MOST_SAMPLES {
-            let sample = self.take(rounds)?;
-            samples.push(meet(at, sample));
-            samples.sort_by(f64::total_cmp);
-            if samples.get(SAMPLES - 1).is_some_and(|sample| *sample <= CLOSE * samples[0]) {
-                break;
-            }
+/// Median seconds of a call over undisturbed samples; `take` runs so many calls and says what one took, `sets` is how often a call does its work.
+/// `meet` is told each time of the worker, waits for the others and hands back the mean, so that all begin samples together and end them at the same
+/// one. A worker that fails meets the others with no number, which ends all.
+fn timed(
+    take: &mut dyn FnMut(usize) -> Result<f64, BackendError>,
+    sets: f64,
+    meet: &dyn Fn(usize, f64) -> f64,
+) -> Result<f64, BackendError> {
+    let mut rounds = 1;
+    let mut samples = Vec::new();
+    for at in 0..=MOST_SAMPLES {
+        let own = take(rounds);
+        let mean = meet(at, *own.as_ref().unwrap_or(&f64::NAN));
+        own?;
+        if mean.is_nan() {
+            return Ok(mean);
         }
-        samples.truncate(SAMPLES);
-        Ok(median(&samples).unwrap_or(f64::NAN))
+        if at == 0 {
+            rounds = (SAMPLE_S / (mean * sets).max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
+            continue;
+        }
+        samples.push(mean);
+        samples.sort_by(f64::total_cmp);
+        if samples.get(SAMPLES - 1).is_some_and(|sample| *sample <= CLOSE * samples[0]) {
+            break;
+        }
     }
+    samples.truncate(SAMPLES);
+    Ok(median(&samples).unwrap_or(f64::NAN))
+}
+
+/// Times workers together: the mean over them, which is the same for each.
+fn timed_together<T: Send>(
+    workers: &mut [T],
+    take: impl Fn(&mut T, usize) -> Result<f64, BackendError> + Sync,
+    sets: f64,
+) -> Result<f64, BackendError> {
+    let count = workers.len();
+    let (barrier, means) = (Barrier::new(count), [const { Mutex::new(0.0) }; MOST_SAMPLES + 1]);
+    let mean_of = |at: usize| means[at].lock().unwrap_or_else(PoisonError::into_inner);
+    let meet = |at: usize, time: f64| {
+        *mean_of(at) += time / count as f64;
+        barrier.wait();
+        *mean_of(at)
+    };
+    let (take, meet) = (&take, &meet);
+    let times: Vec<f64> = std::thread::scope(|scope| {
+        let each: Vec<_> =
+            workers.iter_mut().map(|worker| scope.spawn(move || timed(&mut |rounds| take(worker, rounds), sets, meet))).collect();
+        each.into_iter().map(|worker| worker.join().expect("timing does not panic")).collect::<Result<_, _>>()
+    })?;
+    Ok(times[0])
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -414,22 +449,8 @@ pub fn measure_rates(workers: Workers, cases: &[RateCase], on: &mut dyn FnMut(us
 fn all_at_once(case: &RateCase, backends: &[Arc<dyn Backend>]) -> Result<f64, BackendError> {
     // One that cannot run would leave the others waiting: all are ready before any is timed.
     let mut ranks: Vec<Ready> = backends.iter().map(|backend| case.ready(&**backend)).collect::<Result<_, _>>()?;
-    if let [alone] = &mut ranks[..] {
-        return alone.time(&|_, time| time);
-    }
-    let count = ranks.len();
-    let (barrier, means) = (Barrier::new(count), [const { Mutex::new(0.0) }; MOST_SAMPLES + 1]);
-    let mean_of = |at: usize| means[at].lock().unwrap_or_else(PoisonError::into_inner);
-    let meet = |at: usize, time: f64| {
-        *mean_of(at) += time / count as f64;
-        barrier.wait();
-        *mean_of(at)
-    };
-    let times: Vec<f64> = std::thread::scope(|scope| {
-        let each: Vec<_> = ranks.iter_mut().map(|rank| scope.spawn(move || rank.time(&meet))).collect();
-        each.into_iter().map(|rank| rank.join().expect("timing does not panic")).collect::<Result<_, _>>()
-    })?;
-    Ok(times[0])
+    let sets = ranks.first().map_or(1.0, |rank| rank.sets as f64);
+    timed_together(&mut ranks, Ready::take, sets)
 }
 
 fn exchanges(ranks: usize) -> Result<Vec<ExchangeRate>, CollectiveError> {
@@ -459,6 +480,32 @@ mod tests {
             }
         }
         assert!(seen.len() > 60, "{}", seen.len());
+    }
+
+    #[test]
+    fn a_worker_that_fails_does_not_leave_the_others_waiting() {
+        for fails_at in [1, 3] {
+            let mut calls = [0, 0];
+            let mut workers: Vec<(usize, &mut usize)> = calls.iter_mut().enumerate().collect();
+            let took = timed_together(
+                &mut workers,
+                |(at, calls), _| {
+                    **calls += 1;
+                    let alone = BackendError::Alone { op: "softmax" };
+                    if *at == 1 && **calls == fails_at { Err(alone) } else { Ok(1e-3) }
+                },
+                1.0,
+            );
+            assert!(took.is_err());
+            assert_eq!(calls, [fails_at, fails_at]);
+        }
+    }
+
+    /// Two workers that take 1 and 3 ms: 2 ms for both, from as many samples as must lie close together.
+    #[test]
+    fn workers_are_timed_by_their_mean() {
+        let took = timed_together(&mut [1e-3, 3e-3], |worker, _| Ok(*worker), 1.0).unwrap();
+        assert!((took - 2e-3).abs() < 1e-12);
     }
 
     #[test]

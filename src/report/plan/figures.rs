@@ -37,7 +37,7 @@ fn number(at: usize) -> usize {
 
 fn front(inputs: &PlanInputs) -> Result<Option<Plot>, ReportError> {
     let rows = &inputs.answer.rows;
-    let points: Vec<(usize, &Row, f64, f64)> = rows
+    let mut points: Vec<(usize, &Row, f64, f64)> = rows
         .iter()
         .enumerate()
         .filter_map(|(at, row)| Some((at, row, words::time_value(inputs.plan, row), row.cost?.0)))
@@ -47,9 +47,15 @@ fn front(inputs: &PlanInputs) -> Result<Option<Plot>, ReportError> {
         return Ok(None);
     }
     let ends = |values: &mut dyn Iterator<Item = f64>| values.fold((f64::INFINITY, 0f64), |(l, h), v| (l.min(v), h.max(v)));
-    let (x_low, x_high) = ends(&mut points.iter().map(|p| p.2));
+    let (mut x_low, mut x_high) = ends(&mut points.iter().map(|p| p.2));
+    let mut title = words::time_title(inputs.plan).to_string();
+    if let Some(of_what) = title.strip_prefix("milliseconds").filter(|_| x_high < 1.0) {
+        title = format!("microseconds{of_what}");
+        points.iter_mut().for_each(|p| p.2 *= 1e3);
+        (x_low, x_high) = (1e3 * x_low, 1e3 * x_high);
+    }
     let (y_low, y_high) = ends(&mut points.iter().map(|p| p.3));
-    let caption = format!("Time against cost: {} and {}", words::time_title(inputs.plan), words::cost_title(inputs.plan));
+    let caption = format!("Time against cost: {title} and {}", words::cost_title(inputs.plan));
     let svg = draw("figure of time against cost", 440, &caption, |area| {
         let mut chart = ChartBuilder::on(area);
         chart.margin(10).margin_right(24).x_label_area_size(46).y_label_area_size(96);
@@ -58,11 +64,11 @@ fn front(inputs: &PlanInputs) -> Result<Option<Plot>, ReportError> {
         if y_high > 10.0 * y_low {
             let base = if y_high > 100.0 * y_low { 10.0 } else { 2.0 };
             let chart = chart.build_cartesian_2d(times, (y_low * 0.85..y_high * 1.2).log_scale().base(base))?;
-            paint_front(chart, inputs, &points)
+            paint_front(chart, inputs, &title, &points)
         } else {
             let room = ((y_high - y_low) * 0.08).max(y_low * 0.02);
             let chart = chart.build_cartesian_2d(times, (y_low - room).max(0.0)..y_high + room)?;
-            paint_front(chart, inputs, &points)
+            paint_front(chart, inputs, &title, &points)
         }
     })?;
     let numbers = if words::is_here(inputs.plan) { "batch sizes" } else { "GPUs" };
@@ -76,6 +82,7 @@ fn front(inputs: &PlanInputs) -> Result<Option<Plot>, ReportError> {
 fn paint_front<'a, X, Y>(
     mut chart: ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
     inputs: &PlanInputs,
+    time_title: &str,
     points: &[(usize, &Row, f64, f64)],
 ) -> Result<(), Box<dyn std::error::Error>>
 where
@@ -89,7 +96,7 @@ where
         .light_line_style(FAINT.mix(0.0))
         .label_style(font(13))
         .axis_desc_style(font(14))
-        .x_desc(words::time_title(inputs.plan))
+        .x_desc(time_title)
         .y_desc(words::cost_title(inputs.plan))
         .x_labels(12)
         .y_labels(7)
