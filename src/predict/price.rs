@@ -20,6 +20,15 @@ pub struct GpuPrice {
     pub explanation: String,
 }
 
+impl GpuPrice {
+    /// Makes both prices so many times as high.
+    pub fn scale(&mut self, factor: f64) {
+        for usd in [&mut self.on_demand, &mut self.spot].into_iter().flatten() {
+            usd.0 *= factor;
+        }
+    }
+}
+
 /// The names of a GPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Names<'a> {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     hardware::{Generation, Gpu},
-    units::{Seconds, UsdPerHour},
+    units::Seconds,
 };
 
 /// What a plan is answered from, to be changed.
@@ -109,11 +109,7 @@ fn assumptions(plan: &Plan, error: f64) -> Vec<Assumption> {
             }
         }),
         scaled("price of an hour", [0.8, 1.25], |basis, factor| {
-            let scale = |usd: &mut UsdPerHour| usd.0 *= factor;
-            for price in &mut basis.prices {
-                price.on_demand.iter_mut().for_each(scale);
-                price.spot.iter_mut().for_each(scale);
-            }
+            basis.prices.iter_mut().for_each(|price| price.scale(factor));
         }),
         scaled("failures", [0.5, 2.0], |basis, factor| basis.operation.failures_per_gpu_year *= factor),
         scaled("time of a restart", [0.5, 2.0], |basis, factor| {

@@ -372,12 +372,7 @@ fn assumptions(question: &ServingQuestion, error: f64) -> Vec<Assumption> {
             basis.work.output_tokens = (f64::from(basis.work.output_tokens) * factor).round().max(1.0) as u32;
         }),
         scaled("price of an hour", [0.8, 1.25], |basis, factor| {
-            basis
-                .prices
-                .iter_mut()
-                .flat_map(|price| [&mut price.on_demand, &mut price.spot])
-                .flatten()
-                .for_each(|usd| usd.0 *= factor);
+            basis.prices.iter_mut().for_each(|price| price.scale(factor));
         }),
     ];
     if question.work.drafts() {

@@ -355,12 +355,7 @@ fn swings(question: &GraphQuestion, basis: &Basis, parameters: &Parameters, plai
             }
         }),
         ("price of an hour", [0.8, 1.25], |basis, factor| {
-            basis
-                .prices
-                .iter_mut()
-                .flat_map(|price| [&mut price.on_demand, &mut price.spot])
-                .flatten()
-                .for_each(|usd| usd.0 *= factor);
+            basis.prices.iter_mut().for_each(|price| price.scale(factor));
         }),
     ];
     let mut out: Vec<Swing> = Vec::new();
