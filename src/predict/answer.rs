@@ -4,10 +4,11 @@
 //! Pure, and the same for training and for serving: `training` and `serving` make the rows.
 
 use super::{
-    plan_file::{Limits, PlanObjective},
+    plan_file::{LayoutLimits, Limits, PlanObjective},
     search,
 };
 use crate::{
+    hardware::Gpu,
     record::Candidate,
     units::{Joules, Seconds, Usd, UsdPerHour},
     vocab::{Compression, Phase, Vocabulary},
@@ -264,6 +265,26 @@ pub struct Refusal {
     pub reason: String,
     /// What would make it fit.
     pub remedies: Vec<String>,
+}
+
+impl Refusal {
+    /// Why there is no layout of so many GPUs at all, memory aside: by `rule`. Which of a plan's limits are in the way is found by leaving them out:
+    /// `has_some` says whether there are layouts within others. Where none is, `otherwise` would help.
+    pub fn without_layout(
+        (gpu, gpus): (&Gpu, u32),
+        limits: &LayoutLimits,
+        has_some: impl Fn(&LayoutLimits) -> bool,
+        (rule, otherwise): (&str, &str),
+    ) -> Refusal {
+        let lifted = limits.lifted().into_iter().filter(|(_, limits)| has_some(limits));
+        let mut remedies: Vec<String> = lifted.map(|(key, _)| format!("another `{key}`")).collect();
+        let mut reason = format!("no layout: {rule}");
+        match remedies.is_empty() {
+            true => remedies.push(otherwise.into()),
+            false => reason += "; `[layouts]` leaves none",
+        }
+        Refusal { gpu: gpu.name.clone(), gpus, reason, remedies }
+    }
 }
 
 /// How the answer moves with one assumption.

@@ -101,6 +101,11 @@ impl Modules {
         self.0 & other.0 == other.0
     }
 
+    /// Of a single one: which of [`Self::COUNT`] it is.
+    pub const fn place(self) -> usize {
+        self.0.trailing_zeros() as usize
+    }
+
     /// Which of [`Self::COUNT`] are in it.
     pub fn places(self) -> impl Iterator<Item = usize> {
         (0..Self::COUNT).filter(move |at| self.0 >> at & 1 == 1)

@@ -468,6 +468,19 @@ mod tests {
         assert_eq!((rates.message("all_reduce", 1), rates.message("all_reduce", 1 << 22)), (1e-6, 4e-3));
     }
 
+    /// One thread of the processor.
+    fn candidate() -> Candidate {
+        Candidate {
+            phase: Phase::Infer,
+            device: Device::Cpu,
+            precision: Precision::Fp32,
+            compression: Compression::NONE,
+            layout: Layout::SINGLE,
+            batch_size: 64,
+            threads: 1,
+        }
+    }
+
     #[test]
     fn each_assumption_moves_its_own_part_of_a_step() {
         let table = RateTable {
@@ -477,19 +490,10 @@ mod tests {
         let product = op(&rate("linear", [1024, 1024, 1024], 0.0));
         let moved = OpProfile { op: "permute".into(), flops: Flops(0), bytes: Bytes(1 << 22), ..product.clone() };
         let summed = OpProfile { op: "all_reduce".into(), flops: Flops(1 << 18), ..product.clone() };
-        let candidate = Candidate {
-            phase: Phase::Infer,
-            device: Device::Cpu,
-            precision: Precision::Fp32,
-            compression: Compression::NONE,
-            layout: Layout::SINGLE,
-            batch_size: 64,
-            threads: 1,
-        };
         let record = RunRecord {
             profile: vec![product, moved, summed],
             input_bytes: Some(Bytes(1_000_000)),
-            ..RunRecord::without_result(candidate, Status::Ok, String::new())
+            ..RunRecord::without_result(candidate(), Status::Ok, String::new())
         };
         let machine = Environment { rates: vec![table], copy_bytes_per_s: Some(1e9), ..Environment::default() };
         let plain = predict_record(&record, &machine).unwrap().step.0;
@@ -524,15 +528,7 @@ mod tests {
 
     #[test]
     fn a_record_is_predicted_from_the_rates_of_its_own_workers() {
-        let mut candidate = Candidate {
-            phase: Phase::Infer,
-            device: Device::Cpu,
-            precision: Precision::Fp32,
-            compression: Compression::NONE,
-            layout: Layout::SINGLE,
-            batch_size: 64,
-            threads: 1,
-        };
+        let mut candidate = candidate();
         let record = |candidate: &Candidate| {
             let profile = vec![op(&rate("linear", [64, 64, 64], 0.0))];
             RunRecord { profile, ..RunRecord::without_result(candidate.clone(), Status::Ok, String::new()) }

@@ -261,16 +261,9 @@ impl ServingQuestion<'_> {
             let question = ServingQuestion { plan: &plan, ..*self };
             counts.iter().any(|gpus| question.layouts(machine, *gpus).iter().any(|layout| layout.check(self.model).is_ok()))
         };
-        let lifted = self.plan.layouts.lifted().into_iter().filter(|(_, limits)| has_some(limits));
-        let mut remedies: Vec<String> = lifted.map(|(key, _)| format!("another `{key}`")).collect();
-        let mut reason =
-            "no layout: sizes of parallelism must divide the model's heads, blocks and experts and multiply to the GPUs of a replica"
-                .to_string();
-        match remedies.is_empty() {
-            true => remedies.push("another number of GPUs".into()),
-            false => reason += "; `[layouts]` leaves none",
-        }
-        Refusal { gpu: self.gpus[at].name.clone(), gpus: counts.last().copied().unwrap_or(0), reason, remedies }
+        let of = (&self.gpus[at], counts.last().copied().unwrap_or(0));
+        let rule = "sizes of parallelism must divide the model's heads, blocks and experts and multiply to the GPUs of a replica";
+        Refusal::without_layout(of, &self.plan.layouts, has_some, (rule, "another number of GPUs"))
     }
 
     fn rows(&self, answer: &mut Answer) {

@@ -395,8 +395,7 @@ impl Costs<'_> {
         let group = Group::new(self.layout.context, self.layout.tensor);
         let stride = if self.on.links.together(group) >= group.size { self.tensor } else { self.on.links.domain };
         let ring = hops * self.on.links.send(bytes, stride);
-        let beyond = |ring: f64, core: f64| (ring - core).max(0.0) + HIDDEN_COST * ring.min(core);
-        (beyond(ring, core), beyond(2.0 * ring, core_backward))
+        (beyond(ring, core, HIDDEN_COST), beyond(2.0 * ring, core_backward, HIDDEN_COST))
     }
 
     fn dense_layer(&self) -> (Work, Work) {
@@ -532,6 +531,11 @@ const HIDDEN_COST: f64 = 0.1;
 /// The same for the exchange of experts: its kernels take 20 to 32 of the multiprocessors (DeepEP, HybridEP), and memory besides.
 const TAKEN_BY_EXCHANGE: f64 = 0.25;
 
+/// What is left of an exchange under a computation: what takes longer, and a share of the rest.
+fn beyond(exchange: f64, computation: f64, share: f64) -> f64 {
+    (exchange - computation).max(0.0) + share * exchange.min(computation)
+}
+
 /// What a rank waits for a host that needs `host` to launch what takes `work`: the larger sets the pace where one is far larger, and kernels
 /// of all lengths make a soft change between the two.
 fn waited(host: f64, work: f64) -> f64 {
@@ -594,15 +598,14 @@ impl Blocks {
             take(recurrent.layers, costs.recurrent_layer(), on.dense_host / 2.0);
         }
         if model.dense.layers > 0 {
-            modules[4] = take(model.dense.layers, costs.dense_layer(), on.dense_host / 2.0);
+            modules[Modules::DENSE.place()] = take(model.dense.layers, costs.dense_layer(), on.dense_host / 2.0);
         }
         if let Some(experts) = model.experts {
-            modules[5] = take(experts.layers, costs.experts_layer(), on.expert_host);
+            modules[Modules::EXPERTS.place()] = take(experts.layers, costs.experts_layer(), on.expert_host);
         }
         if layout.options.expert_overlap {
             for work in [&mut forward, &mut backward] {
-                let (exchange, computed) = (work.expert, work.computed());
-                work.expert = (exchange - computed).max(0.0) + TAKEN_BY_EXCHANGE * exchange.min(computed);
+                work.expert = beyond(work.expert, work.computed(), TAKEN_BY_EXCHANGE);
             }
         }
         // The head, with the blocks that predict further tokens, lies on the last rank.
@@ -692,8 +695,7 @@ pub(super) fn step_of(
         };
         let again = if layout.sharding == Sharding::Weights { gather } else { 0.0 };
         let compute = (forward_rank + head.total() * share, backward_rank + head_backward.total() * share);
-        let beyond = |exchange: f64, compute: f64| (exchange - compute).max(0.0) + on.data_exposed * exchange.min(compute);
-        gathered = beyond(gather, compute.0) + beyond(again + scatter, compute.1);
+        gathered = beyond(gather, compute.0, on.data_exposed) + beyond(again + scatter, compute.1, on.data_exposed);
         sent += held.all() * weight * 2.0 + held.all() * 4.0;
         messages += 3.0 * fullest;
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     cost::csv,
-    hardware::{HardwareBook, Machine, folded},
+    hardware::{Gpu, HardwareBook, Machine, folded},
 };
 use std::collections::BTreeMap;
 
@@ -313,9 +313,13 @@ impl TableKind {
     }
 }
 
-fn machine(row: &Row, books: &Books) -> Result<Machine, String> {
+fn gpu<'b>(row: &Row, books: &'b Books) -> Result<&'b Gpu, String> {
     let name = row.text("gpu").ok_or("`gpu` is not printed")?;
-    books.hardware.find_in(name).map(|gpu| gpu.machine).ok_or_else(|| format!("no GPU `{name}` in the book"))
+    books.hardware.find_in(name).ok_or_else(|| format!("no GPU `{name}` in the book"))
+}
+
+fn machine(row: &Row, books: &Books) -> Result<Machine, String> {
+    Ok(gpu(row, books)?.machine)
 }
 
 fn named_model(name: &str, books: &Books) -> Result<Transformer, String> {
@@ -378,14 +382,14 @@ fn common_divisor(a: u32, b: u32) -> u32 {
 /// NeMo, Megatron-Bridge, Megatron-LM on H100 and later, AutoModel. Not printed: CUDA graphs, recomputation and what hides the exchange of
 /// experts (as the recipes have it, `recipes`), overlap of tensor parallelism (on), sharding of the optimizer (on).
 fn nemo(row: &Row, books: &Books) -> Result<(Question, f64), String> {
-    let machine = machine(row, books)?;
+    let gpu = gpu(row, books)?;
+    let machine = gpu.machine;
     let model = named_model(row.text("model").ok_or("`model` is not printed")?, books)?;
     let automodel = row.text("framework").is_some_and(|name| folded(name).contains("automodel"));
     let fsdp = row.count("fsdp").unwrap_or(0);
     let precision = precision(row, &machine)?;
     let size = |column| row.count(column).filter(|value| *value > 0).unwrap_or(1);
-    let gpu = row.text("gpu").and_then(|name| books.hardware.find_in(name)).map_or("", |gpu| gpu.name.as_str());
-    let run = recipes::published(&model, gpu, precision, row.text("release").unwrap_or(""));
+    let run = recipes::published(&model, &gpu.name, precision, row.text("release").unwrap_or(""));
     let (mut global_batch, mut micro_batch) = (row.wanted("gbs")?, row.wanted("mbs")?);
     if global_batch < micro_batch {
         // One page prints these two columns the other way round: its accumulation steps say so.

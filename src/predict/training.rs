@@ -6,7 +6,7 @@ use super::{
     layout::{Recompute, Sharding, TrainingPrecision},
     memory::{Again, Memory},
     parameters::Parameters,
-    plan_file::{GpuCounts, Operation, Plan, PlanObjective, TrainWork},
+    plan_file::{GpuCounts, LayoutLimits, Operation, Plan, PlanObjective, TrainWork},
     price::GpuPrice,
     resilience::{Interruptions, WallTime},
     search::{self, Arrangement, Found, Outcome, Schedule, search},
@@ -446,9 +446,8 @@ fn enough(question: &TrainingQuestion, site: &Site, gpus: u32) -> Option<u32> {
 
 /// Why there is no layout of so many GPUs at all, memory aside: which of the plan's limits are in the way is found by leaving them out.
 fn without_layout(question: &TrainingQuestion, machine: usize, gpus: u32) -> Refusal {
-    let gpu = question.gpus[machine].name.clone();
-    let is_in_the_way = |limits: super::plan_file::LayoutLimits| {
-        let plan = Plan { layouts: limits, ..question.plan.clone() };
+    let has_some = |limits: &LayoutLimits| {
+        let plan = Plan { layouts: limits.clone(), ..question.plan.clone() };
         let question = TrainingQuestion { plan: &plan, ..*question };
         let site = places(&question).swap_remove(machine).site;
         site.is_some_and(|site| {
@@ -456,16 +455,10 @@ fn without_layout(question: &TrainingQuestion, machine: usize, gpus: u32) -> Ref
             !found.best.is_empty() || found.nearest.is_some()
         })
     };
-    let lifted = question.plan.layouts.lifted().into_iter().filter(|(_, limits)| is_in_the_way(limits.clone()));
-    let mut remedies: Vec<String> = lifted.map(|(key, _)| format!("another `{key}`")).collect();
-    let mut reason = "no layout: sizes of parallelism must divide the model's heads, blocks and experts and multiply to the number of GPUs, and the batch \
-                      be a multiple of the data-parallel size"
-        .to_string();
-    match remedies.is_empty() {
-        true => remedies.push("another number of GPUs, or another batch".into()),
-        false => reason += "; `[layouts]` leaves none",
-    }
-    Refusal { gpu, gpus, reason, remedies }
+    let rule = "sizes of parallelism must divide the model's heads, blocks and experts and multiply to the number of GPUs, and the batch \
+                be a multiple of the data-parallel size";
+    let words = (rule, "another number of GPUs, or another batch");
+    Refusal::without_layout((&question.gpus[machine], gpus), &question.plan.layouts, has_some, words)
 }
 
 fn remedies(site: &Site, on: &Arrangement, with: &Schedule, needed: f64, fewest: Option<u32>) -> Vec<String> {
