@@ -3,9 +3,9 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 const PARTS: [&str; 8] = ["machine", "ceilings", "conformance", "correctness", "tune", "kernels", "steps", "scenarios"];
@@ -14,9 +14,13 @@ struct Suite {
     dir: tempfile::TempDir,
 }
 
+/// Written by a process of its own: a program cannot be started while a file that another test's new process has inherited is open for
+/// writing it.
 fn script(path: &Path, text: &str) {
-    fs::write(path, format!("#!/usr/bin/env bash\n{text}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut writer =
+        Command::new("bash").args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(path).stdin(Stdio::piped()).spawn().unwrap();
+    write!(writer.stdin.take().unwrap(), "#!/usr/bin/env bash\n{text}\n").unwrap();
+    assert!(writer.wait().unwrap().success());
 }
 
 impl Suite {

@@ -630,7 +630,7 @@ mod tests {
         assert_eq!(peer.name, "p 1");
         // One that ends after an answer is there again for the next request.
         let mut peer = Peer::start(r#"read line; echo '{"seconds_median": 0.5}'"#).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        peer.process.child.wait().unwrap();
         assert_eq!(peer.ask(&json!({})), Ok(0.5));
     }
 }

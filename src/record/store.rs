@@ -44,9 +44,7 @@ impl Log {
             std::fs::rename(path, path.with_extension("jsonl.previous")).map_err(fail("keep the earlier"))?;
         }
         let partial = path.with_extension(format!("jsonl.partial-{}", std::process::id()));
-        let file = File::create(&partial).map_err(fail("create"))?;
-        lock(&file, path)?;
-        let mut log = Log { file, path: path.to_path_buf() };
+        let mut log = Log::locked(File::create(&partial).map_err(fail("create"))?, path)?;
         let written = log.append(&Line::Run(Box::new(header.clone())));
         let named = written.and_then(|()| std::fs::rename(&partial, path).map_err(fail("create")));
         if let Err(error) = named {
@@ -62,12 +60,16 @@ impl Log {
     /// As `read`, and `Busy` where another process goes on with it.
     pub fn resume(path: &Path) -> Result<(Log, StoredRun), StoreError> {
         let fail = |doing| move |source| StoreError::Io { doing, path: path.to_path_buf(), source };
-        let mut file = OpenOptions::new().write(true).open(path).map_err(fail("open"))?;
-        lock(&file, path)?;
+        let mut log = Log::locked(OpenOptions::new().write(true).open(path).map_err(fail("open"))?, path)?;
         let (stored, whole) = read_with_length(path)?;
-        file.set_len(whole).map_err(fail("cut the torn line of"))?;
-        file.seek(SeekFrom::End(0)).map_err(fail("open"))?;
-        Ok((Log { file, path: path.to_path_buf() }, stored))
+        log.file.set_len(whole).map_err(fail("cut the torn line of"))?;
+        log.file.seek(SeekFrom::End(0)).map_err(fail("open"))?;
+        Ok((log, stored))
+    }
+
+    fn locked(file: File, path: &Path) -> Result<Log, StoreError> {
+        lock(&file, path)?;
+        Ok(Log { file, path: path.to_path_buf() })
     }
 
     /// Writes one line and waits until the disk has it.
@@ -87,7 +89,15 @@ impl Log {
     }
 }
 
-/// Held until the file is closed, also by a kill. A file system without locks is written without one.
+/// The lock belongs to the open file, and a process that another thread starts at this moment holds that open file too until it has
+/// become its program: closing alone would leave the log busy for as long.
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.file.unlock().ok();
+    }
+}
+
+/// Held until it is given back or every copy of the open file is closed, also by a kill. A file system without locks is written without one.
 fn lock(file: &File, path: &Path) -> Result<(), StoreError> {
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(StoreError::Busy { path: path.to_path_buf() }),
@@ -230,6 +240,21 @@ mod tests {
         Log::create(&path, &header()).unwrap();
         let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names.len(), 2, "{names:?}");
+    }
+
+    #[test]
+    fn a_finished_log_is_free_while_a_process_that_is_being_started_still_holds_the_open_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run.jsonl");
+        let created = Log::create(&path, &header()).unwrap();
+        let held_by_a_fork = created.file.try_clone().unwrap();
+        drop(created);
+        let (resumed, _) = Log::resume(&path).unwrap();
+        drop((resumed, held_by_a_fork));
+
+        std::fs::write(&path, "torn").unwrap();
+        assert!(matches!(Log::resume(&path), Err(StoreError::Empty { .. })));
+        assert!(matches!(Log::resume(&path), Err(StoreError::Empty { .. })), "a refusal leaves it free");
     }
 
     #[test]
