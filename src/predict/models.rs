@@ -108,6 +108,8 @@ static LATENT: Shape = Shape {
         field("plain", "Of a head without rotation", COUNT, REQUIRED),
         field("rotated", "Of a head with rotation", COUNT, REQUIRED),
         field("value", "Of a value", COUNT, REQUIRED),
+        field("index_heads", "Heads of the scores that choose `window` tokens of the whole context", COUNT, OPTIONAL),
+        field("index_size", "Size of such a head", COUNT, OPTIONAL),
     ],
     exclusive: &[],
 };
@@ -184,8 +186,18 @@ pub fn read_model(table: &Table, report: &mut Report) -> Option<Transformer> {
             plain: whole(&part, "plain")?,
             rotated: whole(&part, "rotated")?,
             value: whole(&part, "value")?,
+            index_heads: or_0(&part, "index_heads"),
+            index_size: or_0(&part, "index_size"),
         })
     });
+    if latent
+        .is_some_and(|latent| latent.index_heads > 0 && (latent.index_size == 0 || window_layers == 0 || latent.query_rank == 0))
+    {
+        report.add(
+            table.span("latent"),
+            format!("`{name}` chooses tokens with `index_heads`, but lacks `index_size`, `query_rank` or the `window_layers` that see them"),
+        );
+    }
     let others = window_layers + recurrent.map_or(0, |one| one.layers);
     let attention_layers = whole(table, "attention_layers").unwrap_or(layers.saturating_sub(others));
     let dense_layers = whole(table, "dense_layers").unwrap_or(layers.saturating_sub(experts.map_or(0, |one| one.layers)));
@@ -261,6 +273,20 @@ mod tests {
             assert_eq!(book.find(text).map(|model| model.name.as_str()), Some(name), "{text}");
         }
         assert!(book.find("no such model").is_none());
+    }
+
+    #[test]
+    fn tokens_are_chosen_for_layers_that_see_a_window() {
+        let text = include_str!("../../data/models/transformers.toml");
+        let at = text.find("name = \"glm-5\"").expect("it is there");
+        let glm = text[at..].split("[[model]]").next().expect("it ends");
+        let read = |text: &str| ModelBook::read(&Source::new("x.toml", &format!("[[model]]\n{text}")));
+        assert!(read(glm).is_ok());
+        for (from, to) in [("window_layers = 78", "window_layers = 0"), (", index_size = 128", ""), ("query_rank = 2048, ", "")] {
+            assert!(glm.contains(from));
+            let told = input::render(&read(&glm.replace(from, to)).unwrap_err());
+            assert!(told.contains("`glm-5` chooses tokens with `index_heads`, but lacks `index_size`, `query_rank`"), "{told}");
+        }
     }
 
     #[test]

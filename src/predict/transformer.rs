@@ -25,6 +25,10 @@ pub struct Latent {
     pub plain: u32,
     pub rotated: u32,
     pub value: u32,
+    /// Heads and size of the scores by which each token chooses those of the whole context that it attends to, as many as the window holds
+    /// (sparse attention of DeepSeek-V3.2); 0 without. Every token of the context stays in the cache.
+    pub index_heads: u32,
+    pub index_size: u32,
 }
 
 /// Feed-forward layers without experts.
@@ -146,6 +150,15 @@ impl Attention {
             Some(_) => self.query_width() + self.value_width(),
             None => self.cached_width(),
         }
+    }
+
+    /// Linear layers of the scores that choose tokens: queries from their low-rank form, one key and a weight for each head from the hidden
+    /// state (DeepSeek-V3.2-Exp, its `model.py`). They count when a model serves; training leaves them out, for published trainings have none.
+    pub fn indexer(&self, hidden: f64) -> [Linear; 3] {
+        let latent = self.latent.filter(|latent| latent.index_heads > 0);
+        let of = |value: fn(&Latent) -> u32| latent.as_ref().map_or(0.0, |latent| f64::from(value(latent)));
+        let (heads, size) = (of(|latent| latent.index_heads), of(|latent| latent.index_size));
+        [Linear::new(of(|latent| latent.query_rank), heads * size), Linear::new(hidden, size), Linear::new(hidden, heads)]
     }
 
     /// Its linear layers: into queries, keys and values (some of low rank), and out; unused places are of size 0.

@@ -108,14 +108,15 @@ impl Replica<'_> {
     fn held_back(&self, live: f64, steps: f64) -> (f64, f64) {
         let layout = self.layout();
         let between = steps / live.max(1.0);
-        let mut window = f64::from(layout.wait_steps);
+        let window = f64::from(layout.wait_steps);
+        let mut poll = f64::from(layout.poll_steps);
         if layout.attention_data > 1 && layout.balance_steps > 0 {
-            // The last of as many ranks gets its prompt: expected maximum of exponential times.
+            // Until the last of as many ranks has a prompt (expected maximum of exponential times), or the count of steps is full. It counts steps
+            // in which no prompt waits too (TensorRT-LLM, `_balance_adp_requests`).
             let ranks = layout.attention_data;
             let harmonic: f64 = (1..=ranks).map(|rank| 1.0 / f64::from(rank)).sum();
-            window = window.max((between * f64::from(ranks) * harmonic).min(f64::from(layout.balance_steps)));
+            poll = poll.max((between * f64::from(ranks) * harmonic).min(f64::from(layout.balance_steps)));
         }
-        let poll = f64::from(layout.poll_steps);
         if poll > window {
             // Requests come at any time between two looks.
             return (poll / 2.0, 1.0 + (poll / between).min((live - 1.0).max(0.0)));

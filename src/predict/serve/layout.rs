@@ -43,6 +43,9 @@ pub struct ServingLayout {
     /// Steps whose tokens are sent together where the process that runs the steps also makes the replies (TensorRT-LLM: `stream_interval` without
     /// `num_postprocess_workers`); 0 where the first token does not wait for others.
     pub group_steps: u32,
+    /// Tokens up to which a step with prompts is captured as graphs too, but for its attention (vLLM: `max-cudagraph-capture-size`; TensorRT-LLM:
+    /// `enable_piecewise_cuda_graph`); 0 where only steps that decode alone are.
+    pub captured_tokens: u32,
 }
 
 /// Bytes that the context, its libraries, captured graphs and the activations of a step of 8,192 tokens take, as engines report them at
@@ -74,6 +77,10 @@ impl ServingLayout {
             balance_steps: 0,
             poll_steps: 0,
             group_steps: 0,
+            captured_tokens: match engine {
+                Engine::Vllm => 512,
+                _ => 0,
+            },
         }
     }
 
@@ -127,7 +134,9 @@ impl ServingLayout {
             + work.expert_layers * (experts + work.common / tensor) * self.format.weight_bytes();
         // The first stage holds the embedding, the last one the projection, in 16 bits, and what proposes tokens.
         let tables = if self.pipeline > 1 { 1.0 } else { 2.0 };
-        layers / f64::from(self.pipeline)
+        // Every GPU of a layer chooses tokens by itself.
+        let indexers = (work.attention_layers + work.window_layers) * work.indexer * self.attention_format(work).weight_bytes();
+        (layers + indexers) / f64::from(self.pipeline)
             + tables * work.table * 2.0 / tensor
             + self.drafting_blocks(work) * self.drafting_bytes(work)
     }

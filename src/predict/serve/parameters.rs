@@ -101,6 +101,9 @@ pub struct ServingParameters {
     pub experts: f64,
     /// Rows of one expert at which its products reach half of that.
     pub expert_rows: f64,
+    /// How evenly tokens choose among experts: the shape of the gamma distribution that their shares are drawn from; large where all are met
+    /// alike.
+    pub expert_evenness: f64,
     /// Choosing, sorting and launching experts, seconds a layer.
     pub expert_layer: f64,
     /// What that takes besides where experts have a scale for each block, which are made and applied by kernels of their own.
@@ -175,6 +178,7 @@ pub fn priors() -> Vec<Prior> {
         ("experts-compiled", 0.6, 0.4, 1.0),
         ("experts", 0.6, 0.4, 1.0),
         ("expert-rows", 64.0, 0.8, none),
+        ("expert-evenness", 4.0, 1.0, none),
         ("expert-layer", 30e-6, 0.8, none),
         ("expert-layer-block", 20e-6, 0.8, none),
         ("latent-eager", 300e-6, 0.8, none),
@@ -236,6 +240,7 @@ impl ServingParameters {
             experts_compiled: next(),
             experts: next(),
             expert_rows: next(),
+            expert_evenness: next(),
             expert_layer: next(),
             expert_layer_block: next(),
             latent_eager: next(),

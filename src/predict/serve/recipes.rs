@@ -30,6 +30,7 @@ pub fn told(layout: ServingLayout, run: &Run) -> ServingLayout {
     match layout.engine {
         Engine::TensorRt => tensor_rt(layout, run),
         Engine::Sglang => sglang(layout, run),
+        Engine::Vllm => vllm(layout, run),
         _ => layout,
     }
 }
@@ -48,10 +49,47 @@ fn sglang(layout: ServingLayout, run: &Run) -> ServingLayout {
         told.step_tokens = 32_768;
         told.poll_steps = if run.users >= 16.0 { 30 } else { 10 };
     }
-    if run.model == "glm-5" && !run.gpu.starts_with("h") {
-        told.step_tokens = 32_768;
+    if run.model == "glm-5" {
+        if run.gpu.starts_with('h') {
+            // `glm5_fp8_h200.sh` says nothing on the cache: as the model's activations.
+            told.cache_bytes = 2.0;
+        } else {
+            told.step_tokens = 32_768;
+        }
     }
     told
+}
+
+/// `70b_fp8_*.sh`, `gptoss_fp4_*.sh`, `minimaxm2.5_fp8_*.sh` and `kimik2.5_*.sh`: `--kv-cache-dtype` (in 16 bits where it is not set),
+/// `--max-cudagraph-capture-size`, `cudagraph_mode`, `--max-num-batched-tokens`, `--enable-expert-parallel`.
+fn vllm(layout: ServingLayout, run: &Run) -> ServingLayout {
+    let hopper = run.gpu.starts_with('h');
+    let mut told = ServingLayout { cache_bytes: 2.0, ..layout };
+    match run.model {
+        "llama-3.1-70b" => {
+            told.cache_bytes = 1.0;
+            if !hopper {
+                told.captured_tokens = 0;
+            }
+        }
+        "gpt-oss-120b" => {
+            told.captured_tokens = 2048;
+            // Since 0.11.2, whose rows print their release.
+            if !hopper && !run.release.is_empty() {
+                told.cache_bytes = 1.0;
+            }
+        }
+        "minimax-m2.5" if !hopper && run.release == "0.17.0" => told.expert = told.tensor,
+        "minimax-m2.5" if !hopper => told = capturing(told, run),
+        "kimi-k2" if !hopper && run.gpu.starts_with("b200") && run.measured >= "2026-04-15" => told = capturing(told, run),
+        _ => {}
+    }
+    told
+}
+
+/// What two scripts have since April 2026.
+fn capturing(layout: ServingLayout, run: &Run) -> ServingLayout {
+    ServingLayout { cache_bytes: 1.0, captured_tokens: 2048, step_tokens: 2 * run.lengths.input as u32, ..layout }
 }
 
 fn tensor_rt(layout: ServingLayout, run: &Run) -> ServingLayout {
@@ -77,6 +115,18 @@ fn tensor_rt(layout: ServingLayout, run: &Run) -> ServingLayout {
             // dsr1_*_trt_mtp.sh: added in January 2026, with releases of its own since.
             if run.release == "1.2.0rc6.post3" || (run.release == "1.1.0rc2.post2" && run.measured == "2026-01-14") {
                 told.draft_tokens = if layout.attention_data > 1 { 1 } else { 3 };
+            }
+            // dsr1_*_b200_trt.sh: `enable_piecewise_cuda_graph`, for some loads.
+            let long_reply = (run.lengths.input, run.lengths.output) == (1024.0, 8192.0);
+            let captures = if !eight_bit {
+                chat && run.users == 64.0 && layout.expert == 8
+            } else if run.lengths.input < 8192.0 {
+                (if long_reply { 128.0 } else { 64.0 }..256.0).contains(&run.users)
+            } else {
+                run.users >= 64.0
+            };
+            if captures && run.gpu.starts_with("b200") && run.release == "1.2.0rc6.post2" {
+                told.captured_tokens = u32::MAX;
             }
             // A step takes one prompt and what decodes; since 1.2.0rc6.post2 at least 8,192 tokens without proposals.
             if told.draft_tokens > 0 || run.release != "1.2.0rc6.post2" {
@@ -116,7 +166,8 @@ mod tests {
         assert_eq!(told(on(4), &Run { lengths: long, ..run }).wait_steps, 0);
         assert_eq!(told(on(4), &Run { measured: "", ..run }).wait_steps, 0, "not a run of the benchmark");
         let other = ServingLayout::single(4, ServedFormat::Fp8, Engine::Vllm);
-        assert_eq!(told(other, &run), other);
+        assert_eq!(told(other, &run), other, "the cache in 8 bits, graphs as by default");
+        assert_eq!(told(other, &Run { gpu: "b200", ..run }), ServingLayout { captured_tokens: 0, ..other });
 
         let deep = Run { model: "deepseek-v3", release: "1.2.0rc6.post3", measured: "2026-02-05", ..run };
         assert_eq!(told(on(8), &deep).draft_tokens, 3);
@@ -128,6 +179,30 @@ mod tests {
         let delayed = Run { gpu: "b200", release: "1.2.0rc6.post2", users: 64.0, ..deep };
         assert_eq!(told(on(8), &delayed).wait_steps, 40);
         assert_eq!(told(on(8), &Run { users: 32.0, ..delayed }).wait_steps, 0);
+        assert_eq!(
+            (told(on(8), &delayed).captured_tokens, told(on(8), &Run { users: 32.0, ..delayed }).captured_tokens),
+            (u32::MAX, 0)
+        );
+        assert_eq!(told(on(8), &Run { users: 256.0, ..delayed }).captured_tokens, 0);
+    }
+
+    #[test]
+    fn options_of_vllm_changed_with_its_scripts() {
+        let lengths = Lengths { input: 1024.0, output: 1024.0, equal: false };
+        let run = Run { model: "minimax-m2.5", gpu: "b200", release: "0.19.0", measured: "2026-04-08", lengths, users: 8.0 };
+        let on = ServingLayout::single(4, ServedFormat::Fp8, Engine::Vllm);
+        let capturing = ServingLayout { cache_bytes: 1.0, captured_tokens: 2048, step_tokens: 2048, ..on };
+        let plain = ServingLayout { cache_bytes: 2.0, captured_tokens: 512, ..on };
+        assert_eq!(told(on, &run), capturing);
+        assert_eq!(told(on, &Run { release: "0.17.0", ..run }), ServingLayout { expert: 4, ..plain });
+        assert_eq!(told(on, &Run { gpu: "h100-sxm-80gb", ..run }), plain);
+        let kimi = Run { model: "kimi-k2", measured: "2026-04-20", ..run };
+        assert_eq!(told(on, &kimi), capturing);
+        assert_eq!(told(on, &Run { measured: "2026-03-11", ..kimi }), plain);
+        let oss = Run { model: "gpt-oss-120b", ..run };
+        assert_eq!(told(on, &oss), ServingLayout { captured_tokens: 2048, ..on });
+        assert_eq!(told(on, &Run { release: "", ..oss }).cache_bytes, 2.0);
+        assert_eq!(told(on, &Run { gpu: "h200-sxm-141gb", ..oss }).cache_bytes, 2.0);
     }
 
     #[test]
@@ -149,7 +224,8 @@ mod tests {
         assert_eq!((polls(8.0), polls(16.0)), ((10, 32_768), (30, 32_768)));
         let other = Run { model: "glm-5", gpu: "b200", ..run };
         assert_eq!(told(on(Engine::Sglang), &other).step_tokens, 32_768);
-        assert_eq!(told(on(Engine::Sglang), &Run { gpu: "h200-sxm-141gb", ..other }), on(Engine::Sglang));
+        let on_hopper = told(on(Engine::Sglang), &Run { gpu: "h200-sxm-141gb", ..other });
+        assert_eq!(on_hopper, ServingLayout { cache_bytes: 2.0, ..on(Engine::Sglang) });
         let llama = Run { model: "llama-3.1-70b", ..run };
         assert_eq!(told(on(Engine::TensorRt), &llama).step_tokens, 2248);
         let own = Run { model: "qwen3-32b", measured: "", users: 64.0, ..run };

@@ -190,14 +190,13 @@ mod tests {
 
     /// The bars that hold, with the shipped parameters: the error of rows that were held out is printed by `advisor plan score`.
     #[test]
-    fn shipped_parameters_keep_the_bars_of_throughput_and_of_time_per_token() {
+    fn shipped_parameters_keep_the_bars_but_for_the_tail_of_the_first_token() {
         let read = rows(&[]);
         let parameters = ServingParameters::shipped();
         let predicted: Vec<Vec<f64>> = read.rows.iter().map(|row| row.predicted(&parameters)).collect();
-        for error in
-            errors(&read.rows, &predicted).iter().filter(|error| error.engine.is_empty() && error.measure != Measure::FirstToken)
-        {
-            assert!(error.median_percent < BAR_PERCENT && error.ninetieth_percent < 2.5 * BAR_PERCENT, "{error:?}");
+        for error in errors(&read.rows, &predicted).iter().filter(|error| error.engine.is_empty()) {
+            let tail_is_kept = error.ninetieth_percent < 2.5 * BAR_PERCENT;
+            assert!(error.median_percent < BAR_PERCENT && (tail_is_kept || error.measure == Measure::FirstToken), "{error:?}");
         }
     }
 

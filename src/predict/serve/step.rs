@@ -6,14 +6,17 @@
 //! * attention when decoding reads the cache of every live sequence; low-rank attention reads one vector for all heads and computes with it
 //!   (the absorbed form, arXiv 2405.04434, section 2.1).
 //! * attention over a prompt: 2 (key + value) operations a head and pair of tokens (arXiv 2205.14135).
-//! * experts: of E, A chosen by each of n tokens, E (1 - (1 - A / E)^n) are expected to be met, and only these are read. With experts on
-//!   several GPUs the busiest counts: mean + sqrt(2 mean ln ranks), the expected maximum of Poisson loads.
+//! * experts: of E, A chosen by each of n tokens, E (1 - (1 + n A / (E k))^-k) are expected to be met, and only these are read: Poisson counts
+//!   whose means are spread as a gamma distribution of shape k, for tokens do not choose evenly (Greenwood and Yule, doi 10.2307/2341080). With
+//!   experts on several GPUs the busiest counts: mean + sqrt(2 variance ln ranks) of such counts.
+//! * sparse attention (DeepSeek-V3.2): every token scores all before it with small heads of 8 bits, which no GPU shares with another, and attends
+//!   to those with the largest scores in the absorbed form.
 //! * reductions after attention and feed-forward: latency x log2(ranks) + 2 (ranks - 1) / ranks x bytes / rate (arXiv 1909.08053; Thakur et
 //!   al., doi 10.1177/1094342005051521), half of the bytes where the switch adds up.
 //! * attention with data of its own on each rank: tokens go to their experts and back (one byte there, two back, an element) instead.
 //! * proposed tokens (speculative decoding) are rows of the same step, and passes through one more block each.
 //! * launches of every block, and a step's scheduling on the host. Steps with prompts have a length of their own each and are not captured as
-//!   graphs: the host launches their kernels one by one, beside the device.
+//!   graphs: the host launches their kernels one by one, beside the device, unless the engine captures steps of so many tokens too.
 
 use super::{
     format::{ServedFormat, chip, has_nvlink},
@@ -21,7 +24,7 @@ use super::{
     parameters::ServingParameters,
     work::ServingWork,
 };
-use crate::hardware::Machine;
+use crate::hardware::{Generation, Machine};
 
 /// What a replica does in one step; all counts are those of the whole replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -83,6 +86,12 @@ const ELEMENT: f64 = 2.0;
 /// GPUs of one server that share PCIe.
 const SERVER: f64 = 8.0;
 
+/// Heads of which sparse attention over prompts takes multiples, so that fewer on a GPU cost as much: FlashMLA's on Hopper (SGLang,
+/// `_forward_flashmla_sparse`); TensorRT-LLM's on Blackwell take any.
+fn sparse_heads(machine: &Machine) -> f64 {
+    if machine.generation == Generation::Hopper { 64.0 } else { 1.0 }
+}
+
 fn joined(one: f64, other: f64) -> f64 {
     (one.powi(3) + other.powi(3)).cbrt()
 }
@@ -137,16 +146,20 @@ impl Replica<'_> {
     fn expert_layer(&self, own: f64, all: f64) -> f64 {
         let (w, l, p) = (self.work, self.layout, self.parameters);
         let (ranks, parts) = (f64::from(l.expert), l.expert_tensor());
-        let met = w.experts * (1.0 - (1.0 - w.active / w.experts).powf(all));
+        let of_each = all * w.active / w.experts;
+        let met = w.experts * (1.0 - (1.0 + of_each / p.expert_evenness).powf(-p.expert_evenness));
+        // One token chooses no expert twice.
+        let met = met.max(w.active);
         let mean = all * w.active / ranks;
-        let busiest = if ranks > 1.0 { mean + (2.0 * mean * ranks.ln()).sqrt() } else { mean };
+        let variance = mean * (1.0 + of_each / p.expert_evenness);
+        let busiest = if ranks > 1.0 { mean + (2.0 * variance * ranks.ln()).sqrt() } else { mean };
         let rows = all * w.active / met;
         let efficiency = if l.engine == super::Engine::TensorRtCompiled { p.experts_compiled } else { p.experts };
         let rate = self.product_rate(l.format) * efficiency * rows / (rows + p.expert_rows);
         let computing = 2.0 * busiest * w.expert / parts / rate;
         let reading = met / ranks * w.expert / parts * l.format.weight_bytes() / self.memory_rate();
-        // Rows are gathered for their experts and added up again: four passes.
-        let moving = mean / parts * w.hidden * ELEMENT * 4.0 / self.memory_rate();
+        // Rows are gathered for their experts and added up again, whole rows on every GPU however its experts are cut: four passes.
+        let moving = mean * w.hidden * ELEMENT * 4.0 / self.memory_rate();
         let choosing = p.expert_layer + if l.format == ServedFormat::Fp8Block { p.expert_layer_block } else { 0.0 };
         joined(computing, reading) + self.linear(own, w.common / f64::from(l.tensor), l.format) + moving + choosing
     }
@@ -159,6 +172,15 @@ impl Replica<'_> {
         let per_pair = if w.latent { 2.0 * (w.cached + w.cached) } else { 2.0 * (w.key + w.value) };
         let rate = self.product_rate(ServedFormat::Half) * p.latent_attention;
         (bytes / (self.memory_rate() * p.cache_reading)).max(sequences * context * heads * per_pair / rate)
+    }
+
+    /// Choosing the tokens that sparse attention sees, in one layer: `decoding` and `prompts` tokens score all before them, in 8 bits, with all
+    /// heads on every GPU; the scores, in 32 bits, are written and read twice to find the largest.
+    fn choosing(&self, decoding: f64, context: f64, prompts: f64, prompt_context: f64) -> f64 {
+        let (w, p) = (self.work, self.parameters);
+        let scores = decoding * context + prompts * prompt_context;
+        let computing = 2.0 * scores * w.index_heads * w.index_size / (ServedFormat::peak(self.machine, 8) * p.prompt_attention);
+        computing + (decoding * context * w.index_size + 3.0 * 4.0 * scores) / self.memory_rate()
     }
 
     /// One step of one pipeline stage.
@@ -182,16 +204,25 @@ impl Replica<'_> {
         let mixing = w.attention_layers + w.window_layers;
         let memory = self.memory_rate();
 
+        let sparse = w.indexer > 0.0;
         let projections = self.linear(rows, w.attention / tensor, attention_format) * mixing
-            + self.linear(rows, w.recurrent / tensor, attention_format) * w.recurrent_layers;
-        let prompt = |context: f64| {
-            2.0 * prompts * context * w.heads / tensor * (w.key + w.value) / (self.machine.peaks.bf16 * p.prompt_attention)
+            + self.linear(rows, w.recurrent / tensor, attention_format) * w.recurrent_layers
+            + if sparse { self.linear(rows, w.indexer, attention_format) * mixing } else { 0.0 };
+        // Chosen tokens are attended to in the absorbed form, also by prompts, by kernels that take so many heads at least.
+        let (heads, pair) = if sparse {
+            ((w.heads / tensor / sparse_heads(self.machine)).ceil() * sparse_heads(self.machine), w.cached + w.cached)
+        } else {
+            (w.heads / tensor, w.key + w.value)
         };
+        let prompt = |context: f64| 2.0 * prompts * context * heads * pair / (self.machine.peaks.bf16 * p.prompt_attention);
+        let choosing =
+            if sparse { self.choosing(decoding * tried, load.context, prompts, load.prompt_context) * mixing } else { 0.0 };
         // A recurrent state is read and written in 32 bits.
         let states = decoding * w.state / tensor * 8.0 / memory;
         let attention = (self.decoding_attention(decoding, load.context) + prompt(load.prompt_context)) * w.attention_layers
             + (self.decoding_attention(decoding, load.context.min(w.window)) + prompt(load.prompt_context.min(w.window)))
                 * w.window_layers
+            + choosing
             + states * w.recurrent_layers;
         let dense_rows = if l.divides_dense_over_data(w) { all } else { rows };
         let feed_forward = self.linear(dense_rows, w.dense / l.dense_parts(w), l.format) * w.dense_layers;
@@ -213,6 +244,8 @@ impl Replica<'_> {
         } else {
             (w.blocks() + w.dense_layers + w.expert_layers) * self.reduction(tensor, rows)
         };
+        // What chooses tokens is launched as often again.
+        let latent = f64::from(u8::from(w.latent) + u8::from(sparse));
         let costs = p.engine(l.engine);
         let last = decoding * tried + (prompts / load.prompt_context.max(1.0)).min(prompts);
         let handed = if l.pipeline > 1 {
@@ -232,11 +265,11 @@ impl Replica<'_> {
             exchange: exchange * blocks + handed,
             // Stages hold as many blocks each; the last one has the head besides and sets the pace.
             head: self.linear(last, w.table / tensor, ServedFormat::Half) * tried,
-            launches: w.blocks() * (costs.block + if w.latent { p.latent_layer } else { 0.0 }) * blocks,
+            launches: w.blocks() * (costs.block + latent * p.latent_layer) * blocks,
         };
-        if prompts > 0.0 {
+        if prompts > 0.0 && rows > f64::from(l.captured_tokens) {
             let device = time.total();
-            let host = w.blocks() * (costs.eager_block + if w.latent { p.latent_eager } else { 0.0 }) * blocks;
+            let host = w.blocks() * (costs.eager_block + latent * p.latent_eager) * blocks;
             time.launches += joined(device, host) - device;
         }
         time.launches += costs.step + costs.sequence * decoding;

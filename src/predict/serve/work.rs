@@ -38,6 +38,10 @@ pub struct ServingWork {
     /// to one (DeepSeek-V3, arXiv 2412.19437, section 2.2).
     pub prediction_layers: f64,
     pub prediction_joint: f64,
+    /// Weights of the scores by which sparse attention chooses tokens, of one layer, and their heads and size; 0 without.
+    pub indexer: f64,
+    pub index_heads: f64,
+    pub index_size: f64,
     /// Low-rank attention: the cache is one vector that all heads share.
     pub latent: bool,
 }
@@ -80,6 +84,9 @@ impl ServingWork {
             cached: attention.cached_width(),
             prediction_layers: f64::from(model.prediction_layers),
             prediction_joint: 2.0 * hidden * hidden,
+            indexer: sum(&attention.indexer(hidden)),
+            index_heads: attention.latent.map_or(0.0, |latent| f64::from(latent.index_heads)),
+            index_size: attention.latent.map_or(0.0, |latent| f64::from(latent.index_size)),
             latent: attention.latent.is_some(),
         }
     }
@@ -97,9 +104,10 @@ impl ServingWork {
         self.attention_layers + self.window_layers + self.recurrent_layers
     }
 
-    /// Elements that a sequence of `context` tokens holds in the cache, all layers.
+    /// Elements that a sequence of `context` tokens holds in the cache, all layers. Chosen tokens may be any: all stay, each with its key.
     pub fn cache_elements(&self, context: f64) -> f64 {
-        (self.attention_layers * context + self.window_layers * context.min(self.window)) * self.cached
+        let kept = if self.indexer > 0.0 { context } else { context.min(self.window) };
+        (self.attention_layers * context + self.window_layers * kept) * (self.cached + self.index_size)
             + self.recurrent_layers * self.state
     }
 }
