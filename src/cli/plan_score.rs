@@ -107,8 +107,7 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Exit> {
     if let Some(out) = &args.out {
         let mut all = Reading::default();
         for (_, reading) in &readings {
-            all.scored.extend(reading.scored.iter().cloned());
-            all.refused.extend(reading.refused.iter().cloned());
+            all.add(reading.clone());
         }
         write_rows(out, &all)?;
     }
@@ -133,9 +132,7 @@ fn score_tables(args: &ScoreArgs) -> anyhow::Result<Exit> {
     let mut all = Reading::default();
     for csv in &tables {
         for family in FAMILIES.iter().filter(|family| (family.reads)(csv)).take(1) {
-            let reading = (family.predict)(csv);
-            all.scored.extend(reading.scored);
-            all.refused.extend(reading.refused);
+            all.add((family.predict)(csv));
         }
     }
     if let Some(out) = &args.out {
@@ -205,7 +202,6 @@ fn refusals(refused: &[Refused]) -> String {
 /// Predicted beside published, one row each; a refused row has its reason in place of a prediction.
 fn as_csv(reading: &Reading) -> String {
     let mut text = String::from("source_id,line,table,status,quantity,published,predicted,error_percent,current,remark\n");
-    let mut lines: Vec<(usize, String)> = Vec::new();
     for row in &reading.scored {
         let status = if row.extrapolated.is_some() { "extrapolated" } else { "predicted" };
         let remark = [row.extrapolated.as_deref().unwrap_or(""), &row.remark]
@@ -213,28 +209,22 @@ fn as_csv(reading: &Reading) -> String {
             .filter(|part| !part.is_empty())
             .copied()
             .collect::<Vec<_>>();
-        lines.push((
+        let _ = writeln!(
+            text,
+            "{},{},{},{status},{},{},{:.4},{:.2},{},{}",
+            cell(&row.id),
             row.line,
-            format!(
-                "{},{},{},{status},{},{},{:.4},{:.2},{},{}",
-                cell(&row.id),
-                row.line,
-                row.table,
-                cell(row.quantity),
-                row.published,
-                row.predicted,
-                row.error_percent(),
-                u8::from(row.current),
-                cell(&remark.join("; "))
-            ),
-        ));
+            row.table,
+            cell(row.quantity),
+            row.published,
+            row.predicted,
+            row.error_percent(),
+            u8::from(row.current),
+            cell(&remark.join("; "))
+        );
     }
     for row in &reading.refused {
-        lines.push((row.line, format!("{},{},,refused,,,,,,{}", cell(&row.id), row.line, cell(&row.reason))));
-    }
-    for (_, line) in lines {
-        text += &line;
-        text.push('\n');
+        let _ = writeln!(text, "{},{},,refused,,,,,,{}", cell(&row.id), row.line, cell(&row.reason));
     }
     text
 }

@@ -61,6 +61,14 @@ pub struct Reading {
     pub refused: Vec<Refused>,
 }
 
+impl Reading {
+    /// Adds what became of another table.
+    pub fn add(&mut self, other: Reading) {
+        self.scored.extend(other.scored);
+        self.refused.extend(other.refused);
+    }
+}
+
 /// Tables of one kind of question.
 pub struct Family {
     pub name: &'static str,

@@ -81,7 +81,7 @@ fn vllm(layout: ServingLayout, run: &Run) -> ServingLayout {
         }
         "minimax-m2.5" if !hopper && run.release == "0.17.0" => told.expert = told.tensor,
         "minimax-m2.5" if !hopper => told = capturing(told, run),
-        "kimi-k2" if !hopper && run.gpu.starts_with("b200") && run.measured >= "2026-04-15" => told = capturing(told, run),
+        "kimi-k2" if run.gpu.starts_with("b200") && run.measured >= "2026-04-15" => told = capturing(told, run),
         _ => {}
     }
     told
