@@ -259,6 +259,8 @@ impl LayoutLimits {
 /// The names that a file may use and that this file does not own.
 pub struct Known<'a> {
     pub models: &'a [&'a str],
+    /// The name of the model that a spelling means, such as those of published tables (`LLAMA3_8B`).
+    pub spelt: &'a dyn Fn(&str) -> Option<&'a str>,
     /// Those of them that have layers which predict further tokens.
     pub predicting_models: &'a [&'a str],
     /// GPUs with their aliases, by place.
@@ -428,7 +430,7 @@ fn model(table: &Table, report: &mut Report, known: &Known) -> ModelWords {
                 .expected("`scenario` alone");
         }
     }
-    let shape = table.text("shape").map(str::to_string);
+    let shape = table.text("shape").map(|text| (known.spelt)(text).unwrap_or(text).to_string());
     if let Some(name) = shape.as_deref().filter(|name| !name.trim().is_empty() && !known.models.contains(name)) {
         report.unknown(table.span("shape"), "model", name, known.models);
     }

@@ -63,6 +63,7 @@ impl Books {
         let instances = self.prices.names();
         run(&Known {
             models: &models,
+            spelt: &|text| self.models.find(text).map(|model| model.name.as_str()),
             predicting_models: &predicting_models,
             gpus: &gpus,
             precisions: &precisions,
@@ -202,5 +203,28 @@ fn blank() -> Transformer {
         biased: false,
         prediction_layers: 0,
         source: "the plan file".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_is_known_by_every_spelling_of_the_book() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spelt.toml");
+        let books = Books::shipped();
+        for (text, name) in
+            [("glm-5", "glm-5"), ("GLM-5", "glm-5"), ("LLAMA3_8B", "llama-3.1-8b"), ("openai/gpt-oss-120b", "gpt-oss-120b")]
+        {
+            let plan = format!(
+                "name = \"x\"\n[model]\nshape = \"{text}\"\n[serve]\nrequests_per_s = 1\ninput_tokens = 100\noutput_tokens = 100\n\
+                 [[machines]]\ngpu = \"b200\"\ngpus = 8\n"
+            );
+            std::fs::write(&path, plan).unwrap();
+            let read = books.known(|known| Plan::load(&path, known)).unwrap_or_else(|found| panic!("{text}: {found:?}"));
+            assert_eq!(read.model.shape.as_deref(), Some(name));
+        }
     }
 }

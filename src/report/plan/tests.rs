@@ -30,6 +30,7 @@ max_days = 60
 fn plan(text: &str) -> Plan {
     let known = Known {
         models: &["llama-3.1-70b"],
+        spelt: &|_| None,
         predicting_models: &[],
         gpus: &[&["h100-sxm-80gb", "h100"], &["b200"]],
         precisions: &["bf16", "fp8"],
