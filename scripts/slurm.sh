@@ -5,8 +5,8 @@
 #   scripts/slurm.sh srun --mpi=pmix -n 2 target/release/advisor run scenarios/small-digits.toml     Open MPI
 #   scripts/slurm.sh srun --mpi=pmi2 -n 2 target/release/advisor run scenarios/small-digits.toml     MPICH
 #
-# Needs slurmctld, slurmd and slurm-client (Debian's slurm-client, slurmctld, slurmd; libpmix-dev for --mpi=pmix). Ends with the command's code; 77 where Slurm is not
-# there. The node claims more cores than the machine may have, and nothing is bound: only the launching is Slurm's.
+# Needs slurmctld, slurmd and slurm-client (Debian's slurm-client, slurmctld, slurmd; libpmix-dev for --mpi=pmix). Ends with the command's
+# code; 77 where Slurm is not there. The node claims more cores than the machine may have, and nothing is bound: only the launching is Slurm's.
 set -euo pipefail
 [ $# -gt 0 ] || { echo "usage: scripts/slurm.sh COMMAND [ARG...]" >&2; exit 2; }
 absent() { echo "skipped: $1" >&2; exit 77; }

@@ -204,13 +204,14 @@ impl Replica<'_> {
         let mixing = w.attention_layers + w.window_layers;
         let memory = self.memory_rate();
 
-        let sparse = w.indexer > 0.0;
         let projections = self.linear(rows, w.attention / tensor, attention_format) * mixing
             + self.linear(rows, w.recurrent / tensor, attention_format) * w.recurrent_layers
-            + if sparse { self.linear(rows, w.indexer, attention_format) * mixing } else { 0.0 };
-        // Chosen tokens are attended to in the absorbed form, also by prompts, by kernels that take so many heads at least.
+            + self.linear(rows, w.indexer, attention_format) * mixing;
+        // Chosen tokens are attended to in the absorbed form, also by prompts, by kernels that take multiples of so many heads.
+        let sparse = w.indexer > 0.0;
         let (heads, pair) = if sparse {
-            ((w.heads / tensor / sparse_heads(self.machine)).ceil() * sparse_heads(self.machine), w.cached + w.cached)
+            let multiple = sparse_heads(self.machine);
+            ((w.heads / tensor / multiple).ceil() * multiple, w.cached + w.cached)
         } else {
             (w.heads / tensor, w.key + w.value)
         };
