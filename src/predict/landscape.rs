@@ -226,7 +226,8 @@ impl Landscape for Site<'_> {
         let Some(blocks) = self.blocks(on, micro_batch) else { return Seconds(0.0) };
         let pipeline = f64::from(on.pipeline);
         let pieces = f64::from(((self.space.blocks + 2) / on.pipeline).max(1));
-        let rank = blocks.total() / pipeline;
+        let is_overlapped = self.runs[usize::from(on.precision)].options.expert_overlap;
+        let rank = if is_overlapped { blocks.overlapped().total() } else { blocks.total() } / pipeline;
         let micro_batches = f64::from(on.batch / on.data / micro_batch);
         // Sums in another order may differ in their last digits.
         Seconds((micro_batches + (pipeline - 1.0) / pieces) * rank * (1.0 - 1e-9))

@@ -338,6 +338,12 @@ impl Layout {
         (self.global_batch / (self.data() * self.micro_batch).max(1)).max(1)
     }
 
+    /// Whether the exchange of experts runs under another micro-batch: the pipelines of Megatron-Core do that in interleaved schedules alone
+    /// (its `TransformerConfig` refuses `overlap_moe_expert_parallel_comm` elsewhere).
+    pub fn overlaps_experts(&self) -> bool {
+        self.options.expert_overlap && self.expert > 1 && (self.pipeline == 1 || self.interleave > 1)
+    }
+
     /// Tokens of a step, all ranks.
     pub fn tokens(&self) -> f64 {
         f64::from(self.global_batch) * f64::from(self.sequence)

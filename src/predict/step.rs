@@ -573,6 +573,14 @@ impl Blocks {
         self.forward.total() + self.backward.total() + self.head.total() + self.head_backward.total()
     }
 
+    /// The same with the exchange of experts under the computation of another micro-batch.
+    pub fn overlapped(mut self) -> Blocks {
+        for work in [&mut self.forward, &mut self.backward] {
+            work.expert = beyond(work.expert, work.computed(), TAKEN_BY_EXCHANGE);
+        }
+        self
+    }
+
     pub fn new(model: &Transformer, layout: &Layout, on: &Sustained) -> Blocks {
         let tokens = f64::from(layout.micro_batch) * f64::from(layout.sequence) / f64::from(layout.context);
         let costs = Costs { model, layout, on, tokens, tensor: f64::from(layout.tensor), hidden: f64::from(model.hidden) };
@@ -603,11 +611,6 @@ impl Blocks {
         if let Some(experts) = model.experts {
             modules[Modules::EXPERTS.place()] = take(experts.layers, costs.experts_layer(), on.expert_host);
         }
-        if layout.options.expert_overlap {
-            for work in [&mut forward, &mut backward] {
-                work.expert = beyond(work.expert, work.computed(), TAKEN_BY_EXCHANGE);
-            }
-        }
         // The head, with the blocks that predict further tokens, lies on the last rank.
         let (mut head, mut head_backward) = (Work::default(), Work::default());
         let heads = f64::from(1 + model.prediction_layers);
@@ -636,7 +639,8 @@ pub(super) fn step_of(
     blocks_of: &Blocks,
     (held_memory, again): (Memory, Again),
 ) -> StepEstimate {
-    let Blocks { mut forward, mut backward, head, head_backward, host, modules } = *blocks_of;
+    let blocks_of = if layout.overlaps_experts() { blocks_of.overlapped() } else { *blocks_of };
+    let Blocks { mut forward, mut backward, head, head_backward, host, modules } = blocks_of;
     // Seconds of all blocks that are computed a second time.
     let parts: f64 = again.modules.places().map(|at| modules[at]).sum();
     let recomputed = again.blocks * forward.total() + parts;
@@ -894,14 +898,17 @@ mod tests {
     fn an_overlapped_exchange_costs_what_it_takes_from_the_computation() {
         let model = model("deepseek-v3");
         let machine = machine("h100-sxm-80gb");
-        let base = Layout { gpus: 512, pipeline: 8, expert: 64, ..Layout::single(4096, 4096, TrainingPrecision::Fp8) };
-        let expert = |expert_overlap, dispatch| {
+        let base =
+            Layout { gpus: 512, pipeline: 8, interleave: 4, expert: 64, ..Layout::single(4096, 4096, TrainingPrecision::Fp8) };
+        let expert = |interleave, expert_overlap, dispatch| {
             let options = Options { expert_overlap, dispatch, ..Options::PLAIN };
-            training_step(&model, &machine, &Layout { options, ..base }, &Parameters::shipped()).split.expert
+            training_step(&model, &machine, &Layout { interleave, options, ..base }, &Parameters::shipped()).split.expert
         };
-        let (open, hidden) = (expert(false, Dispatch::ByDomain), expert(true, Dispatch::ByDomain));
+        let (open, hidden) = (expert(4, false, Dispatch::ByDomain), expert(4, true, Dispatch::ByDomain));
         assert!(hidden > 0.0 && hidden < open, "{hidden} s under {open} s");
-        assert!(expert(false, Dispatch::ByCopy) > open);
+        assert!(expert(4, false, Dispatch::ByCopy) > open);
+        // A pipeline that is not interleaved has no other micro-batch to run it under.
+        assert_eq!(expert(1, true, Dispatch::ByDomain), expert(1, false, Dispatch::ByDomain));
     }
 
     #[test]
