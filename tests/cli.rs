@@ -527,6 +527,10 @@ fn a_table_of_published_runs_is_predicted_row_by_row() {
     let out = advisor(&["plan", "score", "--table", "runs.csv", "--out", "scored.csv"], dir.path());
     assert_eq!(fs::read_to_string(dir.path().join("scored.csv")).unwrap(), rows);
     assert!(text(&out.stdout).contains("Blackwell or experts"));
+    let fitted = advisor(&["plan", "score", "--table", "runs.csv", "--in-sample"], dir.path());
+    let own = text(&fitted.stdout);
+    assert!(own.lines().count() == rows.lines().count() && own != rows, "{own}");
+    assert_eq!(advisor(&["plan", "score", "--in-sample"], dir.path()).status.code(), Some(2));
     fs::write(dir.path().join("other.csv"), "a,b\n1,2\n").unwrap();
     assert_eq!(advisor(&["plan", "score", "--table", "other.csv"], dir.path()).status.code(), Some(2));
 }

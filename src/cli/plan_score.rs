@@ -20,14 +20,18 @@ use std::{
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advisor plan score\n  advisor plan score --json\n  advisor plan score --out /tmp/held-out.csv\n  advisor plan score --table data/validation/nemo_b200.csv \
-                        --out /tmp/b200.csv\n  advisor plan score --graphs\n\nWithout --table: the error on rows that the fit had not seen, whole groups of model, GPU and \
-                        precision held out.\nWith --table: every row of the file, predicted beside published, with the shipped parameters. \
+                        --out /tmp/b200.csv\n  advisor plan score --table data/validation/megatron_a100.csv --in-sample\n  advisor plan score --graphs\n\nWithout --table: the error on rows that the fit had not seen, whole groups of model, GPU and \
+                        precision held out.\nWith --table: every row of the file, predicted beside published, with the shipped parameters, or with --in-sample \
+                        by parameters that saw these very rows. \
                         Tables are known by their columns.\nExit codes: 0 done; 2 no such table; 5 done, but some rows were refused."
 )]
 pub struct ScoreArgs {
     /// Tables of published runs to predict, row by row
     #[arg(long, value_name = "FILE.csv")]
     table: Vec<PathBuf>,
+    /// Fit the parameters to the rows of each --table first: no prediction, but how near the model can come to them
+    #[arg(long, requires = "table")]
+    in_sample: bool,
     /// More tables to fit and score besides the shipped ones
     #[arg(long, value_name = "FILE.csv", conflicts_with = "table")]
     with: Vec<PathBuf>,
@@ -132,7 +136,7 @@ fn score_tables(args: &ScoreArgs) -> anyhow::Result<Exit> {
     let mut all = Reading::default();
     for csv in &tables {
         for family in FAMILIES.iter().filter(|family| (family.reads)(csv)).take(1) {
-            all.add((family.predict)(csv));
+            all.add(if args.in_sample { (family.in_sample)(csv) } else { (family.predict)(csv) });
         }
     }
     if let Some(out) = &args.out {

@@ -4,7 +4,7 @@ use super::{
     layout::{Layout, Recompute, Sharding, Task, TrainingPrecision},
     memory::Memory,
     parameters::Parameters,
-    plan_file::{Plan, TrainWork},
+    plan_file::{LayoutLimits, Plan, TrainWork},
     recipes::{self, Run},
     search::{Arrangement, Landscape, Schedule, Space, Verdict, divisors},
     step::{Blocks, StepEstimate, Sustained, step_of, training_step_on},
@@ -56,7 +56,7 @@ impl<'a> Site<'a> {
             capacity: sustained.first()?.capacity(),
             sustained,
             sequence: work.sequence_length,
-            space: space(model, machine, precisions.len() as u8, plan, work),
+            space: space(model, machine, precisions.len() as u8, &plan.layouts, &work.batches, work.sequence_length),
             precisions,
             runs,
             blocks: Vec::new(),
@@ -172,9 +172,16 @@ fn pipelines(blocks: u32) -> Vec<u32> {
     (1..=blocks).filter(|stages| is_even(*stages) || stages.is_power_of_two()).collect()
 }
 
-/// Leaves the number of GPUs at 1.
-fn space(model: &Transformer, machine: &Machine, precisions: u8, plan: &Plan, work: &TrainWork) -> Space {
-    let (limits, blocks) = (&plan.layouts, model.blocks());
+/// Everything that `limits` leave open, with the number of GPUs at 1.
+pub(super) fn space(
+    model: &Transformer,
+    machine: &Machine,
+    precisions: u8,
+    limits: &LayoutLimits,
+    batches: &[u32],
+    sequence: u32,
+) -> Space {
+    let blocks = model.blocks();
     let or = |given: &Option<Vec<u32>>, all: Vec<u32>| given.clone().unwrap_or(all);
     let powers = |most: u32| (0..32).map(|power| 1u32 << power).take_while(|size| *size <= most).collect::<Vec<_>>();
     let most_tensor = machine.scale_up.domain;
@@ -184,9 +191,9 @@ fn space(model: &Transformer, machine: &Machine, precisions: u8, plan: &Plan, wo
         gpus: 1,
         tensor: or(&limits.tensor, divisors(model.attention.heads).into_iter().filter(|size| *size <= most_tensor).collect()),
         pipeline: or(&limits.pipeline, pipelines(blocks)),
-        context: or(&limits.context, powers(MOST_CONTEXT.min(work.sequence_length / LEAST_TOKENS).max(1))),
+        context: or(&limits.context, powers(MOST_CONTEXT.min(sequence / LEAST_TOKENS).max(1))),
         expert: or(&limits.expert, divisors(experts)),
-        batches: work.batches.clone(),
+        batches: batches.to_vec(),
         precisions,
         micro_batches: or(&limits.micro_batch, powers(MOST_MICRO_BATCH)),
         interleavings: or(&limits.interleaving, (1..=blocks).collect()),

@@ -43,10 +43,11 @@ pub enum OfGeneration {
     ExchangeBetween,
     DenseHost,
     ExpertHost,
+    Power,
 }
 
 /// The figures of a generation, in the order of [`OfGeneration`].
-pub const GENERATION_KNOBS: [Knob; 17] = [
+pub const GENERATION_KNOBS: [Knob; 18] = [
     knob("half", "share of the peak that large products sustain in 16 bits", 0.4, 0.98, 0.8),
     knob("fp8", "share of the peak that large products sustain in 8 bits", 0.3, 0.95, 0.7),
     knob("fp8_block", "the same with scales of rows or blocks that software applies", 0.2, 0.95, 0.5),
@@ -64,6 +65,15 @@ pub const GENERATION_KNOBS: [Knob; 17] = [
     knob("exchange_between", "share of the all-to-all between domains that nothing hides", 0.05, 1.0, 0.6),
     knob("dense_host", "seconds of the host for a block without experts, forward", 1e-6, 3e-3, 2e-4),
     knob("expert_host", "seconds of the host for a layer of experts, forward", 1e-6, 1e-2, 2e-3),
+    // A chip's dynamic power grows with the cube of its clock while voltage follows (Weste and Harris, CMOS VLSI Design, 4th ed., section 5.2), with
+    // the clock alone where voltage is at its lowest.
+    knob(
+        "power",
+        "exponent of the sustained clock over the share that a part has of the fastest one's power",
+        0.3333,
+        1.0,
+        0.3333,
+    ),
 ];
 
 /// Figures of a software stack, by their place in its row.
@@ -85,10 +95,6 @@ pub const STACK_KNOBS: [Knob; 5] = [
     knob("host", "time of the host, in units of that of a generation", 0.05, 4.0, 1.0),
     knob("graphed", "share of the host's time that CUDA graphs of layers leave", 0.05, 1.0, 0.6),
 ];
-
-/// The exponent of the sustained clock over the power limit, where it is below that of the fastest part: a chip's dynamic power grows
-/// with the cube of its clock while voltage follows (Weste and Harris, CMOS VLSI Design, 4th ed., section 5.2), and less below that.
-const CLOCK_OVER_POWER: f64 = 1.0 / 3.0;
 
 /// All fitted figures.
 #[derive(Clone, Debug, PartialEq)]
@@ -143,11 +149,6 @@ impl Parameters {
             Place::Generation(generation, at) => self.generations[generation as usize][at] = value,
             Place::Stack(stack, at) => self.stacks[stack as usize][at] = value,
         }
-    }
-
-    /// Share of the boost clock that a part with this power limit sustains of what the fastest part does.
-    pub fn clock(power_w: f64, full_power_w: f64) -> f64 {
-        (power_w / full_power_w).powf(CLOCK_OVER_POWER)
     }
 
     /// The figures that come with the program.
@@ -292,7 +293,7 @@ mod tests {
 
     #[test]
     fn names_stand_in_the_order_of_their_places() {
-        assert_eq!(GENERATION_KNOBS[OfGeneration::ExpertHost as usize].name, "expert_host");
+        assert_eq!(GENERATION_KNOBS[OfGeneration::Power as usize].name, "power");
         assert_eq!(GENERATION_KNOBS[OfGeneration::Memory as usize].name, "memory");
         assert_eq!(STACK_KNOBS[OfStack::Host as usize].name, "host");
     }

@@ -1,14 +1,16 @@
 //! Whether the layouts that people chose are among those that are predicted to be fast.
 //!
-//! A published run was laid out by somebody who tried. Its layout is ranked by predicted step time among all layouts of the same model, GPUs,
-//! batch, sequence, precision and sharding that are predicted to fit. One that its publisher gave up in a later release for the same model, GPUs and
-//! precision was no good choice: such are counted with the others and told apart. Layouts of a study that runs many of one model on purpose (vTrain) say nothing here,
-//! nor do those of software that has one kind of layout alone.
+//! A published run was laid out by somebody who tried. Its layout is ranked by predicted step time among all that a plan searches for the same model,
+//! GPUs, batch, sequence and precision and that are predicted to fit. One that its publisher gave up in a later release for the same model, GPUs and
+//! precision was no good choice: such are counted with the others and told apart. Layouts of a study that runs many of one model on purpose (vTrain)
+//! say nothing here, nor do those of software that has one kind of layout alone.
 
 use super::{
+    landscape,
     layout::{Layout, Recompute, Stack},
     parameters::Parameters,
-    search::{Arrangement, Landscape, Schedule, Space, Verdict, divisors, enumerate},
+    plan_file::LayoutLimits,
+    search::{Arrangement, Found, Landscape, Schedule, Space, Verdict, enumerate},
     step::{Sustained, training_step_on},
     tables::{Case, Question},
 };
@@ -100,10 +102,15 @@ pub fn ranked(cases: &[Case], parameters: &Parameters) -> Vec<Ranked> {
         .collect()
 }
 
+/// What one chooses of a layout besides its sharding.
+fn sizes(of: &Layout) -> [u32; 6] {
+    [of.tensor, of.pipeline, of.context, of.expert, of.interleave, of.micro_batch]
+}
+
 /// Whether the last release with this model, number of GPUs, sequence and task has other sizes.
 fn is_given_up(case: &Case, cases: &[Case]) -> bool {
     let layout = &case.question.layout;
-    let sizes = |of: &Layout| (of.tensor, of.pipeline, of.context, of.expert, of.interleave, of.micro_batch, of.sharding);
+    let chosen = |of: &Layout| (sizes(of), of.sharding);
     let is_same = |other: &&Case| {
         let of = &other.question.layout;
         other.current
@@ -112,39 +119,37 @@ fn is_given_up(case: &Case, cases: &[Case]) -> bool {
     };
     let Some(last) = cases.iter().filter(is_same).map(|other| other.release.as_str()).max() else { return false };
     let mut of_last = cases.iter().filter(is_same).filter(|other| other.release == last);
-    last > case.release.as_str() && !of_last.any(|other| sizes(&other.question.layout) == sizes(layout))
+    last > case.release.as_str() && !of_last.any(|other| chosen(&other.question.layout) == chosen(layout))
 }
 
 fn rank(case: &Case, parameters: &Parameters, given_up: bool) -> Option<Ranked> {
     let question = &case.question;
     let layout = &question.layout;
-    let on = Sustained::new(&question.machine, layout.stack, layout.precision, parameters);
-    let (model, blocks) = (&question.model, question.model.blocks());
-    let powers = |most: u32| (0..32).map(|power| 1u32 << power).take_while(|size| *size <= most).collect::<Vec<_>>();
-    let is_even = |stages: u32| (0..=2).any(|more| (blocks + more).is_multiple_of(stages));
-    let space = Space {
-        gpus: layout.gpus,
-        tensor: divisors(model.attention.heads).into_iter().filter(|size| *size <= question.machine.scale_up.domain).collect(),
-        pipeline: (1..=blocks).filter(|stages| is_even(*stages) || stages.is_power_of_two()).collect(),
-        // Megatron-LM before fused attention knew no context parallelism.
-        context: if layout.stack.fuses_attention() { powers((layout.sequence / 1024).clamp(1, 64)) } else { vec![1] },
-        expert: divisors(model.experts.map_or(1, |experts| experts.count)),
-        batches: vec![layout.global_batch],
-        precisions: 1,
-        micro_batches: powers(16),
-        interleavings: (1..=blocks).collect(),
-        // The first Megatron-LM had what its rows have; the next chose between three; today's takes what memory asks for.
-        recomputes: match layout.stack {
-            Stack::MegatronFirst => vec![layout.recompute],
-            stack if stack.fuses_attention() => vec![Recompute::AsNeeded],
-            _ => vec![Recompute::Nothing, Recompute::Selective, Recompute::Full],
+    let limits = match layout.stack {
+        stack if stack.fuses_attention() => LayoutLimits::default(),
+        // The first Megatron-LM had what its rows have, the next chose what to compute again; neither knew context parallelism.
+        stack => LayoutLimits {
+            context: Some(vec![1]),
+            recompute: Some(match stack {
+                Stack::MegatronFirst => vec![layout.recompute],
+                _ => vec![Recompute::Nothing, Recompute::Selective, Recompute::Full],
+            }),
+            sharding: Some(vec![layout.sharding]),
+            ..LayoutLimits::default()
         },
-        // Whether weights are sharded chooses another path of the software, which its recipes do not offer for every model: as the row has it.
-        shardings: vec![layout.sharding],
-        blocks,
     };
-    let published = question.step(parameters).step.0;
-    let all = enumerate(&space, &Around { question, on });
+    let space = landscape::space(&question.model, &question.machine, 1, &limits, &[layout.global_batch], layout.sequence);
+    let around = Around { question, on: Sustained::new(&question.machine, layout.stack, layout.precision, parameters) };
+    let all = enumerate(&Space { gpus: layout.gpus, ..space }, &around);
+    // Few tables print what is computed again, and some rows are there to show what it costs: sizes are judged with what suits them best, as
+    // the others are. Where micro-batch and interleaving are not printed, these too are what suits best.
+    let printed = if question.tuned { 4 } else { 6 };
+    let is_published = |found: &&Found| {
+        let other = around.layout(&found.arrangement, &found.schedule);
+        (&sizes(&other)[..printed], other.sharding) == (&sizes(layout)[..printed], layout.sharding)
+    };
+    let at_best = all.iter().filter(is_published).map(|found| found.step.0).min_by(f64::total_cmp);
+    let published = at_best.unwrap_or_else(|| question.step(parameters).step.0);
     let faster = all.iter().filter(|found| found.step.0 < published * (1.0 - 1e-9)).count();
     (all.len() >= FEWEST_LAYOUTS).then(|| Ranked {
         id: case.id.clone(),

@@ -161,7 +161,7 @@ impl Sustained {
     pub fn new(machine: &Machine, stack: Stack, precision: TrainingPrecision, parameters: &Parameters) -> Sustained {
         let generation = machine.generation;
         let of = |figure| parameters.of(generation, figure);
-        let clock = Parameters::clock(machine.power_w, machine.full_power_w);
+        let clock = (machine.power_w / machine.full_power_w).powf(of(Of::Power));
         let memory = machine.memory_bytes_per_second * of(Of::Memory);
         let rate = |peak: f64, share: f64, width: f64| Rate {
             flops: peak * share * clock,
@@ -795,6 +795,7 @@ mod tests {
     use super::super::{
         layout::{Dispatch, Options},
         models::ModelBook,
+        parameters::{OfGeneration, Place},
     };
     use super::*;
     use crate::hardware::HardwareBook;
@@ -909,6 +910,22 @@ mod tests {
         assert!(expert(4, false, Dispatch::ByCopy) > open);
         // A pipeline that is not interleaved has no other micro-batch to run it under.
         assert_eq!(expert(1, true, Dispatch::ByDomain), expert(1, false, Dispatch::ByDomain));
+    }
+
+    /// Of one chip the part with less power is slower in its products, by more where voltage is at its lowest.
+    #[test]
+    fn a_part_with_less_power_sustains_less() {
+        let model = model("llama-3.1-70b");
+        let whole = machine("gb300-nvl72");
+        let limited = Machine { power_w: whole.full_power_w * 0.8, ..whole };
+        let layout = Layout { gpus: 64, tensor: 2, pipeline: 4, ..Layout::single(8192, 128, TrainingPrecision::Fp8) };
+        let products = |machine: &Machine, exponent| {
+            let mut parameters = Parameters::shipped();
+            parameters.set(Place::Generation(machine.generation, OfGeneration::Power as usize), exponent);
+            training_step(&model, machine, &layout, &parameters).split.products
+        };
+        let slower = [1.0 / 3.0, 1.0].map(|exponent| products(&limited, exponent) / products(&whole, exponent));
+        assert!(slower[0] > 1.05 && slower[0] < slower[1] && slower[1] < 1.25, "{slower:?}");
     }
 
     #[test]

@@ -57,8 +57,20 @@ pub fn rows(others: &[Csv]) -> Read {
 
 /// All rows of a table by the shipped parameters.
 pub fn predict(csv: &Csv) -> Reading {
+    predict_by(csv, |_| ServingParameters::shipped())
+}
+
+/// All rows of a table by parameters that were fitted to them.
+pub fn in_sample(csv: &Csv) -> Reading {
+    predict_by(csv, |rows| {
+        let stated: Vec<&Row> = rows.iter().filter(|row| !row.unstated).collect();
+        ServingParameters::of(&fit(&stated, FIT_STEPS))
+    })
+}
+
+fn predict_by(csv: &Csv, parameters: impl Fn(&[Row]) -> ServingParameters) -> Reading {
     let read = tables::read(csv, &HardwareBook::shipped(), &ModelBook::shipped());
-    let parameters = ServingParameters::shipped();
+    let parameters = parameters(&read.rows);
     let domain = ServingDomain::shipped();
     let predicted: Vec<Vec<f64>> = read.rows.iter().map(|row| row.predicted(&parameters)).collect();
     reading(&read, &predicted, |row| domain.place(row.work.active_weights(), &row.machine, row.engine()))
