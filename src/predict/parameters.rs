@@ -293,6 +293,7 @@ mod tests {
 
     #[test]
     fn names_stand_in_the_order_of_their_places() {
+        assert_eq!(GENERATION_KNOBS[OfGeneration::ExpertHost as usize].name, "expert_host");
         assert_eq!(GENERATION_KNOBS[OfGeneration::Power as usize].name, "power");
         assert_eq!(GENERATION_KNOBS[OfGeneration::Memory as usize].name, "memory");
         assert_eq!(STACK_KNOBS[OfStack::Host as usize].name, "host");

@@ -79,7 +79,7 @@ unsafe fn mix<S: Simd>(keep: f64, old: S::V, new: S::V) -> S::V {
     unsafe { S::fma(S::splat(keep as f32), old, S::mul(S::splat((1.0 - keep) as f32), new)) }
 }
 
-/// `v` with 0 for what is not a normal number; not-a-number stays.
+/// `v` with 0 for what is smaller than every normal number; not-a-number stays.
 #[inline(always)]
 unsafe fn settled<S: Simd>(v: S::V) -> S::V {
     unsafe { S::select(S::gt(S::splat(f32::MIN_POSITIVE), S::max(v, S::neg(v))), S::zero(), v) }
@@ -313,6 +313,12 @@ pub(super) mod tests {
         all
     }
 
+    /// Those that a rule keeps; the others are empty.
+    fn slices(state: &mut [Vec<f32>; 2], used: usize) -> [&mut [f32]; 2] {
+        let [a, b] = state;
+        [if used > 0 { a } else { &mut [] }, if used == 2 { b } else { &mut [] }]
+    }
+
     /// A unit that no example reaches has no gradient: its state has to end at 0, not creep among subnormal numbers.
     #[test]
     fn a_state_without_gradients_ends_at_zero() {
@@ -323,10 +329,7 @@ pub(super) mod tests {
                 let mut state = [vec![2e-38f32; n], vec![2e-38f32; n]];
                 let mut w = vec![0.5f32; n];
                 for step in 1..=700 {
-                    let [a, b] = &mut state;
-                    let b: &mut [f32] = if used == 2 { b } else { &mut [] };
-                    let a: &mut [f32] = if used > 0 { a } else { &mut [] };
-                    update::<f32, f32>(&ctx, &Update { step, ..plain }, &mut w, &vec![0.0; n], [a, b], None);
+                    update::<f32, f32>(&ctx, &Update { step, ..plain }, &mut w, &vec![0.0; n], slices(&mut state, used), None);
                 }
                 for s in &state[..used] {
                     assert!(s.iter().all(|x| *x == 0.0), "{plain:?} {:?}: {:e}", ctx.isa(), s[0]);
@@ -353,11 +356,7 @@ pub(super) mod tests {
                     for step in 1..=5 {
                         let u = Update { step, ..base };
                         let g: Vec<f32> = r.values(n);
-                        let [a, b] = &mut state;
-                        let used = u.optimizer.states();
-                        let b: &mut [f32] = if used == 2 { b } else { &mut [] };
-                        let a: &mut [f32] = if used > 0 { a } else { &mut [] };
-                        update(&ctx, &u, &mut w, &g, [a, b], Some(&mut low));
+                        update(&ctx, &u, &mut w, &g, slices(&mut state, u.optimizer.states()), Some(&mut low));
                         for i in 0..n {
                             reference(&u, &mut want[i], g[i] as f64, &mut want_state[i]);
                         }
