@@ -381,6 +381,10 @@ fn limits_of_layouts_that_leave_none_are_named_with_what_would_help() {
     let trained = printed(&format!("{SMALL}[layouts]\ntensor = 7\npipeline = 1\n"));
     assert!(trained.contains("`[layouts]` leaves none") && trained.contains("it would fit with another `tensor`"), "{trained}");
     assert!(!trained.contains("another `pipeline`"), "{trained}");
+    // Megatron-Core shards weights in no pipeline.
+    let sharded = printed(&format!("{SMALL}[layouts]\npipeline = 4\nzero = 3\n"));
+    assert!(sharded.contains("ZeRO 2 and 3 ask for one pipeline stage"), "{sharded}");
+    assert!(sharded.contains("another `pipeline`") && sharded.contains("another `zero`"), "{sharded}");
     let serve = "name = \"small\"\nmodel = { shape = \"llama-3.1-8b\" }\nserve = { requests_per_s = 1, input_tokens = 1000, output_tokens = 200 }\n\
                  machines = { gpu = \"h100-sxm-80gb\", gpus = [1, 2] }\n[layouts]\ntensor = 7\n";
     let served = printed(serve);
@@ -474,6 +478,7 @@ proptest! {
             for found in &all {
                 let floor = site.floor(&found.arrangement);
                 prop_assert!(found.step.0 >= floor.0, "{found:?} below its floor {floor:?}");
+                prop_assert!(site.layout(&found.arrangement, &found.schedule).is_known_to_its_stack(), "{found:?}");
             }
             all.sort_by(|a, b| a.per_sequence().total_cmp(&b.per_sequence()));
             all.truncate(keep);

@@ -184,12 +184,13 @@ pub(super) fn space(
     let blocks = model.blocks();
     let or = |given: &Option<Vec<u32>>, all: Vec<u32>| given.clone().unwrap_or(all);
     let powers = |most: u32| (0..32).map(|power| 1u32 << power).take_while(|size| *size <= most).collect::<Vec<_>>();
-    let most_tensor = machine.scale_up.domain;
+    let attention = &model.attention;
+    let divides = |size: &u32| *size <= machine.scale_up.domain && attention.key_value_heads.is_multiple_of(*size);
     let experts = model.experts.map_or(1, |experts| experts.count);
     let stages = vec![Sharding::Nothing, Sharding::Optimizer, Sharding::Gradients, Sharding::Weights];
     Space {
         gpus: 1,
-        tensor: or(&limits.tensor, divisors(model.attention.heads).into_iter().filter(|size| *size <= most_tensor).collect()),
+        tensor: or(&limits.tensor, divisors(attention.heads).into_iter().filter(divides).collect()),
         pipeline: or(&limits.pipeline, pipelines(blocks)),
         context: or(&limits.context, powers(MOST_CONTEXT.min(sequence / LEAST_TOKENS).max(1))),
         expert: or(&limits.expert, divisors(experts)),
@@ -199,6 +200,8 @@ pub(super) fn space(
         interleavings: or(&limits.interleaving, (1..=blocks).collect()),
         recomputes: limits.recompute.clone().unwrap_or_else(|| vec![Recompute::AsNeeded]),
         shardings: limits.sharding.clone().unwrap_or(stages),
+        // Plans are made for Megatron-Core (`Layout::is_known_to_its_stack`).
+        shards_pipelines: false,
         blocks,
     }
 }

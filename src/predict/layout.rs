@@ -262,8 +262,9 @@ pub enum LayoutError {
         ranks: u32,
         micro_batch: u32,
     },
-    /// Heads, or widths, are not a multiple of the tensor-parallel size.
+    /// Heads of queries, or of keys and values, are not a multiple of the tensor-parallel size.
     Heads {
+        what: &'static str,
         heads: u32,
         tensor: u32,
     },
@@ -291,7 +292,9 @@ impl fmt::Display for LayoutError {
             Self::Batch { global_batch, ranks, micro_batch } => {
                 write!(f, "{global_batch} sequences are no multiple of {ranks} data-parallel ranks x {micro_batch} a micro-batch")
             }
-            Self::Heads { heads, tensor } => write!(f, "{heads} heads are no multiple of the tensor-parallel size {tensor}"),
+            Self::Heads { what, heads, tensor } => {
+                write!(f, "{heads} {what} are no multiple of the tensor-parallel size {tensor}")
+            }
             Self::Blocks { blocks, chunks } => write!(f, "{blocks} blocks are fewer than {chunks} pipeline chunks"),
             Self::Experts { experts, expert } => {
                 write!(f, "{experts} experts cannot lie on {expert} expert-parallel ranks, or these do not divide a stage's GPUs")
@@ -344,6 +347,12 @@ impl Layout {
         self.options.expert_overlap && self.expert > 1 && (self.pipeline == 1 || self.interleave > 1)
     }
 
+    /// Whether its software lays a training out so: Megatron-Core shards gradients and weights with Megatron-FSDP, which goes together with tensor,
+    /// context and expert parallelism, not with pipelines (Megatron Core user guide, Megatron-FSDP).
+    pub fn is_known_to_its_stack(&self) -> bool {
+        self.pipeline == 1 || self.sharding <= Sharding::Optimizer || self.stack.is_torch()
+    }
+
     /// Tokens of a step, all ranks.
     pub fn tokens(&self) -> f64 {
         f64::from(self.global_batch) * f64::from(self.sequence)
@@ -379,8 +388,11 @@ impl Layout {
         if !self.global_batch.is_multiple_of(ranks.saturating_mul(micro_batch)) {
             return Err(LayoutError::Batch { global_batch: self.global_batch, ranks, micro_batch });
         }
-        if !model.attention.heads.is_multiple_of(self.tensor) {
-            return Err(LayoutError::Heads { heads: model.attention.heads, tensor: self.tensor });
+        let attention = &model.attention;
+        for (heads, what) in [(attention.heads, "heads"), (attention.key_value_heads, "key and value heads")] {
+            if !heads.is_multiple_of(self.tensor) {
+                return Err(LayoutError::Heads { what, heads, tensor: self.tensor });
+            }
         }
         let chunks = self.pipeline.saturating_mul(self.interleave);
         if model.blocks() + 2 < chunks {
@@ -395,5 +407,33 @@ impl Layout {
             return Err(LayoutError::Sequence { sequence: self.sequence, context: self.context });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::models::ModelBook, *};
+
+    /// Llama 70B has 64 heads that share 8 of keys and values (`num_query_groups` of Megatron-Core's `TransformerConfig`).
+    #[test]
+    fn tensor_parallelism_divides_the_heads_of_keys_and_values_too() {
+        let model = ModelBook::shipped().find("llama-3.1-70b").unwrap().clone();
+        let check = |tensor| Layout { gpus: tensor, tensor, ..Layout::single(8192, 1, TrainingPrecision::Half) }.check(&model);
+        assert_eq!(check(8), Ok(()));
+        let refused = check(16).unwrap_err();
+        assert_eq!(refused.to_string(), "8 key and value heads are no multiple of the tensor-parallel size 16");
+    }
+
+    #[test]
+    fn gradients_and_weights_are_sharded_in_pipelines_by_pytorch_alone() {
+        let known = |pipeline, sharding, stack| {
+            let layout = Layout { gpus: 16, pipeline, sharding, stack, ..Layout::single(8192, 16, TrainingPrecision::Half) };
+            layout.is_known_to_its_stack()
+        };
+        for sharding in [Sharding::Gradients, Sharding::Weights] {
+            assert!(known(1, sharding, Stack::Megatron) && known(4, sharding, Stack::AutoModel));
+            assert!(!known(4, sharding, Stack::Megatron));
+        }
+        assert!(known(4, Sharding::Optimizer, Stack::Megatron));
     }
 }

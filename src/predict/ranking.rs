@@ -140,7 +140,9 @@ fn rank(case: &Case, parameters: &Parameters, given_up: bool) -> Option<Ranked> 
     };
     let space = landscape::space(&question.model, &question.machine, 1, &limits, &[layout.global_batch], layout.sequence);
     let around = Around { question, on: Sustained::new(&question.machine, layout.stack, layout.precision, parameters) };
-    let all = enumerate(&Space { gpus: layout.gpus, ..space }, &around);
+    // Software that is none of the known ones and shards a pipeline can do so elsewhere.
+    let space = Space { gpus: layout.gpus, shards_pipelines: !layout.is_known_to_its_stack(), ..space };
+    let all = enumerate(&space, &around);
     // Few tables print what is computed again, and some rows are there to show what it costs: sizes are judged with what suits them best, as
     // the others are. Where micro-batch and interleaving are not printed, these too are what suits best.
     let printed = if question.tuned { 4 } else { 6 };

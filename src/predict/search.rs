@@ -79,6 +79,8 @@ pub struct Space {
     pub interleavings: Vec<u32>,
     pub recomputes: Vec<Recompute>,
     pub shardings: Vec<Sharding>,
+    /// Whether gradients and weights may be sharded in a pipeline.
+    pub shards_pipelines: bool,
     /// Blocks of the model: pipeline pieces are as even as these, or these with the embedding and the last projection beside them, allow.
     pub blocks: u32,
 }
@@ -112,6 +114,7 @@ impl Space {
     pub fn schedules(&self, on: &Arrangement) -> impl Iterator<Item = Schedule> {
         let of_rank = on.batch / on.data;
         let alone = on.data * on.context == 1;
+        let most = if on.pipeline > 1 && !self.shards_pipelines { Sharding::Optimizer } else { Sharding::Weights };
         let (pipeline, blocks) = (on.pipeline, self.blocks);
         let micro_batches = self.micro_batches.iter().copied().filter(move |size| of_rank.is_multiple_of(*size));
         micro_batches.flat_map(move |micro_batch| {
@@ -125,7 +128,8 @@ impl Space {
             let interleavings = self.interleavings.iter().copied().filter(move |pieces| fits(*pieces));
             interleavings.flat_map(move |interleaving| {
                 self.recomputes.iter().copied().flat_map(move |recompute| {
-                    let shardings = self.shardings.iter().copied().filter(move |one| *one == self.shardings[0] || !alone);
+                    let has = move |one: &Sharding| *one <= most && (*one == self.shardings[0] || !alone);
+                    let shardings = self.shardings.iter().copied().filter(has);
                     shardings.map(move |sharding| Schedule { micro_batch, interleaving, recompute, sharding })
                 })
             })
@@ -337,6 +341,7 @@ mod tests {
             interleavings: vec![1, 2],
             recomputes: vec![Recompute::Nothing, Recompute::Selective, Recompute::Full],
             shardings: vec![Sharding::Nothing, Sharding::Optimizer, Sharding::Weights],
+            shards_pipelines: true,
             blocks: 24,
         }
     }
@@ -359,6 +364,16 @@ mod tests {
         once.sort();
         once.dedup();
         assert_eq!(once.len(), all.len());
+    }
+
+    #[test]
+    fn pipelines_shard_no_weights_where_their_software_cannot() {
+        let with_weights = |shards_pipelines: bool, pipeline: u32| {
+            let space = Space { shards_pipelines, ..space(24) };
+            let of = |on: &Arrangement| space.schedules(on).filter(|schedule| schedule.sharding == Sharding::Weights).count();
+            space.arrangements().iter().filter(|on| on.pipeline == pipeline).map(of).sum::<usize>()
+        };
+        assert!(with_weights(false, 1) > 0 && with_weights(false, 2) == 0 && with_weights(true, 2) > 0);
     }
 
     #[test]

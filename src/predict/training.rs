@@ -433,7 +433,6 @@ fn refusals(question: &TrainingQuestion, places: &[Place], searched: &[Searched]
     out
 }
 
-/// What would make a layout fit: one knob at a time, also beyond what the plan allows.
 /// Most GPUs that are tried for a model that does not fit.
 const MOST_TRIED: u32 = 16_384;
 
@@ -456,16 +455,20 @@ fn without_layout(question: &TrainingQuestion, machine: usize, gpus: u32) -> Ref
         })
     };
     let rule = "sizes of parallelism must divide the model's heads, blocks and experts and multiply to the number of GPUs, and the batch \
-                be a multiple of the data-parallel size";
+                be a multiple of the data-parallel size; ZeRO 2 and 3 ask for one pipeline stage";
     let words = (rule, "another number of GPUs, or another batch");
     Refusal::without_layout((&question.gpus[machine], gpus), &question.plan.layouts, has_some, words)
 }
 
+/// What would make a layout fit: one knob at a time, also beyond what the plan allows.
 fn remedies(site: &Site, on: &Arrangement, with: &Schedule, needed: f64, fewest: Option<u32>) -> Vec<String> {
     let mut out = Vec::new();
     let mut fits = |text: String, on: Arrangement, with: Schedule| {
         let layout = site.layout(&on, &with);
-        if layout.check(site.model()).is_ok() && site.memory(&layout).0.total() <= site.capacity() {
+        if layout.is_known_to_its_stack()
+            && layout.check(site.model()).is_ok()
+            && site.memory(&layout).0.total() <= site.capacity()
+        {
             out.push(text);
         }
     };
