@@ -84,8 +84,16 @@ pub struct Machine {
     pub full_power_w: f64,
     pub scale_up: ScaleUp,
     pub scale_out: ScaleOut,
-    /// The host's memory hangs on a link as fast as those between GPUs (Grace): activations can wait there.
-    pub coherent_host: bool,
+    /// Where the host's memory hangs on a link of the GPU's kind.
+    pub coherent_host: Option<CoherentHost>,
+}
+
+/// Memory of a host on NVLink-C2C (Grace), one GPU's share: activations of a training can wait there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CoherentHost {
+    pub memory: Bytes,
+    /// One direction.
+    pub bytes_per_second: f64,
 }
 
 /// A GPU of the book.
@@ -163,6 +171,17 @@ mod tests {
             assert_eq!(book.find_in(text).map(|gpu| gpu.name.as_str()), Some(name), "{text}");
         }
         assert_eq!(book.find_in("TPU v5p"), None);
+    }
+
+    /// A Grace has 480 GB and 450 GB/s each way for one GPU or two.
+    #[test]
+    fn parts_with_a_grace_reach_their_share_of_its_memory() {
+        let book = HardwareBook::shipped();
+        let share =
+            |name: &str| book.find(name).unwrap().machine.coherent_host.map(|host| (host.memory.0, host.bytes_per_second));
+        assert_eq!(share("gh200-480gb"), Some((480_000_000_000, 450e9)));
+        assert_eq!(share("gb200-nvl72"), Some((240_000_000_000, 225e9)));
+        assert_eq!(share("b200"), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! From `data/hardware/gpus.toml` to the book.
 
-use super::{Generation, Gpu, HardwareBook, Machine, Peaks, ScaleOut, ScaleUp, folded};
+use super::{CoherentHost, Generation, Gpu, HardwareBook, Machine, Peaks, ScaleOut, ScaleUp, folded};
 use crate::{
     input::{self, Choice, Diagnostic, Field, Interval, Kind, Need, Report, Shape, Source, Table},
     units::Bytes,
@@ -58,7 +58,8 @@ static GPU: Shape = Shape {
         field("reduces_in_switch", "1 where the switch adds up", Kind::Whole { low: 0, high: 1 }, OPTIONAL),
         field("network_gb_per_s", "Rate of the network of one GPU, one direction", RATE, REQUIRED),
         field("network_latency_us", "Latency of the network", RATE, REQUIRED),
-        field("coherent_host", "1 where the host's memory hangs on NVLink-C2C", Kind::Whole { low: 0, high: 1 }, OPTIONAL),
+        field("coherent_host_gb", "Host's memory on NVLink-C2C, a GPU's share, 10^9 bytes", RATE, OPTIONAL),
+        field("coherent_host_gb_per_s", "Rate of NVLink-C2C, a GPU's share, one direction", RATE, OPTIONAL),
         field("source", "Where the figures stand", Kind::TEXT, REQUIRED),
     ],
     exclusive: &[],
@@ -116,7 +117,10 @@ fn gpu(table: &Table, report: &mut Report) -> Option<Gpu> {
                 bytes_per_second: table.number("network_gb_per_s")? * GIGA,
                 latency: table.number("network_latency_us")? * 1e-6,
             },
-            coherent_host: table.whole("coherent_host") == Some(1),
+            coherent_host: table
+                .number("coherent_host_gb")
+                .zip(table.number("coherent_host_gb_per_s"))
+                .map(|(memory, rate)| CoherentHost { memory: Bytes((memory * GIGA) as u64), bytes_per_second: rate * GIGA }),
         },
         name,
     })

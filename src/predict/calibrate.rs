@@ -25,7 +25,7 @@ const FIRM: f64 = 20.0;
 /// The step at which the search stops, as a share of a figure.
 const FINEST: f64 = 0.002;
 
-const MOST_ROUNDS: usize = 60;
+const MOST_ROUNDS: usize = 400;
 
 /// Folds of whole groups.
 pub const FOLDS: usize = 24;

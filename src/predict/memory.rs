@@ -83,8 +83,8 @@ impl Held {
 pub struct Room {
     /// Bytes that a training can use.
     pub capacity: f64,
-    /// Whether activations can wait in the host's memory.
-    pub coherent_host: bool,
+    /// Bytes of the host's memory in which activations can wait.
+    pub host: f64,
     /// GPUs that reach each other's memory.
     pub domain: f64,
 }
@@ -184,7 +184,7 @@ pub fn kept_of_an_input(model: &Transformer, layout: &Layout) -> f64 {
 
 /// The bytes of every part, and what is computed again: as `layout.recompute` has it, or as little as fits into `capacity`.
 pub fn memory(model: &Transformer, layout: &Layout, room: Room) -> (Memory, Again) {
-    let Room { capacity, coherent_host, domain } = room;
+    let Room { capacity, host, domain } = room;
     let held = Held::new(model, layout);
     let shards = f64::from(layout.shards());
     let fully = layout.stack.is_torch();
@@ -255,7 +255,8 @@ pub fn memory(model: &Transformer, layout: &Layout, room: Room) -> (Memory, Agai
             let usable = reserve + (capacity - reserve) / ALLOCATED;
             let room = usable - (fixed.total() - logits_too);
             // Sharded weights go with activations that wait in the host's memory, where that is near.
-            if room >= flying * own * full || (coherent_host && layout.sharding == Sharding::Weights) {
+            let host = if layout.sharding == Sharding::Weights { host } else { 0.0 };
+            if room + host / ALLOCATED >= flying * own * full {
                 Again::default()
             } else {
                 let modules = if fully { Modules::NONE } else { Modules::CHEAP };
@@ -301,7 +302,7 @@ mod tests {
     }
 
     fn room(capacity: f64) -> Room {
-        Room { capacity, coherent_host: false, domain: 8.0 }
+        Room { capacity, host: 0.0, domain: 8.0 }
     }
 
     /// Korthikanti et al., arXiv 2205.05198, Table 2: bytes of a layer in units of s b h.

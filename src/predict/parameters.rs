@@ -44,10 +44,12 @@ pub enum OfGeneration {
     DenseHost,
     ExpertHost,
     Power,
+    NearHost,
+    Quantised,
 }
 
 /// The figures of a generation, in the order of [`OfGeneration`].
-pub const GENERATION_KNOBS: [Knob; 18] = [
+pub const GENERATION_KNOBS: [Knob; 20] = [
     knob("half", "share of the peak that large products sustain in 16 bits", 0.4, 0.98, 0.8),
     knob("fp8", "share of the peak that large products sustain in 8 bits", 0.3, 0.95, 0.7),
     knob("fp8_block", "the same with scales of rows or blocks that software applies", 0.2, 0.95, 0.5),
@@ -74,6 +76,9 @@ pub const GENERATION_KNOBS: [Knob; 18] = [
         1.0,
         0.3333,
     ),
+    // A prior: processors of one time differ by less than three in how fast one thread goes.
+    knob("near_host", "time of a host on NVLink-C2C (Grace), in units of that of one on PCI Express", 0.3333, 3.0, 1.0),
+    knob("quantised", "share that is lost of the places that a product's last wave of tiles leaves empty", 0.0, 1.0, 0.5),
 ];
 
 /// Figures of a software stack, by their place in its row.
@@ -295,6 +300,7 @@ mod tests {
     fn names_stand_in_the_order_of_their_places() {
         assert_eq!(GENERATION_KNOBS[OfGeneration::ExpertHost as usize].name, "expert_host");
         assert_eq!(GENERATION_KNOBS[OfGeneration::Power as usize].name, "power");
+        assert_eq!(GENERATION_KNOBS[OfGeneration::Quantised as usize].name, "quantised");
         assert_eq!(GENERATION_KNOBS[OfGeneration::Memory as usize].name, "memory");
         assert_eq!(STACK_KNOBS[OfStack::Host as usize].name, "host");
     }

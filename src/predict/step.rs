@@ -111,7 +111,8 @@ pub struct Sustained {
     data_exposed: f64,
     tensor_exposed: f64,
     capacity: f64,
-    coherent_host: bool,
+    /// Bytes of the host's memory in which activations can wait, and how many a second go there.
+    host: f64,
     host_link: f64,
     peak: f64,
 }
@@ -119,7 +120,7 @@ pub struct Sustained {
 /// Seconds that every kernel costs the GPU beyond its work: launching and draining.
 const LAUNCH: f64 = 2e-6;
 
-/// Bytes of a GPU's memory that a training can use, over what the sheet says: ECC, page tables and fragments take the rest.
+/// Bytes of a memory that a training can use, over what the sheet says: ECC, page tables and fragments take the rest.
 pub(super) const USABLE: f64 = 0.94;
 
 /// Tokens by which the tiles of an expert's product are not filled, in the mean: half of 128 rows.
@@ -146,8 +147,8 @@ impl Sustained {
 
     /// Bytes of activations that wait in the host's memory, where that is near: they go there and come back beside the computation.
     pub(super) fn offloaded(&self, layout: &Layout, held: &Memory, again: Again) -> f64 {
-        if self.coherent_host && layout.sharding == Sharding::Weights && again == Again::default() {
-            (held.total() - self.capacity).clamp(0.0, held.activations)
+        if layout.sharding == Sharding::Weights && again == Again::default() {
+            (held.total() - self.capacity).clamp(0.0, held.activations.min(self.host))
         } else {
             0.0
         }
@@ -155,7 +156,7 @@ impl Sustained {
 
     /// What a layout holds on a GPU, and what is computed again.
     pub fn memory(&self, model: &Transformer, layout: &Layout) -> (Memory, Again) {
-        memory(model, layout, Room { capacity: self.capacity, coherent_host: self.coherent_host, domain: self.links.domain })
+        memory(model, layout, Room { capacity: self.capacity, host: self.host, domain: self.links.domain })
     }
 
     pub fn new(machine: &Machine, stack: Stack, precision: TrainingPrecision, parameters: &Parameters) -> Sustained {
@@ -168,6 +169,7 @@ impl Sustained {
             bytes: memory,
             multiprocessors: f64::from(machine.multiprocessors),
             lost_waves: of(Of::LostWaves),
+            quantised: of(Of::Quantised),
             ramp: of(Of::Ramp),
             width,
             launch: LAUNCH,
@@ -195,7 +197,8 @@ impl Sustained {
             Stack::TorchEager | Stack::TorchCompiled => Of::AttentionSecond,
             _ => Of::Attention,
         });
-        let host = parameters.of_stack(stack, OfStack::Host);
+        let host =
+            parameters.of_stack(stack, OfStack::Host) * if machine.coherent_host.is_some() { of(Of::NearHost) } else { 1.0 };
         Sustained {
             low,
             half,
@@ -211,9 +214,8 @@ impl Sustained {
             data_exposed: parameters.of_stack(stack, OfStack::DataExposed),
             tensor_exposed: parameters.of_stack(stack, OfStack::TensorExposed),
             capacity: machine.memory.0 as f64 * USABLE,
-            coherent_host: machine.coherent_host,
-            // NVLink-C2C has the rate of the GPU's NVLink, and two GPUs share a Grace.
-            host_link: machine.scale_up.bytes_per_second / 4.0,
+            host: machine.coherent_host.map_or(0.0, |host| host.memory.0 as f64 * USABLE),
+            host_link: machine.coherent_host.map_or(f64::INFINITY, |host| host.bytes_per_second),
             peak: peaks.bf16,
         }
     }
@@ -655,14 +657,15 @@ pub(super) fn step_of(
     let spare = fullest * pipeline - blocks;
     let share = 1.0 / pipeline;
     let offloaded = on.offloaded(layout, &held_memory, again);
-    let offload = HIDDEN_COST * 2.0 * offloaded / on.host_link;
-    forward.elementwise += offload / 2.0 * pipeline;
-    backward.elementwise += offload / 2.0 * pipeline;
+    // Under the forward pass they go there, under the backward pass they come back.
+    let offload = |work: &Work| beyond(offloaded / on.host_link, work.total() * share, HIDDEN_COST) * pipeline;
+    forward.elementwise += offload(&forward);
+    backward.elementwise += offload(&backward);
     let host_rank = share
         * host
         * match layout.options.graphs {
-            // Megatron-Core takes no graphs where whole layers are computed again.
-            _ if again.blocks > 0.0 => 1.0,
+            // Megatron-Core takes no graphs where whole layers are computed again or activations wait in the host's memory.
+            _ if again.blocks > 0.0 || offloaded > 0.0 => 1.0,
             Graphs::Nothing => 1.0,
             Graphs::Layers => on.graphed,
             Graphs::Step => 0.0,
@@ -798,7 +801,10 @@ mod tests {
         parameters::{OfGeneration, Place},
     };
     use super::*;
-    use crate::hardware::HardwareBook;
+    use crate::{
+        hardware::{CoherentHost, HardwareBook},
+        units::Bytes,
+    };
 
     fn machine(name: &str) -> Machine {
         HardwareBook::shipped().find(name).unwrap().machine
@@ -926,6 +932,49 @@ mod tests {
         };
         let slower = [1.0 / 3.0, 1.0].map(|exponent| products(&limited, exponent) / products(&whole, exponent));
         assert!(slower[0] > 1.05 && slower[0] < slower[1] && slower[1] < 1.25, "{slower:?}");
+    }
+
+    /// Llama 70B with whole weights sharded over 64 GB200: activations wait in the host's memory as far as that goes, at the rate of its link.
+    #[test]
+    fn activations_wait_in_the_hosts_memory_as_far_as_it_goes() {
+        let model = model("llama-3.1-70b");
+        let machine = machine("gb200-nvl72");
+        let step = |machine: &Machine, micro_batch| {
+            let layout = Layout {
+                gpus: 64,
+                micro_batch,
+                sharding: Sharding::Weights,
+                ..Layout::single(8192, 64 * micro_batch, TrainingPrecision::Fp8)
+            };
+            training_step(&model, machine, &layout, &Parameters::shipped())
+        };
+        let (two, eight) = (step(&machine, 2), step(&machine, 8));
+        assert!(two.offloaded > 0.0 && two.again == Again::default() && two.missing_bytes().is_none(), "{two:?}");
+        // Eight sequences keep more than there is room for: blocks are computed again instead.
+        assert!(eight.offloaded == 0.0 && eight.again.blocks > 0.0, "{eight:?}");
+        let limited = |host| step(&Machine { coherent_host: Some(host), ..machine }, 2);
+        let host = machine.coherent_host.unwrap();
+        let small = limited(CoherentHost { memory: Bytes(host.memory.0 / 4), ..host });
+        assert!(small.offloaded == 0.0 && small.again.blocks > 0.0, "{small:?}");
+        // There and back under two passes of seconds each: a link of 1 GB/s is what the step waits for.
+        let slow = limited(CoherentHost { bytes_per_second: 1e9, ..host });
+        assert!(slow.step.0 > 1.9 * two.offloaded / 1e9, "{} s", slow.step.0);
+    }
+
+    /// Of two hosts the slower one sets the pace of small kernels.
+    #[test]
+    fn a_host_on_a_link_of_its_own_has_its_own_pace() {
+        let model = model("qwen3-235b-a22b");
+        let near = machine("gb200-nvl72");
+        let layout = Layout { gpus: 256, pipeline: 8, expert: 32, ..Layout::single(4096, 8192, TrainingPrecision::Mxfp8) };
+        let host = |machine: &Machine, pace| {
+            let mut parameters = Parameters::shipped();
+            parameters.set(Place::Generation(machine.generation, OfGeneration::NearHost as usize), pace);
+            training_step(&model, machine, &layout, &parameters).split.host
+        };
+        assert!(host(&near, 2.0) > host(&near, 1.0) && host(&near, 1.0) > host(&near, 0.5));
+        let far = Machine { coherent_host: None, ..near };
+        assert_eq!(host(&far, 2.0), host(&far, 0.5));
     }
 
     #[test]
