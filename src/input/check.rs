@@ -14,6 +14,8 @@ use toml::de::{DeTable, DeValue};
 pub(super) struct Check<'r, 's> {
     pub report: &'r mut Report<'s>,
     pub root: &'static Shape,
+    /// The file itself.
+    pub file: &'r DeTable<'s>,
     /// False after a syntax error: a key may be missing only because its line could not be read.
     pub whole: bool,
 }
@@ -57,7 +59,9 @@ impl Check<'_, '_> {
 
     fn unknown_key(&mut self, name: &str, word: &str, span: Span, shape: &'static Shape, tag: Option<&str>) {
         let near = nearest(word, names(shape, tag)).map(|near| format!("did you mean `{near}`?"));
-        let homes = homes_of(self.root, "", word);
+        // What the top of the file has already does not belong there once more.
+        let homes: Vec<String> =
+            homes_of(self.root, "", word).into_iter().filter(|home| !home.is_empty() || !self.file.contains_key(word)).collect();
         let home = match homes.iter().find(|home| home.is_empty()) {
             Some(_) => Some(format!("`{word}` belongs at the top of the file, before the first `[table]`")),
             None if homes.is_empty() => None,

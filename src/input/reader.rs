@@ -26,7 +26,7 @@ pub fn parse<T>(
         report.add(0..0, "the file has no keys").expected(format!("at least {}", listed(needed)));
         return Err(report.done());
     }
-    Check { report: &mut report, root: shape, whole }.table("", root, &(0..0), shape, None);
+    Check { report: &mut report, root: shape, file: root, whole }.table("", root, &(0..0), shape, None);
     if !whole {
         // What stands before the first syntax error is surely what the user wrote; what follows may have been read wrongly.
         let first = errors.iter().filter_map(|error| error.span()).map(|span| span.start).min().unwrap_or(0);

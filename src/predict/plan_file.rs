@@ -435,13 +435,15 @@ fn model(table: &Table, report: &mut Report, known: &Known) -> ModelWords {
         report.unknown(table.span("shape"), "model", name, known.models);
     }
     if shape.is_none() && scenario.is_none() {
-        for key in ["layers", "hidden", "heads", "feed_forward", "vocabulary"] {
-            if !table.has(key) {
-                report
-                    .add(table.span("shape"), format!("missing key `{key}` in `[model]`"))
-                    .expected("a published model's `shape`, or all its numbers")
-                    .hint("add `shape = \"llama-3.1-70b\"`, or the number");
-            }
+        let numbers = ["layers", "hidden", "heads", "feed_forward", "vocabulary"];
+        let missing: Vec<&str> = numbers.into_iter().filter(|key| !table.has(key)).collect();
+        // Without any of its numbers it is the shape that was forgotten.
+        let missing = if missing.len() == numbers.len() { vec!["shape"] } else { missing };
+        for key in missing {
+            report
+                .add(table.span("shape"), format!("missing key `{key}` in `[model]`"))
+                .expected("a published model's `shape`, or all its numbers")
+                .hint("add `shape = \"llama-3.1-70b\"`, or the number");
         }
     }
     let experts = table.table("experts").map(|experts| ExpertWords {
