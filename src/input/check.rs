@@ -39,7 +39,7 @@ impl Check<'_, '_> {
             .keys()
             .map(|key| key.get_ref().as_ref())
             .filter(|word| tag != Some(*word) && shape.fields.iter().all(|field| field.name != *word))
-            .filter(|word| homes_of(self.root, "", word).is_empty())
+            .filter(|word| self.homes(word).is_empty())
             .filter_map(|word| nearest(word, names(shape, tag)))
             .collect();
         for group in shape.exclusive {
@@ -57,11 +57,16 @@ impl Check<'_, '_> {
         }
     }
 
+    /// Tables that know a key which stands in another; the top of the file is one, unless it has the key already.
+    fn homes(&self, word: &str) -> Vec<String> {
+        let mut homes = homes_of(self.root, "", word);
+        homes.retain(|home| !home.is_empty() || !self.file.contains_key(word));
+        homes
+    }
+
     fn unknown_key(&mut self, name: &str, word: &str, span: Span, shape: &'static Shape, tag: Option<&str>) {
         let near = nearest(word, names(shape, tag)).map(|near| format!("did you mean `{near}`?"));
-        // What the top of the file has already does not belong there once more.
-        let homes: Vec<String> =
-            homes_of(self.root, "", word).into_iter().filter(|home| !home.is_empty() || !self.file.contains_key(word)).collect();
+        let homes = self.homes(word);
         let home = match homes.iter().find(|home| home.is_empty()) {
             Some(_) => Some(format!("`{word}` belongs at the top of the file, before the first `[table]`")),
             None if homes.is_empty() => None,
