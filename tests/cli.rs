@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The program, without the half minute that timing single ops takes; one test has that.
+/// The program, without the half minute that timing single ops takes; `predictions.rs` has that.
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_advisor"));
     command.env("ADVISOR_RATES", "none");
@@ -60,48 +60,6 @@ fn records(log: &Path) -> BTreeMap<String, Value> {
         }
     }
     out
-}
-
-#[test]
-fn single_ops_are_timed_once_and_what_follows_from_them_stands_beside_what_was_measured() {
-    let (dir, _) = folder_with(SMALL);
-    let kept = dir.path().join("rates.json");
-    let with_rates =
-        |arguments: &[&str]| program().args(arguments).env("ADVISOR_RATES", &kept).current_dir(dir.path()).output().unwrap();
-    let run = with_rates(&["run", "small.toml", "--quick", "--out", "out"]);
-    let (said, told) = (text(&run.stdout), text(&run.stderr));
-    assert!(run.status.success() && told.contains("run single ops, once for this machine") && kept.exists(), "{told}");
-    assert!(said.contains("Predicted from this machine's rates of single ops: "), "{said}");
-    let table = fs::read_to_string(dir.path().join("out/small/results.csv")).unwrap();
-    let column = |name: &str| table.lines().next().unwrap().split(',').position(|heading| heading == name).unwrap();
-    let (measured, predicted, error) =
-        (column("throughput_per_s"), column("predicted_throughput_per_s"), column("prediction_error"));
-    let rows: Vec<Vec<&str>> =
-        table.lines().skip(1).filter(|line| !line.contains(",skipped,")).map(|line| line.split(',').collect()).collect();
-    for row in &rows {
-        let number = |at: usize| row[at].parse::<f64>().unwrap_or_else(|_| panic!("{row:?}"));
-        assert!((number(predicted) / number(measured) - 1.0 - number(error)).abs() < 1e-9, "{row:?}");
-    }
-    // The same rates again, and the same candidates.
-    let plan = with_rates(&["plan", "small.toml", "--json"]);
-    assert!(plan.status.success() && !text(&plan.stderr).contains("single ops"), "{}", text(&plan.stderr));
-    let answer: Value = serde_json::from_slice(&plan.stdout).unwrap();
-    assert_eq!(answer[0]["source"], "modelled");
-    let planned = answer[0]["candidates"].as_array().unwrap();
-    for phase in ["train", "infer"] {
-        let folder = dir.path().join(format!("reports/small-{phase}-predicted"));
-        for file in ["plan.html", "plan.csv", "plan.json", "plots/memory.svg", "plots/time-split.svg"] {
-            assert!(folder.join(file).metadata().unwrap().len() > 100, "{phase} {file}");
-        }
-        let page = fs::read_to_string(folder.join("plan.html")).unwrap();
-        assert!(page.contains("on this machine") && !page.contains("NaN") && !page.contains("<script"), "{page}");
-    }
-    for row in rows.iter().filter(|row| row[column("phase")] == "infer") {
-        let same = planned.iter().find(|one| one["candidate"] == row[column("candidate")]).unwrap_or_else(|| panic!("{row:?}"));
-        let (there, here) = (row[predicted].parse::<f64>().unwrap(), same["predicted_throughput_per_s"].as_f64().unwrap());
-        // The copy rate that rows are fetched at is measured anew.
-        assert!((here / there - 1.0).abs() < 0.5, "{row:?} {same}");
-    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ fn a_slow_link_between_hosts_bounds_what_must_pass_it() {
         .arg(dir.path())
         .args(rates)
         .env("ADVISOR", env!("CARGO_BIN_EXE_advisor"))
+        .env("ADVISOR_RATES", "none")
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&said.stdout).into_owned();

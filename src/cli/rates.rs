@@ -66,16 +66,34 @@ fn complete(known: Vec<RateTable>, workers: &[Workers], environment: &Environmen
     let cases = rate_cases();
     for workers in &missing {
         eprintln!("measuring how fast {} run single ops, once for this machine ...", words(*workers));
-        tables.push(measure_rates(*workers, &cases, &mut |_, _| ())?);
+        let table = measure_rates(*workers, &cases, &doubted, &mut |_, _| ())?;
+        if let Some(share) = table.shared() {
+            eprintln!(
+                "warning: others took {:.0} % of the processor time meanwhile, so these times are too long: not kept, and measured anew next time",
+                100.0 * share
+            );
+        }
+        tables.push(table);
     }
-    if !missing.is_empty() {
-        let file = RatesFile { schema_version: RATES_VERSION, machine: machine(environment), tables: tables.clone() };
+    let lasting = lasting(&tables);
+    if missing.iter().any(|workers| lasting.iter().any(|table| table.workers == *workers)) {
+        let file = RatesFile { schema_version: RATES_VERSION, machine: machine(environment), tables: lasting };
         match keep(&file) {
             Ok(path) => eprintln!("kept in {}", path.display()),
             Err(error) => eprintln!("not kept: {error:#}"),
         }
     }
     Ok(tables)
+}
+
+/// Those that say what the machine can do.
+fn lasting(tables: &[RateTable]) -> Vec<RateTable> {
+    tables.iter().filter(|table| table.shared().is_none()).cloned().collect()
+}
+
+/// Rows to time again.
+fn doubted(table: &RateTable) -> Vec<usize> {
+    LocalRates::new(table).map_or_else(Vec::new, |rates| rates.doubted())
 }
 
 fn keep(file: &RatesFile) -> anyhow::Result<PathBuf> {
@@ -100,4 +118,23 @@ fn line(table: &RateTable) -> String {
     let error =
         error.map_or(String::new(), |error| format!(", each predicted from the others to {:.0} % in the median", 100.0 * error));
     format!("{}: {} ops timed{error}", words(table.workers), table.rows.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_taken_beside_others_are_not_kept() {
+        let table = |threads: usize, others_share: Option<f64>| RateTable {
+            workers: Workers { device: Device::Cpu, ranks: 1, threads },
+            unix_s: 0,
+            others_share,
+            rows: Vec::new(),
+            exchanges: Vec::new(),
+        };
+        let device = RateTable { workers: Workers { device: Device::Cuda(0), ranks: 1, threads: 1 }, ..table(1, Some(0.9)) };
+        let tables = [table(1, Some(0.02)), table(2, Some(0.4)), table(4, None), device.clone()];
+        assert_eq!(lasting(&tables), [tables[0].clone(), tables[2].clone(), device]);
+    }
 }

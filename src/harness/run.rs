@@ -13,8 +13,8 @@ use crate::{
     data::DataSource,
     measure::CpuTimes,
     record::{
-        Block, Candidate, Energy, LatencyTail, Line, Measurement, RunEnd, RunHeader, RunRecord, Source, Status, StopCondition,
-        StoredRun, TrainedSeed, TrainingOutcome, store,
+        Block, Candidate, Energy, LatencyTail, Line, Measurement, RateTable, RunEnd, RunHeader, RunRecord, Source, Status,
+        StopCondition, StoredRun, TrainedSeed, TrainingOutcome, store,
     },
     stats::{self, Generator, StopRule, Verdict},
     units::{Joules, Seconds},
@@ -271,6 +271,13 @@ impl Conductor<'_, '_> {
                     "the load average was {load:.1} on {cores} cores before the run: others were using the machine"
                 ))?;
             }
+        }
+        let shared = self.job.header.environment.rates.iter().filter_map(RateTable::shared).reduce(f64::max);
+        if let Some(share) = shared {
+            self.warn(format!(
+                "others took {:.0} % of the processor time while single ops were timed: predictions expect too little of this machine",
+                100.0 * share
+            ))?;
         }
         for baseline in &self.job.baselines {
             let remaining: Vec<Candidate> =

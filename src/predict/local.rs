@@ -25,6 +25,9 @@ const DAMPING: f64 = 0.1;
 /// How far beyond the nearest sizes' own values a slope may lead: a factor of 1.5.
 const BEYOND: f64 = 0.405;
 
+/// How many times as long as the others of its op say a row takes before it is doubted.
+const DOUBTED: f64 = 1.3;
+
 /// What is predicted of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepPrediction {
@@ -243,14 +246,25 @@ impl<'a> LocalRates<'a> {
         (whole > 0.0).then(|| StepPrediction { step: Seconds(step), assumed_share: assumed / whole })
     }
 
-    /// Median relative error of the table's own rows, each predicted from the others of its op.
-    pub fn median_error(&self) -> Option<f64> {
-        let error = |(k, timed): (usize, &Timed)| {
+    /// Of each row how many times as long it took as the others of its op say; `None` where there are no others.
+    fn against_others(&self) -> impl Iterator<Item = Option<f64>> {
+        self.rows.iter().enumerate().map(|(k, timed)| {
             let others = self.rows.iter().enumerate().filter(|(j, other)| *j != k && other.row.family() == timed.row.family());
             let others: Vec<&Timed> = others.map(|(_, other)| other).collect();
-            (!others.is_empty()).then(|| ((nearest(&others, &timed.place) - timed.beyond).exp() - 1.0).abs())
-        };
-        median(&self.rows.iter().enumerate().filter_map(error).collect::<Vec<_>>())
+            (!others.is_empty()).then(|| (timed.beyond - nearest(&others, &timed.place)).exp())
+        })
+    }
+
+    /// Median relative error of the table's own rows, each predicted from the others of its op.
+    pub fn median_error(&self) -> Option<f64> {
+        median(&self.against_others().flatten().map(|ratio| (1.0 / ratio - 1.0).abs()).collect::<Vec<_>>())
+    }
+
+    /// Rows of the table that took longer than the others of their op say: what disturbs a timing only makes it longer.
+    pub fn doubted(&self) -> Vec<usize> {
+        let is_doubted = |ratio: Option<f64>| ratio.is_some_and(|ratio| ratio > DOUBTED);
+        let at = self.table.rows.iter().enumerate().filter(|(_, row)| row.time.0 > 0.0).map(|(at, _)| at);
+        at.zip(self.against_others()).filter(|(_, ratio)| is_doubted(*ratio)).map(|(at, _)| at).collect()
     }
 }
 
@@ -412,7 +426,7 @@ mod tests {
         let size = |k: u64| 16 << (2 * (k % 4));
         let all = (0..64).map(|k| [size(k), size(k / 4), size(k / 16)]);
         let rows = all.map(|shape| rate("linear", shape, law(shape))).collect();
-        RateTable { workers: WORKERS, unix_s: 0, rows, exchanges: Vec::new() }
+        RateTable { workers: WORKERS, unix_s: 0, others_share: None, rows, exchanges: Vec::new() }
     }
 
     #[test]
@@ -425,6 +439,19 @@ mod tests {
             assert!(error.abs() < 0.15 && predicted.assumed_share == 0.0, "{shape:?}: {error:+.3}");
         }
         assert!(rates.median_error().unwrap() < 0.1, "{:?}", rates.median_error());
+    }
+
+    #[test]
+    fn a_row_that_took_longer_than_the_others_say_is_doubted() {
+        let mut table = table();
+        let is_doubted = |table: &RateTable| LocalRates::new(table).unwrap().doubted().contains(&40);
+        assert!(!is_doubted(&table));
+        table.rows[40].time.0 *= 2.0;
+        // A row without a time keeps its place.
+        table.rows[3].time.0 = 0.0;
+        assert!(is_doubted(&table));
+        table.rows[40].time.0 /= 4.0;
+        assert!(!is_doubted(&table), "nothing makes an op faster than it is");
     }
 
     #[test]

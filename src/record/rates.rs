@@ -7,7 +7,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// Version of the file of kept rates; another one is not read.
-pub const RATES_VERSION: u32 = 1;
+pub const RATES_VERSION: u32 = 2;
 
 /// The file of kept rates: of one machine and one program, for what another processor or another build runs is another matter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,9 +47,22 @@ pub struct RateTable {
     pub workers: Workers,
     /// Seconds since 1970-01-01 UTC.
     pub unix_s: u64,
+    /// Share of the machine's processor time that others took meanwhile, where the system tells.
+    #[serde(default)]
+    pub others_share: Option<f64>,
     pub rows: Vec<OpRate>,
     /// Exchanges between the ranks, by their operation and the bytes of the whole message.
     pub exchanges: Vec<ExchangeRate>,
+}
+
+/// Share of the processor time that others may take before times are not what the machine can do.
+const SHARED: f64 = 0.1;
+
+impl RateTable {
+    /// What others took of the processor meanwhile, where it is too much. Times of a device are its own.
+    pub fn shared(&self) -> Option<f64> {
+        self.others_share.filter(|share| *share > SHARED && !self.workers.device.is_cuda())
+    }
 }
 
 /// One op at one size.
