@@ -1,6 +1,10 @@
 //! The program as a user runs it: files, exit codes, resuming after a kill, reports again, and the small commands.
 
+#[path = "support/small.rs"]
+mod small;
+
 use serde_json::Value;
+use small::{SMALL, text};
 use std::{
     collections::BTreeMap,
     fs,
@@ -19,26 +23,6 @@ fn program() -> Command {
 fn advisor(arguments: &[&str], folder: &Path) -> Output {
     program().args(arguments).current_dir(folder).env("NO_COLOR", "1").output().unwrap()
 }
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-const SMALL: &str = r#"
-name = "small"
-[workload]
-model = "mlp"
-data = "digits-8x8"
-phase = ["train", "infer"]
-[train]
-epochs = 2
-batch_size = 32
-[grid]
-precision = ["fp32", "bf16"]
-compression = ["none", "int8", "magnitude:0.5"]
-batch_size = [32]
-threads = [1]
-"#;
 
 /// A folder with a scenario of this text.
 fn folder_with(scenario: &str) -> (tempfile::TempDir, PathBuf) {

@@ -2,28 +2,12 @@
 //!
 //! A test binary of its own, whose one test nothing else runs beside: times that others disturbed are not kept.
 
+#[path = "support/small.rs"]
+mod small;
+
 use serde_json::Value;
+use small::{SMALL, text};
 use std::{fs, process::Command};
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-const SMALL: &str = r#"
-name = "small"
-[workload]
-model = "mlp"
-data = "digits-8x8"
-phase = ["train", "infer"]
-[train]
-epochs = 2
-batch_size = 32
-[grid]
-precision = ["fp32", "bf16"]
-compression = ["none", "int8", "magnitude:0.5"]
-batch_size = [32]
-threads = [1]
-"#;
 
 #[test]
 fn single_ops_are_timed_once_and_what_follows_from_them_stands_beside_what_was_measured() {

@@ -22,15 +22,19 @@ impl CpuTimes {
 
     /// Share of the time since `before` that the hypervisor gave to others.
     pub fn steal_share_since(&self, before: &CpuTimes) -> Option<f64> {
-        let total = self.total.checked_sub(before.total).filter(|t| *t > 0)?;
-        Some(self.stolen.saturating_sub(before.stolen) as f64 / total as f64)
+        self.share_since(before, |_| self.stolen.saturating_sub(before.stolen))
     }
 
     /// Share of the time since `before` in which a processor worked for another process, or for another guest of the host.
     pub fn others_share_since(&self, before: &CpuTimes) -> Option<f64> {
-        let total = self.total.checked_sub(before.total).filter(|t| *t > 0)?;
         let apart = self.idle.saturating_sub(before.idle) + self.own.saturating_sub(before.own);
-        Some(total.saturating_sub(apart) as f64 / total as f64)
+        self.share_since(before, |total| total.saturating_sub(apart))
+    }
+
+    /// Share of the ticks since `before` that `part` makes of them.
+    fn share_since(&self, before: &CpuTimes, part: impl Fn(u64) -> u64) -> Option<f64> {
+        let total = self.total.checked_sub(before.total).filter(|t| *t > 0)?;
+        Some(part(total) as f64 / total as f64)
     }
 }
 

@@ -127,6 +127,8 @@ pub struct LocalRates<'a> {
 
 /// A row of the table, ready for use.
 struct Timed<'a> {
+    /// Which row of the table.
+    at: usize,
     row: &'a OpRate,
     place: Place,
     /// Logarithm of its time over that under the roof.
@@ -157,8 +159,9 @@ impl<'a> LocalRates<'a> {
         if !(roof.0 > 0.0 && roof.1 > 0.0) {
             return None;
         }
-        let rows = table.rows.iter().filter(|row| row.time.0 > 0.0);
-        let rows = rows.map(|row| Timed {
+        let rows = table.rows.iter().enumerate().filter(|(_, row)| row.time.0 > 0.0);
+        let rows = rows.map(|(at, row)| Timed {
+            at,
             row,
             place: place(&row.shape, row.flops.0, row.bytes.0),
             beyond: (row.time.0 / under(roof, row.flops.0, row.bytes.0)).ln(),
@@ -263,8 +266,7 @@ impl<'a> LocalRates<'a> {
     /// Rows of the table that took longer than the others of their op say: what disturbs a timing only makes it longer.
     pub fn doubted(&self) -> Vec<usize> {
         let is_doubted = |ratio: Option<f64>| ratio.is_some_and(|ratio| ratio > DOUBTED);
-        let at = self.table.rows.iter().enumerate().filter(|(_, row)| row.time.0 > 0.0).map(|(at, _)| at);
-        at.zip(self.against_others()).filter(|(_, ratio)| is_doubted(*ratio)).map(|(at, _)| at).collect()
+        self.rows.iter().zip(self.against_others()).filter(|(_, ratio)| is_doubted(*ratio)).map(|(timed, _)| timed.at).collect()
     }
 }
 
