@@ -254,6 +254,9 @@ pub struct PredictedRate {
     pub rate: PerSecond,
     /// Over the measured rate, less 1.
     pub error: Option<f64>,
+    /// How many times as long work that is always the same took around the row's blocks as while single ops were timed, which is counted in;
+    /// absent where it was not read.
+    pub slowdown: Option<f64>,
     /// Share of the predicted step in ops that were taken for others.
     pub assumed_share: f64,
 }

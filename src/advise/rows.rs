@@ -3,7 +3,7 @@
 use super::{CONFIDENCE, Drop, Estimate, Judged, PredictedRate, RESAMPLES, Row, RowStatus, quality, speed};
 use crate::{
     cost::{self, Price},
-    predict::predict_record,
+    predict::{predict_record, slowdown},
     record::{Environment, RunRecord, SeedRun, Status, StoredRun},
     stats::{Interval, bootstrap_interval, fewest_pairs, mean, median, time_of_trainings, wilson},
     units::{PerSecond, Seconds},
@@ -35,6 +35,7 @@ pub(super) fn judge<'a>(run: &'a StoredRun, price: &Price, phase: Phase, baselin
     let reference = places.iter().position(|k| Some(run.records[*k].candidate.id().as_str()) == baseline);
     let drops = drops(run, phase, &places, reference);
     let base_rates = reference.map(|at| timings[at].rates.clone());
+    let base_speeds = reference.map(|at| timings[at].machine_speeds.clone());
     places
         .into_iter()
         .zip(timings)
@@ -47,7 +48,9 @@ pub(super) fn judge<'a>(run: &'a StoredRun, price: &Price, phase: Phase, baselin
             // The baseline is once as fast as itself, by definition.
             let is_baseline = baseline.is_some_and(|id| run.records[place].candidate.id() == id);
             let speedup = speedup.map(|ratio| if is_baseline { Estimate { interval: None, ..ratio } } else { ratio });
-            let mut row = figures(run, place, &timing, throughput, price);
+            // A rate follows the baseline's seconds, so the processor's speed for it does too.
+            let machine_speed = speed::comparable(&timing.machine_speeds, base_speeds.as_ref());
+            let mut row = figures(run, place, &timing, (throughput, machine_speed), price);
             row.drop = drop;
             row.speedup = speedup;
             Judged { record: &run.records[place], timing, breaches: Vec::new(), row }
@@ -72,7 +75,13 @@ fn answered(record: &RunRecord) -> Option<&crate::record::Quality> {
     record.quality.as_ref().filter(|_| record.status == Status::Ok)
 }
 
-fn figures(run: &StoredRun, place: usize, timing: &Timing, throughput: Option<Estimate>, price: &Price) -> Row {
+fn figures(
+    run: &StoredRun,
+    place: usize,
+    timing: &Timing,
+    (throughput, machine_speed): (Option<Estimate>, Option<f64>),
+    price: &Price,
+) -> Row {
     let (header, record) = (&run.header, &run.records[place]);
     let valid_energy = record.energy.as_ref().filter(|energy| energy.units > 0 && energy.total.0.is_finite());
     let time_to_target = time_to_target(record);
@@ -110,9 +119,10 @@ fn figures(run: &StoredRun, place: usize, timing: &Timing, throughput: Option<Es
         bytes_per_unit: record.bytes_per_unit,
         roofline_fraction: throughput.and_then(|rate| Some(rate.value / roof(record, &header.environment)?)),
         predicted: predict_record(record, &header.environment).map(|prediction| {
-            let rate = prediction.rate(record.candidate.batch_size);
+            let slowdown = machine_speed.and_then(|speed| slowdown(record, &header.environment, speed));
+            let rate = PerSecond(prediction.rate(record.candidate.batch_size).0 / slowdown.unwrap_or(1.0));
             let error = throughput.map(|measured| rate.0 / measured.value - 1.0);
-            PredictedRate { rate, error, assumed_share: prediction.assumed_share }
+            PredictedRate { rate, error, slowdown, assumed_share: prediction.assumed_share }
         }),
         violations: Vec::new(),
         on_front: false,

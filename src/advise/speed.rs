@@ -27,6 +27,8 @@ pub(super) struct Timing {
     pub rates: Series,
     /// Median seconds a step.
     pub latencies: Series,
+    /// How fast the processor was around the blocks, by `MachineSpeed::overall`, where it was read.
+    pub machine_speeds: Series,
     pub rates_by_block: Blocks,
     pub latencies_by_block: Blocks,
     /// Units a second of each block.
@@ -41,7 +43,7 @@ impl Timing {
     pub fn of(record: &RunRecord) -> Timing {
         let mut timing = Timing::default();
         let blocks = record.measurement.as_ref().map_or(&[][..], |Measurement { blocks, .. }| blocks);
-        let (mut rates, mut latencies) = (Blocks::new(), Blocks::new());
+        let (mut rates, mut latencies, mut speeds) = (Blocks::new(), Blocks::new(), Blocks::new());
         for block in blocks {
             let rate = block.rate(record.candidate.batch_size);
             if !(rate.is_finite() && rate > 0.0) {
@@ -51,13 +53,16 @@ impl Timing {
             timing.samples += block.steps;
             timing.block_rates.push(rate);
             rates.entry(key).or_default().push(rate);
+            if let Some(speed) = &block.machine_speed {
+                speeds.entry(key).or_default().push(speed.overall());
+            }
             let kept: Vec<f64> = block.step_s.iter().copied().filter(|s| s.is_finite() && *s > 0.0).collect();
             let kept = if kept.is_empty() { vec![block.total.0 / block.steps as f64] } else { kept };
             latencies.entry(key).or_default().extend(median(&kept));
             timing.steps.extend(kept);
         }
         let averages = |by_round: &Blocks| by_round.iter().filter_map(|(key, values)| Some((*key, mean(values)?))).collect();
-        (timing.rates, timing.latencies) = (averages(&rates), averages(&latencies));
+        (timing.rates, timing.latencies, timing.machine_speeds) = (averages(&rates), averages(&latencies), averages(&speeds));
         (timing.rates_by_block, timing.latencies_by_block) = (rates, latencies);
         timing
     }

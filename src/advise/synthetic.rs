@@ -54,6 +54,7 @@ pub(crate) fn measurement(
                 step_s: vec![step; 50],
                 steps: 50,
                 total: Seconds(step * 50.0),
+                machine_speed: None,
             });
         }
     }

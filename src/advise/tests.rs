@@ -2,9 +2,9 @@
 
 use super::{synthetic::*, *};
 use crate::{
-    record::{Candidate, Constraints, CostBasis, Status},
-    units::{Bytes, Seconds, UsdPerHour},
-    vocab::{Compression, Layout, Objective, Phase, Precision},
+    record::{Candidate, Constraints, CostBasis, MachineSpeed, OpProfile, OpRate, RateTable, Status, Workers},
+    units::{Bytes, Flops, Seconds, UsdPerHour},
+    vocab::{Compression, DType, Device, Layout, Objective, Phase, Precision},
 };
 use proptest::prelude::*;
 
@@ -678,4 +678,59 @@ fn a_row_of_an_emulation_has_quality_and_no_speed_and_is_picked_for_quality_alon
     let outcome = infeasible(&phase);
     assert!(phase.rows[outcome.nearest].title.starts_with("fp32"), "{:?}", outcome.reasons);
     assert!(outcome.reasons[0].starts_with("None of 1 row "), "{:?}", outcome.reasons);
+}
+
+/// A product of `batch` rows that takes so long.
+fn op(batch: u64, seconds: f64) -> (OpProfile, OpRate) {
+    let (flops, bytes) = (Flops(batch << 10), Bytes(batch << 8));
+    let (op, shape, dtype, time) =
+        ("linear".to_string(), format!("[{batch}, 32] x [32, 16]"), DType::F32, Some(Seconds(seconds)));
+    let profile = OpProfile {
+        op: op.clone(),
+        variant: String::new(),
+        shape: shape.clone(),
+        dtype: Some(dtype),
+        neighbour: None,
+        flops,
+        bytes,
+        message_bytes: Bytes(0),
+        time,
+        waited: None,
+    };
+    (profile, OpRate { op, variant: String::new(), dtype, shape, flops, bytes, time: Seconds(seconds) })
+}
+
+/// The processor loses half of its speed now and then; the rows are timed in other rounds than each other, and their rates follow those of the
+/// baseline. A prediction does, too.
+#[test]
+fn predictions_are_made_for_the_speed_that_the_rates_stand_for() {
+    let speed = |overall: f64| MachineSpeed { flops_per_s: 4.0 * overall, bytes_per_s: 0.25 * overall };
+    let drift = |round: u32| if round.is_multiple_of(3) { 0.5 } else { 1.0 };
+    let (profile, rates): (Vec<OpProfile>, Vec<OpRate>) =
+        [64u64, 256].map(|batch| op(batch, batch as f64 / 10_000.0)).into_iter().unzip();
+    let rows = [(64, 0..20), (256, 7..13)].into_iter().zip(profile).enumerate();
+    let records = rows.map(|(seed, ((batch, rounds), op))| {
+        let mut record = infer(Compression::NONE, batch, 10_000.0, 20, 0.0, 1);
+        let mut measurement = measurement(batch, 10_000.0, rounds, drift, 0.002, seed as u64);
+        measurement.blocks.iter_mut().for_each(|block| block.machine_speed = Some(speed(drift(block.round))));
+        (record.measurement, record.profile) = (Some(measurement), vec![op]);
+        record
+    });
+    let mut run = run(records.collect(), Objective::Throughput, Constraints::default());
+    let workers = Workers { device: Device::Cpu, ranks: 1, threads: 2 };
+    let mut table =
+        RateTable { workers, unix_s: 0, others_share: None, machine_speed: Some(speed(0.8)), rows: rates, exchanges: Vec::new() };
+    // At 0.8 of the speed all takes longer.
+    table.rows.iter_mut().for_each(|row| row.time.0 /= 0.8);
+    run.header.environment.rates = vec![table];
+    let phase = advised(&run);
+    for row in &phase.rows {
+        let predicted = row.predicted.unwrap();
+        assert!(predicted.error.unwrap().abs() < 0.01, "{predicted:?} of {:?}", row.throughput);
+        assert!((predicted.slowdown.unwrap() - 0.8).abs() < 0.01, "{predicted:?}");
+    }
+    // Nobody reads the speed of a device: its rates stand as they are.
+    run.header.environment.rates[0].machine_speed = None;
+    let predicted = advised(&run).rows[0].predicted.unwrap();
+    assert_eq!((predicted.slowdown, predicted.rate.0.round()), (None, 8_000.0));
 }

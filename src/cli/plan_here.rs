@@ -60,18 +60,24 @@ pub fn run(path: &Path, book: &PriceBook, json: bool, out: &Path) -> anyhow::Res
     let expansion = scenario.expand(&machine);
     // What an emulation takes says nothing.
     let candidates: Vec<_> = expansion.candidates.iter().filter(|candidate| candidate.emulation().is_none()).collect();
-    let workers: Vec<Workers> = candidates.iter().map(|one| Workers::of(one.device, one.layout, one.threads)).collect();
-    let tables = rates::of(&workers, &environment)?;
-    let environment = Environment { rates: tables, ..environment };
-    let (mut foreseen, mut refused) = (Vec::new(), Vec::new());
+    let (mut records, mut wanted, mut refused) = (Vec::new(), Vec::new(), Vec::new());
     for candidate in candidates {
         match counted(&scenario.model, &set, candidate, &scenario.train) {
-            Ok(record) => foreseen.extend(predict_record(&record, &environment).map(|prediction| {
-                let rate = prediction.rate(candidate.batch_size);
-                Foreseen { usd_per_million: usd_per_million(price.usd_per_hour, rate).0, record, prediction }
-            })),
+            Ok(one) => {
+                wanted.push((Workers::of(candidate.device, candidate.layout, candidate.threads), one.ops));
+                records.push(one.record);
+            }
             Err(error) => refused.push((candidate.title(), error.to_string())),
         }
+    }
+    let workers: Vec<Workers> = wanted.iter().map(|(workers, _)| *workers).collect();
+    let environment = Environment { rates: rates::of(wanted, &environment)?, ..environment };
+    let mut foreseen: Vec<Foreseen> = Vec::new();
+    for record in records {
+        foreseen.extend(predict_record(&record, &environment).map(|prediction| {
+            let rate = prediction.rate(record.candidate.batch_size);
+            Foreseen { usd_per_million: usd_per_million(price.usd_per_hour, rate).0, record, prediction }
+        }));
     }
     foreseen.sort_by(|a, b| b.per_second().total_cmp(&a.per_second()));
     let used = environment.rates.iter().filter(|table| workers.contains(&table.workers));
@@ -111,7 +117,7 @@ pub fn run(path: &Path, book: &PriceBook, json: bool, out: &Path) -> anyhow::Res
     refused.iter().try_for_each(|(title, reason)| super::print(&format!("refused: {title}: {reason}")))?;
     if let Some(error) = op_error {
         super::print(&format!(
-            "Ops of these sizes are predicted from others of their kind to {:.0} % in the median; `advisor run` measures, and prints both.",
+            "Ops were timed one by one; those of other sizes are predicted from others of their kind to {:.0} % in the median. `advisor run` measures, and prints both.",
             100.0 * error
         ))?;
     }

@@ -2,13 +2,14 @@
 
 use super::Exit;
 use crate::{
-    measure::{measure_rates, rate_cases},
+    measure::{RateCase, extend_rates, measure_rates, rate_cases},
     predict::LocalRates,
     record::{Environment, RATES_VERSION, RateTable, RatesFile, Workers},
+    units::Seconds,
     vocab::Device,
 };
 use anyhow::Context;
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// What `ADVISOR_RATES` names, else `advisor/rates.json` in the user's folder for caches.
 fn path() -> Option<PathBuf> {
@@ -35,7 +36,7 @@ pub fn run(json: bool, environment: Environment) -> anyhow::Result<Exit> {
     let mut workers = vec![Workers { device: Device::Cpu, ranks: 1, threads: 1 }, of(1), of(2)];
     workers.retain(|workers| workers.ranks * workers.threads <= cores);
     workers.extend((!environment.gpus.is_empty()).then_some(Workers { device: Device::Cuda(0), ranks: 1, threads: 1 }));
-    let tables = complete(Vec::new(), &workers, &environment)?;
+    let tables = complete(Vec::new(), workers.into_iter().map(|workers| (workers, Vec::new())).collect(), &environment)?;
     if json {
         super::print(&serde_json::to_string_pretty(&tables)?)?;
     } else {
@@ -44,9 +45,9 @@ pub fn run(json: bool, environment: Environment) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Rates of `workers`, and all others that are kept; what was not measured yet is.
-pub fn of(workers: &[Workers], environment: &Environment) -> anyhow::Result<Vec<RateTable>> {
-    complete(kept(environment), workers, environment)
+/// Rates of workers at the sizes of a sweep and at those of the ops beside them, and all others that are kept; what was not measured yet is.
+pub fn of(wanted: Vec<(Workers, Vec<RateCase>)>, environment: &Environment) -> anyhow::Result<Vec<RateTable>> {
+    complete(kept(environment), wanted, environment)
 }
 
 /// Rates that were kept on this machine by this program.
@@ -56,27 +57,32 @@ fn kept(environment: &Environment) -> Vec<RateTable> {
     file.filter(|file| file.machine == machine(environment)).map_or_else(Vec::new, |file| file.tables)
 }
 
-/// Measures those of `workers` that `known` lacks, and keeps all. A machine without a place for caches measures again.
-fn complete(known: Vec<RateTable>, workers: &[Workers], environment: &Environment) -> anyhow::Result<Vec<RateTable>> {
-    let mut tables = known;
-    let is_missing = |workers: &Workers| tables.iter().all(|table| table.workers != *workers);
-    let mut missing: Vec<Workers> = workers.iter().copied().filter(is_missing).collect();
-    missing.sort_unstable();
-    missing.dedup();
-    let cases = rate_cases();
-    for workers in &missing {
-        eprintln!("measuring how fast {} run single ops, once for this machine ...", words(*workers));
-        let table = measure_rates(*workers, &cases, &doubted, &mut |_, _| ())?;
-        if let Some(share) = table.shared() {
-            eprintln!(
-                "warning: others took {:.0} % of the processor time meanwhile, so these times are too long: not kept, and measured anew next time",
-                100.0 * share
-            );
+/// Measures what `known` lacks, and keeps all. A machine without a place for caches measures again.
+fn complete(
+    known: Vec<RateTable>,
+    wanted: Vec<(Workers, Vec<RateCase>)>,
+    environment: &Environment,
+) -> anyhow::Result<Vec<RateTable>> {
+    let mut by_workers: BTreeMap<Workers, Vec<RateCase>> = BTreeMap::new();
+    wanted.into_iter().for_each(|(workers, ops)| by_workers.entry(workers).or_default().extend(ops));
+    let mut rates = Rates { tables: known.clone(), lasting: known, has_news: false };
+    for workers in by_workers.keys() {
+        if rates.of(*workers).is_none() {
+            eprintln!("measuring how fast {} run single ops, once for this machine ...", words(*workers));
+            rates.take(measure_rates(*workers, &rate_cases(), &doubted)?);
         }
-        tables.push(table);
     }
-    let lasting = lasting(&tables);
-    if missing.iter().any(|workers| lasting.iter().any(|table| table.workers == *workers)) {
+    for (workers, ops) in by_workers {
+        let mut table = rates.of(workers).expect("measured above").clone();
+        let lacking = lacking(&table, ops);
+        if !lacking.is_empty() {
+            eprintln!("measuring {} of these models by themselves, {} ...", plural(lacking.len(), "op"), words(workers));
+            extend_rates(&mut table, &lacking, &doubted)?;
+            rates.take(table);
+        }
+    }
+    let Rates { tables, lasting, has_news } = rates;
+    if has_news {
         let file = RatesFile { schema_version: RATES_VERSION, machine: machine(environment), tables: lasting };
         match keep(&file) {
             Ok(path) => eprintln!("kept in {}", path.display()),
@@ -86,9 +92,54 @@ fn complete(known: Vec<RateTable>, workers: &[Workers], environment: &Environmen
     Ok(tables)
 }
 
-/// Those that say what the machine can do.
-fn lasting(tables: &[RateTable]) -> Vec<RateTable> {
-    tables.iter().filter(|table| table.shared().is_none()).cloned().collect()
+/// What is known of this machine.
+struct Rates {
+    /// For this run.
+    tables: Vec<RateTable>,
+    /// Those that say what the machine can do.
+    lasting: Vec<RateTable>,
+    has_news: bool,
+}
+
+impl Rates {
+    fn of(&self, workers: Workers) -> Option<&RateTable> {
+        self.tables.iter().find(|table| table.workers == workers)
+    }
+
+    /// A table that was measured just now, in place of a shorter one.
+    fn take(&mut self, table: RateTable) {
+        match table.shared() {
+            Some(share) => eprintln!(
+                "warning: others took {:.0} % of the processor time meanwhile, so these times are too long: not kept, and measured anew next time",
+                100.0 * share
+            ),
+            None => {
+                put(&mut self.lasting, table.clone());
+                self.has_news = true;
+            }
+        }
+        put(&mut self.tables, table);
+    }
+}
+
+/// In place of the one of the same workers, or behind all.
+fn put(tables: &mut Vec<RateTable>, table: RateTable) {
+    match tables.iter_mut().find(|other| other.workers == table.workers) {
+        Some(other) => *other = table,
+        None => tables.push(table),
+    }
+}
+
+/// Those of `ops` whose sizes a table does not have, each once.
+fn lacking(table: &RateTable, ops: Vec<RateCase>) -> Vec<RateCase> {
+    let mut rows = table.rows.clone();
+    let is_new = |case: &RateCase| {
+        let row = case.row(Seconds(0.0));
+        let is_new = !rows.iter().any(|other| other.is_of_size(&row));
+        rows.extend(is_new.then_some(row));
+        is_new
+    };
+    ops.into_iter().filter(is_new).collect()
 }
 
 /// Rows to time again.
@@ -102,9 +153,12 @@ fn keep(file: &RatesFile) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+fn plural(count: usize, word: &str) -> String {
+    format!("{count} {word}{}", if count == 1 { "" } else { "s" })
+}
+
 /// `2 ranks of 1 thread`.
 fn words(workers: Workers) -> String {
-    let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
     if workers.device.is_cuda() {
         return workers.device.to_string();
     }
@@ -130,11 +184,32 @@ mod tests {
             workers: Workers { device: Device::Cpu, ranks: 1, threads },
             unix_s: 0,
             others_share,
+            machine_speed: None,
             rows: Vec::new(),
             exchanges: Vec::new(),
         };
         let device = RateTable { workers: Workers { device: Device::Cuda(0), ranks: 1, threads: 1 }, ..table(1, Some(0.9)) };
         let tables = [table(1, Some(0.02)), table(2, Some(0.4)), table(4, None), device.clone()];
-        assert_eq!(lasting(&tables), [tables[0].clone(), tables[2].clone(), device]);
+        let mut rates = Rates { tables: Vec::new(), lasting: Vec::new(), has_news: false };
+        rates.take(tables[1].clone());
+        assert!(!rates.has_news);
+        tables.iter().for_each(|table| rates.take(table.clone()));
+        assert_eq!((rates.tables.len(), rates.has_news), (4, true));
+        assert_eq!(rates.lasting, [tables[0].clone(), tables[2].clone(), device]);
+        // Ops that were added beside others serve this run, and what was kept stays.
+        let added = RateTable { others_share: Some(0.5), ..table(1, None) };
+        rates.take(added.clone());
+        assert_eq!((rates.of(added.workers), &rates.lasting[0]), (Some(&added), &tables[0]));
+    }
+
+    #[test]
+    fn each_size_that_a_table_lacks_is_timed_once() {
+        let cases = rate_cases();
+        let rows = cases[..3].iter().map(|case| case.row(Seconds(1e-6))).collect();
+        let workers = Workers { device: Device::Cpu, ranks: 1, threads: 1 };
+        let table = RateTable { workers, unix_s: 0, others_share: None, machine_speed: None, rows, exchanges: Vec::new() };
+        let wanted = [1, 3, 4, 3, 0].map(|k| cases[k].clone()).to_vec();
+        let rows: Vec<_> = lacking(&table, wanted).iter().map(|case| case.row(Seconds(0.0))).collect();
+        assert_eq!(rows, [3, 4].map(|k: usize| cases[k].row(Seconds(0.0))));
     }
 }

@@ -8,14 +8,13 @@ use crate::{
     data::DataSet,
     harness::{self, Control, HarnessError, Job, Pace, Ranks},
     input::render,
-    measure::{environment, gpus, measure_gpu},
+    measure::{RateCase, environment, gpus, measure_gpu},
     record::{
-        Candidate, Environment, Gpu, Processes, RateTable, RunHeader, SCHEMA_VERSION, StoredRun, TrainConfig, Workers,
-        store::StoreError,
+        Candidate, Environment, Gpu, Processes, RunHeader, SCHEMA_VERSION, StoredRun, TrainConfig, Workers, store::StoreError,
     },
     scenario::{Known, Machine, Scenario},
     vocab::Device,
-    workload::{self, Leader},
+    workload::{self, Leader, counted},
 };
 use anyhow::Context;
 use std::{
@@ -79,6 +78,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// A scenario with its data looked at and its header written.
 struct Planned {
     scenario: Scenario,
+    set: Arc<DataSet>,
     job_header: RunHeader,
     machine: Machine,
 }
@@ -138,14 +138,6 @@ fn measure_all(args: &Args, leader: Option<&Leader>) -> anyhow::Result<Exit> {
         }
     }
     let environment = Environment { gpus: gpus.clone(), ..environment };
-    let rates = if args.no_predictions || rates::are_unwanted() {
-        Vec::new()
-    } else {
-        let candidates = scenarios.iter().flat_map(|scenario| scenario.expand(&machine).candidates);
-        let workers: Vec<Workers> = candidates.filter_map(|candidate| workers_of(&candidate, leader.is_some())).collect();
-        rates::of(&workers, &environment)?
-    };
-    let environment = Environment { rates, ..environment };
     let mut planned = Vec::new();
     for scenario in scenarios {
         match plan(scenario, args, &environment, &machine, &gpus, &book) {
@@ -155,6 +147,9 @@ fn measure_all(args: &Args, leader: Option<&Leader>) -> anyhow::Result<Exit> {
                 return Ok(Exit::WrongInput);
             }
         }
+    }
+    if !(args.no_predictions || rates::are_unwanted()) {
+        rate(&mut planned, &environment)?;
     }
     let control = Arc::new(Control::default());
     let heard = control.clone();
@@ -297,6 +292,24 @@ fn workers_of(candidate: &Candidate, is_launch: bool) -> Option<Workers> {
     (candidate.emulation().is_none() && !(is_launch && candidate.layout.ranks() > 1)).then_some(workers)
 }
 
+/// Puts the rates that each scenario is predicted from into its header, measuring what is not known of this machine.
+fn rate(planned: &mut [Planned], environment: &Environment) -> anyhow::Result<()> {
+    let is_launch = environment.processes.is_some();
+    let ops = |one: &Planned| -> Vec<(Workers, Vec<RateCase>)> {
+        let candidates = one.scenario.expand(&one.machine).candidates;
+        // One that cannot be counted says so when it is run.
+        let counted = |candidate: &Candidate| counted(&one.scenario.model, &one.set, candidate, &one.job_header.train).ok();
+        candidates.iter().filter_map(|candidate| Some((workers_of(candidate, is_launch)?, counted(candidate)?.ops))).collect()
+    };
+    let wanted: Vec<_> = planned.iter().map(ops).collect();
+    let of_each: Vec<Vec<Workers>> = wanted.iter().map(|one| one.iter().map(|(workers, _)| *workers).collect()).collect();
+    let tables = rates::of(wanted.into_iter().flatten().collect(), environment)?;
+    for (one, workers) in planned.iter_mut().zip(of_each) {
+        one.job_header.environment.rates = tables.iter().filter(|table| workers.contains(&table.workers)).cloned().collect();
+    }
+    Ok(())
+}
+
 fn plan(
     scenario: Scenario,
     args: &Args,
@@ -309,12 +322,10 @@ fn plan(
     let candidates = scenario.expand(machine).candidates;
     let used = candidates.iter().filter_map(|candidate| last_gpu(candidate, machine)).max();
     let gpus = used.map_or_else(Vec::new, |last| gpus[..=last].to_vec());
-    let is_launch = environment.processes.is_some();
-    let works = |table: &&RateTable| candidates.iter().any(|one| workers_of(one, is_launch) == Some(table.workers));
-    let rates = environment.rates.iter().filter(works).cloned().collect();
-    let environment = &Environment { gpus, rates, ..environment.clone() };
+    let environment = &Environment { gpus, ..environment.clone() };
     crate::cost::price(&scenario.cost, environment, book).with_context(|| format!("{}", scenario.path.display()))?;
     let set = DataSet::load(&scenario.data, &search_from(&scenario)).with_context(|| format!("{}", scenario.path.display()))?;
+    let set = Arc::new(set);
     let train = if args.quick {
         TrainConfig { epochs: 1, seeds: 1, tune_epochs: 1, ..scenario.train.clone() }
     } else {
@@ -352,7 +363,7 @@ fn plan(
         cost: scenario.cost.clone(),
         primary_metric: scenario.primary_metric,
     };
-    Ok(Planned { scenario, job_header, machine: machine.clone() })
+    Ok(Planned { scenario, set, job_header, machine: machine.clone() })
 }
 
 fn measure(

@@ -96,6 +96,51 @@ impl Program {
     pub fn memory(&self) -> Bytes {
         Bytes(self.slots.iter().map(|s| s.bytes as u64).sum())
     }
+
+    /// One step of this program as often as `sets` says, each time on operands and results of its own, which all lie apart. Operands come
+    /// first among the values of a set, in the order in which the step reads them; what another step makes is an input here.
+    pub fn alone(&self, step: &Step, sets: usize) -> Program {
+        let mut touched: Vec<ValueId> = Vec::new();
+        for id in step.inputs.iter().chain(&step.outputs) {
+            if !touched.contains(id) {
+                touched.push(*id);
+            }
+        }
+        let mut alone = Program {
+            values: Vec::new(),
+            slot_of: Vec::new(),
+            slots: Vec::new(),
+            steps: Vec::new(),
+            outputs: Vec::new(),
+            rounds_to_tf32: self.rounds_to_tf32,
+            rounded_weights: Vec::new(),
+        };
+        for set in 0..sets {
+            let first = alone.values.len();
+            let own = |ids: &[ValueId]| -> Vec<ValueId> {
+                ids.iter().filter_map(|id| touched.iter().position(|one| one == id)).map(|at| ValueId(first + at)).collect()
+            };
+            for id in &touched {
+                let value = self.value(*id);
+                let is_made_elsewhere = value.role == Role::Intermediate && step.inputs.contains(id);
+                let role = if is_made_elsewhere { Role::Input } else { value.role.clone() };
+                let at = alone.values.len();
+                alone.slots.push(Slot { bytes: value.bytes(), persistent: true });
+                alone.slot_of.push(Some(at));
+                alone.values.push(Value { name: format!("{}/{set}", value.name), role, ..value.clone() });
+            }
+            alone.rounded_weights.extend(
+                own(&step.inputs)
+                    .into_iter()
+                    .zip(&step.inputs)
+                    .filter_map(|(own, id)| self.rounded_weights.contains(id).then_some(own)),
+            );
+            let outputs = own(&step.outputs);
+            alone.outputs.extend(outputs.iter().map(|id| (alone.values[id.0].name.clone(), *id)));
+            alone.steps.push(Node { op: step.op.clone(), inputs: own(&step.inputs), outputs });
+        }
+        alone
+    }
 }
 
 /// Lowers a graph.

@@ -159,6 +159,40 @@ fn a_program_does_what_its_graph_does_in_less_memory() {
 }
 
 #[test]
+fn a_step_alone_does_what_it_does_among_others_on_memory_of_its_own() {
+    for case in CASES {
+        let program = lower(&training_step(case, OptimizerKind::Adamw));
+        for step in &program.steps {
+            let alone = program.alone(step, 2);
+            assert_eq!((alone.steps.len(), alone.slots.len()), (2, alone.values.len()), "{}: {}", case.name, step.op.name());
+            assert!(
+                alone
+                    .values
+                    .iter()
+                    .all(|value| value.role != Role::Input || !alone.outputs.iter().any(|(n, _)| *n == value.name))
+            );
+            for own in &alone.steps {
+                assert_eq!(own.op, step.op);
+                assert_eq!(alone.step_work(own), program.step_work(step));
+                assert_eq!(alone.step_shape(own), program.step_shape(step));
+                let among = |id: &ValueId| program.value(*id).role == Role::Intermediate;
+                for (own, id) in own.inputs.iter().zip(&step.inputs) {
+                    let role = if among(id) { &Role::Input } else { &program.value(*id).role };
+                    assert_eq!(&alone.value(*own).role, role);
+                }
+            }
+            let [first, second] = [0, 1].map(|k| alone.steps[k].inputs.iter().chain(&alone.steps[k].outputs).collect::<Vec<_>>());
+            assert!(first.iter().all(|id| !second.contains(id)));
+            // The same numbers into both sets, the same out of both.
+            let half = alone.values.len() / 2;
+            let mut data: Vec<Vec<f64>> = alone.values.iter().map(|value| vec![0.5; value.elements()]).collect();
+            reference::run(&alone.values, &alone.steps, &mut data, 0);
+            assert_eq!(data[..half], data[half..], "{}: {}", case.name, step.op.name());
+        }
+    }
+}
+
+#[test]
 fn a_linear_layer_trains_in_one_pass_over_its_weights() {
     let case = CASES.iter().find(|c| c.name == "linear, relu, linear").unwrap();
     let program = lower(&training_step(case, OptimizerKind::Sgd));

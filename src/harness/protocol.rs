@@ -2,7 +2,7 @@
 
 use crate::{
     data::DataSource,
-    record::{Candidate, OpProfile, Quality, SeedRun, TimeSplit, TrainConfig},
+    record::{Candidate, MachineSpeed, OpProfile, Quality, SeedRun, TimeSplit, TrainConfig},
     units::{Bytes, Flops, Seconds},
     vocab::{Device, Metric, Task},
 };
@@ -69,6 +69,7 @@ pub enum Response {
         steps: u64,
         total_s: f64,
         energy_j: Option<f64>,
+        machine_speed: Option<MachineSpeed>,
         busy_s: f64,
     },
     Described {

@@ -737,15 +737,15 @@ impl Conductor<'_, '_> {
         self.tell(Event::Stage { candidate: one.candidate.title(), stage: "timing" });
         let start = Seconds(self.start.elapsed().as_secs_f64());
         match self.ask(one, &Request::Block { target: self.job.pace.block }, SHORT_PATIENCE) {
-            Answer::Given(Response::Block { step_s, steps, total_s, energy_j, busy_s }) => {
+            Answer::Given(Response::Block { step_s, steps, total_s, energy_j, machine_speed, busy_s }) => {
                 if let Some(energy) = energy_j {
                     let reading = one.energy.get_or_insert_default();
                     reading.total += energy;
                     reading.units += steps * one.candidate.batch_size as u64;
                     reading.window += total_s;
                 }
-                let total = Seconds(total_s);
-                one.blocks.push(Block { session: self.session, round: self.round, position, start, step_s, steps, total });
+                let (session, round, total) = (self.session, self.round, Seconds(total_s));
+                one.blocks.push(Block { session, round, position, start, step_s, steps, total, machine_speed });
                 Answer::Given(Response::Prepared { busy_s })
             }
             Answer::Given(_) => Answer::Lost(OTHER_ANSWER.to_string()),

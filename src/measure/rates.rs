@@ -3,25 +3,24 @@
 //! A call finds its operands about where an op of a model finds them: in a cache, but not in the first one, for calls on several sets of
 //! operands go round. Half of the numbers that go into layers are zeros, as behind a ReLU, for a product of one row skips those.
 
-use super::{CpuTimes, measure_thread_exchanges};
+use super::{CpuTimes, SpeedProbe, measure_thread_exchanges};
 use crate::{
     backend::{Backend, BackendError, CollectiveError, Session, open},
-    graph::{Activation, Binary, Graph, Op, OptimizerStep, Program, Unary, ValueId, Window, lower},
-    record::{CommunicationRow, ExchangeRate, OpRate, RateTable, Workers},
+    graph::{Activation, Binary, Graph, Op, OptimizerStep, Program, Step, Unary, Value, ValueId, Window, lower},
+    record::{CommunicationRow, ExchangeRate, MachineSpeed, OpRate, RateTable, Workers},
     stats::{Generator, median},
     units::{Bytes, Seconds},
     vocab::{DType, OptimizerKind},
 };
 use std::{
-    sync::{Arc, Barrier, Mutex, PoisonError},
+    sync::{Arc, Barrier},
     time::{Instant, SystemTime},
 };
 
 /// Length of a sample.
 const SAMPLE_S: f64 = 0.002;
 
-/// Samples of an op: until so many lie within so much of the lowest, for what disturbs a sample only makes it longer; but no more than there is
-/// patience for.
+/// Samples of an op: until so many lie this close together, but no more than there is patience for.
 const SAMPLES: usize = 3;
 const CLOSE: f64 = 1.1;
 const MOST_SAMPLES: usize = 12;
@@ -32,6 +31,9 @@ const AGAIN: usize = 2;
 /// Bytes of all sets of operands together, where there are not too many: more than a core's own caches hold, and less than a processor's.
 const ROUND: u64 = 4 << 20;
 const MOST_SETS: u64 = 12;
+
+/// Of an image turned by 6 degrees and moved by about a pixel.
+const MAP: [f32; 6] = [0.995, 0.105, 1.2, -0.105, 0.995, -0.8];
 
 /// Largest message of which exchanges are measured.
 const LARGEST_EXCHANGE: u64 = 1 << 24;
@@ -51,11 +53,20 @@ enum Filled {
     TwoFour,
     /// Whole numbers below this.
     Below(usize),
+    /// Maps of `Op::Warp`: turned, stretched and moved a little, as augmentation does.
+    Maps,
+}
+
+/// A step of a program that is timed by itself.
+#[derive(Clone, Debug)]
+pub struct RateCase {
+    program: Program,
+    /// What its operands hold.
+    filled: Vec<Filled>,
 }
 
 /// An op with its operands.
-#[derive(Clone, Debug)]
-pub struct RateCase {
+struct Sized {
     op: Op,
     operands: Vec<(Vec<usize>, DType, Filled)>,
 }
@@ -95,11 +106,11 @@ pub fn rate_cases() -> Vec<RateCase> {
     convolutions(&mut all);
     rows(&mut all);
     elements(&mut all);
-    all
+    all.iter().map(Sized::case).collect()
 }
 
-fn layers(all: &mut Vec<RateCase>) {
-    let mut add = |op: Op, operands: Vec<(Vec<usize>, DType, Filled)>| all.push(RateCase { op, operands });
+fn layers(all: &mut Vec<Sized>) {
+    let mut add = |op: Op, operands: Vec<(Vec<usize>, DType, Filled)>| all.push(Sized { op, operands });
     for [k, n] in LAYERS {
         for m in ROWS.into_iter().filter(|m| *m <= 1024 || k * n <= SMALL_LAYER) {
             for dtype in FLOATS {
@@ -142,11 +153,11 @@ fn layers(all: &mut Vec<RateCase>) {
 }
 
 /// Products with a transposed operand, as backward passes have them, and those of attention.
-fn products(all: &mut Vec<RateCase>) {
+fn products(all: &mut Vec<Sized>) {
     let mut add = |a: &[usize], b: &[usize], transpose_a: bool, transpose_b: bool| {
         for dtype in FLOATS {
             let operands = vec![numbers(a, dtype), numbers(b, dtype)];
-            all.push(RateCase { op: Op::MatMul { transpose_a, transpose_b }, operands });
+            all.push(Sized { op: Op::MatMul { transpose_a, transpose_b }, operands });
         }
     };
     for m in [16, 128, 1024] {
@@ -166,8 +177,8 @@ fn products(all: &mut Vec<RateCase>) {
     }
 }
 
-fn convolutions(all: &mut Vec<RateCase>) {
-    let mut add = |op: Op, operands: Vec<(Vec<usize>, DType, Filled)>| all.push(RateCase { op, operands });
+fn convolutions(all: &mut Vec<Sized>) {
+    let mut add = |op: Op, operands: Vec<(Vec<usize>, DType, Filled)>| all.push(Sized { op, operands });
     for (padding, side, from, to) in [(1, 28, 1usize, 16), (1, 14, 32, 64), (1, 28, 16, 32), (1, 56, 3, 64)] {
         let window = Window::square(3, 1, padding);
         let (inputs, group) = (9 * from, 64);
@@ -197,8 +208,8 @@ fn convolutions(all: &mut Vec<RateCase>) {
 }
 
 /// Ops over the rows of a matrix.
-fn rows(all: &mut Vec<RateCase>) {
-    let mut add = |op: Op, operands: Vec<(Vec<usize>, DType, Filled)>| all.push(RateCase { op, operands });
+fn rows(all: &mut Vec<Sized>) {
+    let mut add = |op: Op, operands: Vec<(Vec<usize>, DType, Filled)>| all.push(Sized { op, operands });
     for (rows, columns) in [(16, 16), (2048, 32), (64, 64), (2048, 64), (16, 1024), (1024, 1024)] {
         let shape = [rows, columns];
         for dtype in FLOATS {
@@ -232,8 +243,8 @@ fn rows(all: &mut Vec<RateCase>) {
 }
 
 /// Ops over elements, whose shape does not matter.
-fn elements(all: &mut Vec<RateCase>) {
-    let mut add = |op: Op, operands: Vec<(Vec<usize>, DType, Filled)>| all.push(RateCase { op, operands });
+fn elements(all: &mut Vec<Sized>) {
+    let mut add = |op: Op, operands: Vec<(Vec<usize>, DType, Filled)>| all.push(Sized { op, operands });
     for elements in [512, 16 << 10, 256 << 10, 4 << 20] {
         let shape = [elements / 64, 64];
         for dtype in FLOATS {
@@ -260,65 +271,109 @@ fn elements(all: &mut Vec<RateCase>) {
     }
 }
 
-impl RateCase {
-    /// Calls of the op, each on a set of operands of its own.
-    fn graph(&self, sets: u64) -> (Graph, Vec<ValueId>) {
+impl Sized {
+    fn case(&self) -> RateCase {
         let mut graph = Graph::new();
-        let mut operands = Vec::new();
-        for set in 0..sets {
-            let one = self.operands.iter().enumerate().map(|(k, (shape, dtype, filled))| match filled {
-                Filled::Kept if k == 0 => graph.weight(&format!("w{set}"), shape, 1, 1),
-                Filled::Kept => graph.state(&format!("s{set}.{k}"), shape, *dtype),
-                _ => graph.input(&format!("x{set}.{k}"), shape, *dtype),
-            });
-            let one: Vec<ValueId> = one.collect();
-            let made = graph.apply_all(self.op.clone(), &one).expect("the cases fit their ops: tested");
-            made.into_iter().enumerate().for_each(|(k, id)| graph.mark_output(&format!("y{set}.{k}"), id));
-            operands.extend(one);
+        let operands = self.operands.iter().enumerate().map(|(k, (shape, dtype, filled))| match filled {
+            Filled::Kept if k == 0 => graph.weight("w", shape, 1, 1),
+            Filled::Kept => graph.state(&format!("s{k}"), shape, *dtype),
+            _ => graph.input(&format!("x{k}"), shape, *dtype),
+        });
+        let operands: Vec<ValueId> = operands.collect();
+        let made = graph.apply_all(self.op.clone(), &operands).expect("the cases fit their ops: tested");
+        made.into_iter().enumerate().for_each(|(k, id)| graph.mark_output(&format!("y{k}"), id));
+        let program = lower(&graph);
+        RateCase {
+            program: program.alone(&program.steps[0], 1),
+            filled: self.operands.iter().map(|(_, _, filled)| *filled).collect(),
         }
-        (graph, operands)
+    }
+}
+
+impl RateCase {
+    /// A step of a program; `None` for one that takes part in an exchange.
+    pub fn of(program: &Program, step: &Step) -> Option<RateCase> {
+        if matches!(step.op, Op::Exchange(_)) {
+            return None;
+        }
+        let program = program.alone(step, 1);
+        let step = &program.steps[0];
+        let written = step.op.written_inputs(step.inputs.len());
+        let of = |id: ValueId| {
+            let at = step.inputs.iter().position(|input| *input == id).expect("the operands come first");
+            let value = program.value(id);
+            match (&step.op, at) {
+                _ if written.contains(&at) => Filled::Kept,
+                (Op::CrossEntropy { .. }, 1) => Filled::Below(program.value(step.inputs[0]).shape[1]),
+                (Op::Embedding, 1) => Filled::Below(program.value(step.inputs[0]).shape[0]),
+                (Op::EmbeddingGrad { vocabulary }, 0) => Filled::Below(*vocabulary),
+                (Op::Warp, 1) => Filled::Maps,
+                (Op::LinearSparse { filled, .. }, 1) => Filled::Sparse(*filled),
+                (Op::LinearTwoFour { .. }, 1) => Filled::TwoFour,
+                (
+                    Op::Linear { .. }
+                    | Op::LinearSparse { .. }
+                    | Op::LinearTwoFour { .. }
+                    | Op::LinearInt8 { .. }
+                    | Op::LinearInt8Dynamic { .. }
+                    | Op::LinearInt4 { .. },
+                    0,
+                ) => Filled::Halved,
+                _ if value.dtype == DType::I32 => Filled::Below(1),
+                _ => Filled::Numbers,
+            }
+        };
+        let mut operands: Vec<ValueId> = step.inputs.clone();
+        operands.sort_unstable_by_key(|id| id.0);
+        operands.dedup();
+        let filled = operands.into_iter().map(of).collect();
+        Some(RateCase { program, filled })
     }
 
-    /// One call.
-    pub fn program(&self) -> Program {
-        lower(&self.graph(1).0)
+    fn step(&self) -> &Step {
+        &self.program.steps[0]
     }
 
-    /// A row of the table.
-    fn rate(&self, seconds: f64) -> Option<OpRate> {
-        let program = self.program();
-        let step = program.steps.first()?;
+    /// A row of the table, where a call takes so long.
+    pub fn row(&self, time: Seconds) -> OpRate {
+        let (program, step) = (&self.program, self.step());
         let work = program.step_work(step);
-        Some(OpRate {
+        OpRate {
             op: step.op.name().to_string(),
             variant: step.op.variant().to_string(),
             dtype: program.step_dtype(step),
             shape: program.step_shape(step),
             flops: work.flops,
             bytes: work.bytes,
-            time: Seconds(seconds),
-        })
+            time,
+        }
     }
 
-    fn sets(&self) -> u64 {
-        (ROUND / self.program().work().bytes.0.max(1)).clamp(1, MOST_SETS)
+    /// Calls of the op, each on a set of operands of its own.
+    fn calls(&self) -> usize {
+        (ROUND / self.program.work().bytes.0.max(1)).clamp(1, MOST_SETS) as usize
     }
 
-    fn fill(&self, session: &mut dyn Session, operands: &[ValueId]) -> Result<(), BackendError> {
+    /// Operands of all calls.
+    fn fill(&self, session: &mut dyn Session, calls: usize) -> Result<(), BackendError> {
         let mut generator = Generator::new(1);
         // Making random numbers would take longer than the timing: they repeat.
         let some: Vec<f32> = (0..8191).map(|_| generator.unit() as f32 + 0.1).collect();
-        for (id, (shape, dtype, filled)) in operands.iter().zip(self.operands.iter().cycle()) {
+        let operands = (0..calls).flat_map(|call| {
+            let first = call * self.program.values.len();
+            self.filled.iter().enumerate().map(move |(at, filled)| (ValueId(first + at), &self.program.values[at], filled))
+        });
+        for (id, Value { shape, dtype, .. }, filled) in operands {
             let elements: usize = shape.iter().product();
             match dtype {
                 DType::I32 => {
                     let below = if let Filled::Below(below) = filled { *below } else { 1 };
                     let data: Vec<i32> = (0..elements).map(|_| generator.below(below) as i32).collect();
-                    session.upload_i32(*id, &data)?;
+                    session.upload_i32(id, &data)?;
                 }
                 DType::I8 => {
                     let data: Vec<i8> = (0..elements).map(|k| (k % 255) as u8 as i8).collect();
-                    session.upload_i8(*id, &data)?;
+                    session.upload_i8(id, &data)?;
                 }
                 // Winners of pooling windows: the first of each, as memory begins.
                 DType::U8 => {}
@@ -329,8 +384,12 @@ impl RateCase {
                         Filled::TwoFour => (k / shape[1]) % 4 < 2,
                         _ => true,
                     };
-                    let number = |k: usize| if is_filled(k) { some[k % some.len()] } else { 0.0 };
-                    session.upload_f32(*id, &(0..elements).map(number).collect::<Vec<_>>())?;
+                    let number = |k: usize| match filled {
+                        Filled::Maps => MAP[k % MAP.len()],
+                        _ if is_filled(k) => some[k % some.len()],
+                        _ => 0.0,
+                    };
+                    session.upload_f32(id, &(0..elements).map(number).collect::<Vec<_>>())?;
                 }
             }
         }
@@ -339,11 +398,10 @@ impl RateCase {
 
     /// Loaded and run once, which packs weights and touches memory.
     fn ready(&self, backend: &dyn Backend) -> Result<Ready, BackendError> {
-        let sets = self.sets();
-        let (graph, operands) = self.graph(sets);
-        let mut session = backend.load(lower(&graph), None)?;
-        self.fill(&mut *session, &operands)?;
-        let mut ready = Ready { session, sets };
+        let calls = self.calls();
+        let mut session = backend.load(self.program.alone(self.step(), calls), None)?;
+        self.fill(&mut *session, calls)?;
+        let mut ready = Ready { session, calls };
         ready.take(1)?;
         Ok(ready)
     }
@@ -352,7 +410,7 @@ impl RateCase {
 /// Calls of a case, ready for the clock.
 struct Ready {
     session: Box<dyn Session>,
-    sets: u64,
+    calls: usize,
 }
 
 impl Ready {
@@ -363,62 +421,54 @@ impl Ready {
             self.session.execute()?;
         }
         self.session.synchronize()?;
-        Ok(start.elapsed().as_secs_f64() / (rounds as f64 * self.sets as f64))
+        Ok(start.elapsed().as_secs_f64() / (rounds * self.calls) as f64)
     }
 }
 
-/// Median seconds of a call over undisturbed samples; `take` runs so many calls and says what one took, `sets` is how often a call does its work.
-/// `meet` is told each time of the worker, waits for the others and hands back the mean, so that all begin samples together and end them at the same
-/// one. A worker that fails meets the others with no number, which ends all.
+/// Seconds of a call times how fast the processor was meanwhile: the middle of the first samples that agree. `take` runs so many rounds and says
+/// what a call took, `sets` is how many calls a round has, and `speed` reads how fast the processor is.
 fn timed(
     take: &mut dyn FnMut(usize) -> Result<f64, BackendError>,
-    sets: f64,
-    meet: &dyn Fn(usize, f64) -> f64,
+    sets: usize,
+    speed: &mut dyn FnMut() -> f64,
 ) -> Result<f64, BackendError> {
-    let mut rounds = 1;
+    let first = take(1)?;
+    let rounds = (SAMPLE_S / (first * sets as f64).max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
     let mut samples = Vec::new();
-    for at in 0..=MOST_SAMPLES {
-        let own = take(rounds);
-        let mean = meet(at, *own.as_ref().unwrap_or(&f64::NAN));
-        own?;
-        if mean.is_nan() {
-            return Ok(mean);
-        }
-        if at == 0 {
-            rounds = (SAMPLE_S / (mean * sets).max(1e-9)).ceil().clamp(1.0, 1e5) as usize;
-            continue;
-        }
-        samples.push(mean);
+    let mut before = speed();
+    while samples.len() < MOST_SAMPLES {
+        let time = take(rounds)?;
+        let behind = speed();
+        samples.push(time * (before * behind).sqrt());
+        before = behind;
         samples.sort_by(f64::total_cmp);
-        if samples.get(SAMPLES - 1).is_some_and(|sample| *sample <= CLOSE * samples[0]) {
-            break;
+        let agreeing = samples.windows(SAMPLES).filter(|some| some[SAMPLES - 1] <= CLOSE * some[0]);
+        if let Some(some) = agreeing.min_by(|a, b| (a[SAMPLES - 1] / a[0]).total_cmp(&(b[SAMPLES - 1] / b[0]))) {
+            return Ok(some[SAMPLES / 2]);
         }
     }
-    samples.truncate(SAMPLES);
     Ok(median(&samples).unwrap_or(f64::NAN))
 }
 
-/// Times workers together: the mean over them, which is the same for each.
-fn timed_together<T: Send>(
+/// Mean over workers that all run so many rounds at the same time.
+fn together<T: Send>(
     workers: &mut [T],
+    rounds: usize,
     take: impl Fn(&mut T, usize) -> Result<f64, BackendError> + Sync,
-    sets: f64,
 ) -> Result<f64, BackendError> {
-    let count = workers.len();
-    let (barrier, means) = (Barrier::new(count), [const { Mutex::new(0.0) }; MOST_SAMPLES + 1]);
-    let mean_of = |at: usize| means[at].lock().unwrap_or_else(PoisonError::into_inner);
-    let meet = |at: usize, time: f64| {
-        *mean_of(at) += time / count as f64;
+    if let [alone] = workers {
+        return take(alone, rounds);
+    }
+    let (count, barrier) = (workers.len(), Barrier::new(workers.len()));
+    let one = |worker| {
         barrier.wait();
-        *mean_of(at)
+        take(worker, rounds)
     };
-    let (take, meet) = (&take, &meet);
     let times: Vec<f64> = std::thread::scope(|scope| {
-        let each: Vec<_> =
-            workers.iter_mut().map(|worker| scope.spawn(move || timed(&mut |rounds| take(worker, rounds), sets, meet))).collect();
+        let each: Vec<_> = workers.iter_mut().map(|worker| scope.spawn(|| one(worker))).collect();
         each.into_iter().map(|worker| worker.join().expect("timing does not panic")).collect::<Result<_, _>>()
     })?;
-    Ok(times[0])
+    Ok(times.iter().sum::<f64>() / count as f64)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -430,7 +480,7 @@ pub enum RateError {
 }
 
 /// Times every case with all `workers` at it at the same time, each on operands of its own, and their exchanges; those rows that `doubted` then
-/// names again. `on` hears of each op that is timed for the first time, of how many. Ops that a device has no kernel for are left out.
+/// names again. Ops that a device has no kernel for are left out.
 ///
 /// # Errors
 /// Where the device cannot be opened or fails.
@@ -438,53 +488,92 @@ pub fn measure_rates(
     workers: Workers,
     cases: &[RateCase],
     doubted: &dyn Fn(&RateTable) -> Vec<usize>,
-    on: &mut dyn FnMut(usize, usize),
 ) -> Result<RateTable, RateError> {
-    let Workers { device, ranks, threads } = workers;
+    let mut table =
+        RateTable { workers, unix_s: 0, others_share: None, machine_speed: None, rows: Vec::new(), exchanges: Vec::new() };
+    extend_rates(&mut table, cases, doubted)?;
+    if workers.ranks > 1 {
+        table.exchanges = exchanges(workers.ranks)?;
+    }
+    Ok(table)
+}
+
+/// The same for further cases, at the end of a table of their workers.
+///
+/// # Errors
+/// Where the device cannot be opened or fails.
+pub fn extend_rates(
+    table: &mut RateTable,
+    cases: &[RateCase],
+    doubted: &dyn Fn(&RateTable) -> Vec<usize>,
+) -> Result<(), RateError> {
+    let Workers { device, ranks, threads } = table.workers;
     let backends: Vec<_> = (0..ranks).map(|_| open(device, threads)).collect::<Result<_, _>>()?;
+    let mut speeds = Speeds { probe: (!device.is_cuda()).then(|| SpeedProbe::new(ranks * threads)), seen: Vec::new() };
     let before = CpuTimes::read();
     let mut order: Vec<usize> = (0..cases.len()).collect();
     Generator::new(1).shuffle(&mut order);
-    let mut times = vec![None; cases.len()];
-    for (done, case) in order.into_iter().enumerate() {
-        times[case] = all_at_once(&cases[case], &backends)?;
-        on(done + 1, cases.len());
+    let mut work = vec![None; cases.len()];
+    for case in order {
+        work[case] = all_at_once(&cases[case], &backends, &mut speeds)?;
     }
+    table.machine_speed = table.machine_speed.or_else(|| speeds.usual());
+    let usual = table.machine_speed.map_or(1.0, |speed| speed.overall());
     let (timed, rows): (Vec<&RateCase>, Vec<OpRate>) =
-        cases.iter().zip(times).filter_map(|(case, time)| Some((case, case.rate(time?)?))).unzip();
-    let mut table = RateTable { workers, unix_s: 0, others_share: None, rows, exchanges: Vec::new() };
+        cases.iter().zip(work).filter_map(|(case, work)| Some((case, case.row(Seconds(work? / usual))))).unzip();
+    let known = table.rows.len();
+    table.rows.extend(rows);
     // Some are slow without a doubt.
     let mut confirmed = vec![false; timed.len()];
     for _ in 0..AGAIN {
-        for row in doubted(&table) {
+        for row in doubted(table).into_iter().filter_map(|row| row.checked_sub(known)) {
             if confirmed[row] {
                 continue;
             }
-            let time = &mut table.rows[row].time.0;
-            let again = all_at_once(timed[row], &backends)?.unwrap_or(*time);
+            let time = &mut table.rows[known + row].time.0;
+            let again = all_at_once(timed[row], &backends, &mut speeds)?.map_or(*time, |work| work / usual);
             confirmed[row] = again * CLOSE > *time;
             *time = time.min(again);
         }
     }
-    if ranks > 1 {
-        table.exchanges = exchanges(ranks)?;
-    }
-    table.others_share = before.and_then(|before| CpuTimes::read()?.others_share_since(&before));
+    let share = before.and_then(|before| CpuTimes::read()?.others_share_since(&before));
+    table.others_share = table.others_share.into_iter().chain(share).reduce(f64::max);
     table.unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    Ok(table)
+    Ok(())
 }
 
-/// The mean over ranks that work at the same time, which is the same for each; `None` where the device has no kernel for the op.
-fn all_at_once(case: &RateCase, backends: &[Arc<dyn Backend>]) -> Result<Option<f64>, BackendError> {
+/// How fast the processor was, reading by reading. A device has no neighbours.
+struct Speeds {
+    probe: Option<SpeedProbe>,
+    seen: Vec<MachineSpeed>,
+}
+
+impl Speeds {
+    fn read(&mut self) -> f64 {
+        let Some(probe) = &mut self.probe else { return 1.0 };
+        let speed = probe.read();
+        self.seen.push(speed);
+        speed.overall()
+    }
+
+    /// The middle of all.
+    fn usual(&self) -> Option<MachineSpeed> {
+        let middle = |of: fn(&MachineSpeed) -> f64| median(&self.seen.iter().map(of).collect::<Vec<_>>());
+        Some(MachineSpeed { flops_per_s: middle(|speed| speed.flops_per_s)?, bytes_per_s: middle(|speed| speed.bytes_per_s)? })
+    }
+}
+
+/// The mean over ranks that work at the same time, times how fast the processor was; `None` where the device has no kernel for the op.
+fn all_at_once(case: &RateCase, backends: &[Arc<dyn Backend>], speeds: &mut Speeds) -> Result<Option<f64>, BackendError> {
     // One that cannot run would leave the others waiting: all are ready before any is timed.
     let ready: Result<Vec<Ready>, BackendError> = backends.iter().map(|backend| case.ready(&**backend)).collect();
-    let time = ready.and_then(|mut ranks| {
-        let sets = ranks.first().map_or(1.0, |rank| rank.sets as f64);
-        timed_together(&mut ranks, Ready::take, sets)
+    let work = ready.and_then(|mut ranks| {
+        let calls = case.calls();
+        timed(&mut |rounds| together(&mut ranks, rounds, Ready::take), calls, &mut || speeds.read())
     });
-    match time {
+    match work {
         Err(BackendError::Unsupported { .. }) => Ok(None),
-        time => time.map(Some),
+        work => work.map(Some),
     }
 }
 
@@ -504,13 +593,13 @@ mod tests {
         let backend = open(Device::Cpu, 1).unwrap();
         let mut seen = std::collections::HashSet::new();
         for case in rate_cases() {
-            let program = case.program();
+            let program = &case.program;
             assert_eq!(program.steps.len(), 1, "{case:?}");
             // The smallest of an op are enough to see that it runs.
-            let (name, dtype) = (case.op.name(), program.step_dtype(&program.steps[0]));
+            let (name, dtype) = (case.step().op.name(), program.step_dtype(case.step()));
             if program.work().bytes.0 < 100_000 && seen.insert((name, dtype)) {
-                let mut session = backend.load(program, None).unwrap();
-                case.fill(&mut *session, &case.graph(1).1).unwrap_or_else(|error| panic!("{case:?}: {error}"));
+                let mut session = backend.load(program.alone(case.step(), 2), None).unwrap();
+                case.fill(&mut *session, 2).unwrap_or_else(|error| panic!("{case:?}: {error}"));
                 session.execute().unwrap_or_else(|error| panic!("{case:?}: {error}"));
             }
         }
@@ -519,56 +608,63 @@ mod tests {
 
     #[test]
     fn a_worker_that_fails_does_not_leave_the_others_waiting() {
-        for fails_at in [1, 3] {
-            let mut calls = [0, 0];
-            let mut workers: Vec<(usize, &mut usize)> = calls.iter_mut().enumerate().collect();
-            let took = timed_together(
-                &mut workers,
-                |(at, calls), _| {
-                    **calls += 1;
-                    let alone = BackendError::Alone { op: "softmax" };
-                    if *at == 1 && **calls == fails_at { Err(alone) } else { Ok(1e-3) }
-                },
-                1.0,
-            );
-            assert!(took.is_err());
-            assert_eq!(calls, [fails_at, fails_at]);
-        }
+        let mut workers = [0, 1];
+        let took = together(&mut workers, 1, |at, _| {
+            let alone = BackendError::Alone { op: "softmax" };
+            if *at == 1 { Err(alone) } else { Ok(1e-3) }
+        });
+        assert!(took.is_err());
+        let mean = together(&mut [1e-3, 3e-3], 1, |worker, _| Ok(*worker)).unwrap();
+        assert!((mean - 2e-3).abs() < 1e-12);
     }
 
-    /// Two workers that take 1 and 3 ms: 2 ms for both, from as many samples as must lie close together.
+    /// A processor that is half as fast for a while takes twice as long, and the time stands for the speed all the same.
     #[test]
-    fn workers_are_timed_by_their_mean() {
-        let took = timed_together(&mut [1e-3, 3e-3], |worker, _| Ok(*worker), 1.0).unwrap();
-        assert!((took - 2e-3).abs() < 1e-12);
+    fn a_slower_moment_leaves_the_work_of_an_op_as_it_is() {
+        let speeds = [1.0, 0.5, 0.8, 0.7, 1.0, 0.6, 0.9];
+        let at = std::cell::Cell::new(0);
+        let mut take = |_: usize| {
+            let (before, behind) = (speeds[at.get() % 7], speeds[(at.get() + 1) % 7]);
+            Ok(if at.get() == 0 { 1e-3 } else { 1e-3 / f64::sqrt(before * behind) })
+        };
+        let mut speed = || {
+            at.set(at.get() + 1);
+            speeds[at.get() % 7]
+        };
+        let work = timed(&mut take, 1, &mut speed).unwrap();
+        assert!((work / 1e-3 - 1.0).abs() < 1e-9, "{work}");
+    }
+
+    #[test]
+    fn the_samples_that_agree_are_taken_and_not_those_beside_a_disturbance() {
+        let mut times = [1e-3, 4e-3, 1.02e-3, 2.5e-3, 1.01e-3, 1e-3].into_iter();
+        let work = timed(&mut |_| Ok(times.next().unwrap()), 1, &mut || 1.0).unwrap();
+        assert_eq!((work, times.next()), (1.01e-3, None));
+        let mut endless = (1..).map(f64::from);
+        assert!(timed(&mut |_| Ok(endless.next().unwrap().powi(2)), 1, &mut || 1.0).unwrap() > 4.0);
     }
 
     #[test]
     fn ranks_are_timed_together_with_their_exchanges() {
-        let some: Vec<RateCase> = rate_cases().into_iter().filter(|case| matches!(case.op, Op::Softmax)).take(2).collect();
+        let some: Vec<RateCase> = rate_cases().into_iter().filter(|case| matches!(case.step().op, Op::Softmax)).take(2).collect();
         let workers = Workers { device: Device::Cpu, ranks: 2, threads: 1 };
-        let mut heard = Vec::new();
-        let table = measure_rates(workers, &some, &|_| Vec::new(), &mut |at, of| heard.push((at, of))).unwrap();
-        assert_eq!((heard, table.rows.len()), (vec![(1, 2), (2, 2)], 2));
+        let table = measure_rates(workers, &some, &|_| Vec::new()).unwrap();
+        assert_eq!(table.rows.len(), 2);
         assert!(table.rows.iter().all(|row| row.time.0 > 0.0 && row.op == "softmax"));
         assert!(table.exchanges.iter().any(|row| row.operation == "all_reduce" && row.bytes.0 == 4));
     }
 
     #[test]
     fn rows_stand_in_the_order_of_the_cases_and_doubted_ones_only_become_faster() {
-        let some: Vec<RateCase> = rate_cases().into_iter().filter(|case| matches!(case.op, Op::Softmax)).take(9).collect();
+        let some: Vec<RateCase> = rate_cases().into_iter().filter(|case| matches!(case.step().op, Op::Softmax)).take(9).collect();
         let workers = Workers { device: Device::Cpu, ranks: 1, threads: 1 };
         let seen = std::cell::RefCell::new(Vec::new());
         let doubted = |table: &RateTable| {
             seen.borrow_mut().push(table.rows.clone());
             vec![2, 5]
         };
-        let table = measure_rates(workers, &some, &doubted, &mut |_, _| ()).unwrap();
-        let shape = |case: &RateCase| {
-            let program = case.program();
-            program.step_shape(&program.steps[0])
-        };
-        assert!(table.rows.iter().zip(&some).all(|(row, case)| row.shape == shape(case)));
+        let table = measure_rates(workers, &some, &doubted).unwrap();
+        assert!(table.rows.iter().zip(&some).all(|(row, case)| row.is_of_size(&case.row(Seconds(0.0)))));
         let first = seen.borrow()[0].clone();
         assert_eq!((seen.borrow().len(), first.len()), (AGAIN, table.rows.len()));
         for (at, (before, after)) in first.iter().zip(&table.rows).enumerate() {

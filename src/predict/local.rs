@@ -190,6 +190,12 @@ impl<'a> LocalRates<'a> {
         let alike = |timed: &&Timed| timed.row.op == op.op && op.dtype.is_none_or(|dtype| dtype == timed.row.dtype);
         let same = |timed: &&Timed| alike(timed) && timed.row.variant == op.variant;
         let named = |timed: &&Timed| timed.row.op == op.op;
+        let is_it = |timed: &&Timed| {
+            same(timed) && (&timed.row.shape, timed.row.flops, timed.row.bytes) == (&op.shape, op.flops, op.bytes)
+        };
+        if let Some(timed) = self.rows.iter().find(is_it) {
+            return (timed.row.time.0, false);
+        }
         let at = place(&op.shape, op.flops.0, op.bytes.0);
         let under = under(self.roof, op.flops.0, op.bytes.0);
         let time = |rows: Vec<&Timed>| under * nearest(&rows, &at).exp();
@@ -380,6 +386,15 @@ pub fn predict_record_with(record: &RunRecord, machine: &Environment, factors: L
     Some(prediction)
 }
 
+/// How many times as long as the rates say all takes while the processor reaches `overall` by `MachineSpeed::overall`; `None` where it was not
+/// read beside the rates of the record's workers.
+pub fn slowdown(record: &RunRecord, machine: &Environment, overall: f64) -> Option<f64> {
+    let candidate = &record.candidate;
+    let workers = Workers::of(candidate.device, candidate.layout, candidate.threads);
+    let usual = machine.rates.iter().find(|table| table.workers == workers)?.machine_speed?;
+    Some(usual.overall() / overall)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -428,7 +443,7 @@ mod tests {
         let size = |k: u64| 16 << (2 * (k % 4));
         let all = (0..64).map(|k| [size(k), size(k / 4), size(k / 16)]);
         let rows = all.map(|shape| rate("linear", shape, law(shape))).collect();
-        RateTable { workers: WORKERS, unix_s: 0, others_share: None, rows, exchanges: Vec::new() }
+        RateTable { workers: WORKERS, unix_s: 0, others_share: None, machine_speed: None, rows, exchanges: Vec::new() }
     }
 
     #[test]
@@ -465,6 +480,15 @@ mod tests {
         assert!((both.assumed_share - 0.5).abs() < 0.1, "{both:?}");
         let other_type = OpProfile { dtype: Some(DType::Bf16), ..known };
         assert_eq!(rates.step(&[&[other_type]]).unwrap().assumed_share, 1.0);
+    }
+
+    #[test]
+    fn an_op_that_was_timed_at_its_size_takes_what_it_took() {
+        let mut table = table();
+        table.rows[40].time.0 *= 3.0;
+        let rates = LocalRates::new(&table).unwrap();
+        let predicted = rates.step(&[&[op(&table.rows[40])]]).unwrap();
+        assert_eq!((predicted.step, predicted.assumed_share), (table.rows[40].time, 0.0));
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub use landscape::Site;
 pub use layout::{Dispatch, Graphs, Layout, LayoutError, Modules, Options, Recompute, Sharding, Stack, Task, TrainingPrecision};
 pub use local::{
     LOCAL_PARTS, LocalAssumption, LocalFactors, LocalRates, StepPrediction, local_assumptions, local_parts, predict_record,
-    predict_record_with,
+    predict_record_with, slowdown,
 };
 pub use memory::{Again, Held, Memory};
 pub use models::{MODEL, ModelBook, read_model};

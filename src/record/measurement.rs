@@ -35,6 +35,43 @@ pub struct Block {
     pub steps: u64,
     /// Wall time of the whole block, gaps between steps included: rates come from this.
     pub total: Seconds,
+    /// How fast the processor worked right before and behind it, by work that is always the same; absent of devices and of processes of a
+    /// launch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_speed: Option<MachineSpeed>,
+}
+
+/// What the processor reaches at a moment, of each of some threads that work at once.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineSpeed {
+    /// fp32 multiply-adds on numbers in registers.
+    pub flops_per_s: f64,
+    /// Copies within a core's own caches, read and written.
+    pub bytes_per_s: f64,
+}
+
+impl MachineSpeed {
+    /// One number for both, their geometric mean: ops are bound by either, and both at once by what neighbours take of a core.
+    pub fn overall(&self) -> f64 {
+        (self.flops_per_s * self.bytes_per_s).sqrt()
+    }
+
+    /// The lower of both of two.
+    pub fn slower(self, other: MachineSpeed) -> MachineSpeed {
+        self.each(other, f64::min)
+    }
+
+    /// Halfway between two moments.
+    pub fn between(self, other: MachineSpeed) -> MachineSpeed {
+        self.each(other, |a, b| (a * b).sqrt())
+    }
+
+    fn each(self, other: MachineSpeed, of: impl Fn(f64, f64) -> f64) -> MachineSpeed {
+        MachineSpeed {
+            flops_per_s: of(self.flops_per_s, other.flops_per_s),
+            bytes_per_s: of(self.bytes_per_s, other.bytes_per_s),
+        }
+    }
 }
 
 impl Block {

@@ -21,7 +21,7 @@ pub use counted::{CountedGraph, CountedOp, GraphMemory};
 pub use goal::{Constraints, CostBasis, Goal, Owned, Target};
 pub use gpu::Gpu;
 pub use kernels::{CheckRow, KernelRow, KernelRun, StepRow};
-pub use measurement::{Block, Energy, LatencyTail, Measurement, Neighbour, OpProfile, StopCondition, TimeSplit};
+pub use measurement::{Block, Energy, LatencyTail, MachineSpeed, Measurement, Neighbour, OpProfile, StopCondition, TimeSplit};
 pub use quality::{ClassQuality, Epoch, Quality, RocCurve, SeedRun, TrainingOutcome};
 pub use rates::{ExchangeRate, OpRate, RATES_VERSION, RateTable, RatesFile, Workers};
 pub use setup::{OptimizerConfig, TrainConfig};

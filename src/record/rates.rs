@@ -1,5 +1,6 @@
 //! How fast a machine runs single ops, as `advisor doctor --rates` measured it: what predictions for this machine rest on.
 
+use super::MachineSpeed;
 use crate::{
     units::{Bytes, Flops, Seconds},
     vocab::{DType, Device, Layout},
@@ -7,7 +8,7 @@ use crate::{
 use serde::{Deserialize, Serialize};
 
 /// Version of the file of kept rates; another one is not read.
-pub const RATES_VERSION: u32 = 2;
+pub const RATES_VERSION: u32 = 3;
 
 /// The file of kept rates: of one machine and one program, for what another processor or another build runs is another matter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +51,9 @@ pub struct RateTable {
     /// Share of the machine's processor time that others took meanwhile, where the system tells.
     #[serde(default)]
     pub others_share: Option<f64>,
+    /// How fast the processor was while ops were timed, in the middle of all readings, and for which all times stand; absent of devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine_speed: Option<MachineSpeed>,
     pub rows: Vec<OpRate>,
     /// Exchanges between the ranks, by their operation and the bytes of the whole message.
     pub exchanges: Vec<ExchangeRate>,
@@ -76,7 +80,7 @@ pub struct OpRate {
     pub shape: String,
     pub flops: Flops,
     pub bytes: Bytes,
-    /// Median of several samples, each the mean of calls in a row.
+    /// Middle one of several samples, each the mean of calls in a row, at the speed of the table.
     pub time: Seconds,
 }
 
@@ -84,6 +88,11 @@ impl OpRate {
     /// What rows that are predicted from each other have in common.
     pub fn family(&self) -> (&str, &str, DType) {
         (&self.op, &self.variant, self.dtype)
+    }
+
+    /// Whether it is the same op at the same size, as far as a table tells sizes apart.
+    pub fn is_of_size(&self, other: &OpRate) -> bool {
+        self.family() == other.family() && (&self.shape, self.flops, self.bytes) == (&other.shape, other.flops, other.bytes)
     }
 }
 

@@ -56,6 +56,7 @@ pub const RESULT_COLUMNS: &[&str] = &[
     "roofline_fraction",
     "predicted_throughput_per_s",
     "prediction_error",
+    "machine_slowdown",
     "step_compute_ms",
     "step_memory_ms",
     "step_communication_ms",
@@ -166,6 +167,7 @@ fn column(name: &str, lines: &[Line]) -> Column {
         "roofline_fraction" => real(&|l| l.row.roofline_fraction),
         "predicted_throughput_per_s" => real(&|l| l.row.predicted.map(|predicted| predicted.rate.0)),
         "prediction_error" => real(&|l| l.row.predicted?.error),
+        "machine_slowdown" => real(&|l| l.row.predicted?.slowdown),
         "step_split_excess" => real(&|l| l.record.time_split.as_ref()?.excess()),
         part if part.starts_with("step_") => real(&|l| {
             let parts = l.record.time_split.as_ref()?.parts();
@@ -239,6 +241,7 @@ pub fn results_csv(scenarios: &[Inputs]) -> Result<Vec<u8>, ReportError> {
 pub fn samples_csv(inputs: &Inputs) -> Result<Vec<u8>, ReportError> {
     let (mut candidate, mut session, mut round, mut position) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut start, mut step, mut time, mut steps, mut total) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut flops, mut bytes_per_s) = (Vec::new(), Vec::new());
     for record in &inputs.run.records {
         let id = record.candidate.id();
         for block in record.measurement.iter().flat_map(|m| &m.blocks) {
@@ -252,6 +255,8 @@ pub fn samples_csv(inputs: &Inputs) -> Result<Vec<u8>, ReportError> {
                 time.push(*step_s);
                 steps.push(block.steps);
                 total.push(block.total.0);
+                flops.push(block.machine_speed.map(|speed| speed.flops_per_s));
+                bytes_per_s.push(block.machine_speed.map(|speed| speed.bytes_per_s));
             }
         }
     }
@@ -267,5 +272,7 @@ pub fn samples_csv(inputs: &Inputs) -> Result<Vec<u8>, ReportError> {
         Series::new("step_s".into(), time).into_column(),
         Series::new("block_steps".into(), steps).into_column(),
         Series::new("block_total_s".into(), total).into_column(),
+        Series::new("block_machine_flops_per_s".into(), flops).into_column(),
+        Series::new("block_machine_bytes_per_s".into(), bytes_per_s).into_column(),
     ])
 }

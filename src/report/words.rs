@@ -181,8 +181,13 @@ pub fn prediction(predicted: &PredictedRate) -> String {
 /// How far the predictions of a phase were from what was measured.
 pub fn predictions(phase: &PhaseAdvice) -> Option<String> {
     let (error, rows) = phase.prediction_error()?;
+    let slowdowns = || phase.rows.iter().filter_map(|row| row.predicted?.slowdown);
+    let (least, most) = (slowdowns().reduce(f64::min), slowdowns().reduce(f64::max));
+    let at = least.zip(most).map_or(String::new(), |(least, most)| {
+        format!(", while the same work took {least:.2} to {most:.2} times as long as when these were taken")
+    });
     Some(format!(
-        "Predicted from this machine's rates of single ops: {:.0} % off the measured rates in the median of {rows} row{}.",
+        "Predicted from this machine's rates of single ops{at}: {:.0} % off the measured rates in the median of {rows} row{}.",
         100.0 * error,
         if rows == 1 { "" } else { "s" }
     ))

@@ -9,7 +9,7 @@ use crate::{
     comm::Place,
     data::{DataSet, Inputs, Part},
     harness::{Described, Request, Response, Setup, WindowEnergy, Work},
-    measure::{EnergyCounter, GpuSensor, forget_peak_resident, peak_resident},
+    measure::{EnergyCounter, GpuSensor, SpeedProbe, forget_peak_resident, peak_resident},
     models::{self, Model},
     record::{Candidate, OpProfile, Quality},
     stats::{StopRule, median},
@@ -54,6 +54,7 @@ struct Ready {
     step_s: f64,
     /// Of the processor, for candidates that run on it.
     counter: Option<EnergyCounter>,
+    probe: Option<SpeedProbe>,
     /// Of the GPUs, for candidates that run on them.
     sensor: Option<GpuSensor>,
     throttled: Throttled,
@@ -104,9 +105,12 @@ impl Work for Bench {
                 Ok(Response::Warm { steps, warm_up_s, stable, busy_s: busy() })
             }
             Request::Block { target } => {
+                let before = ready.probe.as_mut().map(SpeedProbe::read);
                 let (times, energy_j) = ready.block(target).map_err(|e| e.to_string())?;
+                let behind = ready.probe.as_mut().map(SpeedProbe::read);
+                let machine_speed = before.zip(behind).map(|(before, behind)| before.between(behind));
                 let StepTimes { step_s, steps, total_s } = times;
-                Ok(Response::Block { step_s, steps, total_s, energy_j, busy_s: busy() })
+                Ok(Response::Block { step_s, steps, total_s, energy_j, machine_speed, busy_s: busy() })
             }
             Request::Describe => {
                 let described = ready.describe().map_err(|e| e.to_string())?;
@@ -213,7 +217,8 @@ impl Ready {
         }
         forget_peak_resident();
         let throttled = Throttled { lowest_share: 1.0, ..Throttled::default() };
-        Ok(Ready { place, setup, model, set, work, step_s: 0.0, counter, sensor, throttled, notes, checkpoint })
+        let probe = (!on_cuda && place.hosts().is_none()).then(|| SpeedProbe::new(candidate.threads));
+        Ok(Ready { place, setup, model, set, work, step_s: 0.0, counter, probe, sensor, throttled, notes, checkpoint })
     }
 
     fn train(&mut self, seed: u64) -> Result<(crate::record::SeedRun, Quality), TrainError> {
@@ -697,7 +702,7 @@ mod tests {
             // The same program where it is counted and not run.
             let Setup { candidate, train, .. } = setup(Phase::Infer, Layout::SINGLE, dir.path().into());
             let candidate = Candidate { compression: word.parse().unwrap(), ..candidate };
-            let record = crate::workload::counted("mlp", &set, &candidate, &train).unwrap();
+            let record = crate::workload::counted("mlp", &set, &candidate, &train).unwrap().record;
             assert_eq!(record.flops_per_unit, one.flops_per_unit, "{word}");
             assert_eq!(checkpoints(), before + number + 1, "{word}");
         }

@@ -6,7 +6,7 @@ mod programs;
 mod ranks;
 mod time_split;
 
-pub use programs::{Rows, counted, counted_on_gpu};
+pub use programs::{Counted, Rows, counted, counted_on_gpu};
 pub use ranks::{Leader, serve_ranks};
 
 use crate::{

@@ -4,6 +4,7 @@ use crate::{
     backend::cuda::{self, Facts},
     data::DataSet,
     graph::{Exchange, Op, Program, Role},
+    measure::RateCase,
     models::{self, Model, Size},
     record::{Candidate, CountedGraph, CountedOp, GraphMemory, Neighbour, OpProfile, RunRecord, Source, Status, TrainConfig},
     strategy::Calibration,
@@ -44,19 +45,27 @@ pub(super) fn input_bytes(team: &Team, layout: Layout) -> Bytes {
     Bytes((0..layout.ranks()).map(|rank| team.program(rank).input_bytes()).sum())
 }
 
-/// A row for a candidate that was not run: its programs with their work, its weights' size and its memory, from fresh weights. Marked
-/// `modelled`, for nothing in it was timed.
+/// A candidate that was not run.
+pub struct Counted {
+    /// Its programs with their work, its weights' size and its memory, from fresh weights. Marked `modelled`, for nothing in it was timed.
+    pub record: RunRecord,
+    /// The ops of its programs, to be timed one by one.
+    pub ops: Vec<RateCase>,
+}
+
+/// Counts a candidate.
 ///
 /// # Errors
 /// What keeps the candidate from being run keeps it from being counted.
-pub fn counted(model: &str, set: &Arc<DataSet>, candidate: &Candidate, train: &TrainConfig) -> Result<RunRecord, TrainError> {
+pub fn counted(model: &str, set: &Arc<DataSet>, candidate: &Candidate, train: &TrainConfig) -> Result<Counted, TrainError> {
     let model = models::find(model).expect("the scenario names a model that there is");
     let of_team = |team: &mut Team, model_size: u64| {
+        let ops = team.stages().flat_map(|program| program.steps.iter().filter_map(|step| RateCase::of(program, step))).collect();
         let mut stages = team.stages().map(|program| untimed(program).collect::<Vec<_>>());
         let profile = stages.next().unwrap_or_default();
         let further_stages = stages.collect();
         let (work, units) = (team.work(), candidate.batch_size as u64);
-        RunRecord {
+        let record = RunRecord {
             source: Source::Modelled,
             reason: None,
             profile,
@@ -67,7 +76,8 @@ pub fn counted(model: &str, set: &Arc<DataSet>, candidate: &Candidate, train: &T
             flops_per_unit: Some(Flops(work.flops.0 / units)),
             bytes_per_unit: Some(Bytes(work.bytes.0 / units)),
             ..RunRecord::without_result(candidate.clone(), Status::Ok, String::new())
-        }
+        };
+        Counted { record, ops }
     };
     Ok(match candidate.phase {
         Phase::Train => {
@@ -183,7 +193,12 @@ fn memory(program: &Program) -> GraphMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vocab::{Device, Precision};
+    use crate::{
+        data::DataSource,
+        measure::measure_rates,
+        record::Workers,
+        vocab::{Device, Precision},
+    };
 
     const H200: Facts = Facts {
         name: String::new(),
@@ -239,5 +254,39 @@ mod tests {
         assert_eq!((flops(&one, true), flops(&many, true)), (0, numbers));
         assert_eq!(counted(Phase::Train, "pp=2", 64).stages.len(), 2);
         assert!(one.stages[0].iter().map(|op| op.launches).sum::<usize>() > 8);
+    }
+
+    /// All that a candidate runs is timed by itself, under the words by which it is looked up.
+    #[test]
+    fn the_ops_of_a_candidate_are_timed_one_by_one() {
+        let root = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let set = Arc::new(DataSet::load(&DataSource::Shipped("digits-8x8".into()), &[root]).unwrap());
+        let optimizer = crate::record::OptimizerConfig::new(crate::vocab::OptimizerKind::Sgd, 0.01);
+        for (phase, precision, compression, layout) in [
+            (Phase::Train, Precision::Fp32, "none", "single"),
+            (Phase::Train, Precision::Bf16, "none", "dp=2"),
+            (Phase::Train, Precision::Fp32, "none", "pp=2"),
+            (Phase::Infer, Precision::Fp32, "none", "single"),
+            (Phase::Infer, Precision::Fp32, "int8-dynamic", "single"),
+            (Phase::Infer, Precision::Fp32, "magnitude:0.8", "single"),
+        ] {
+            let layout: Layout = layout.parse().unwrap();
+            let compression = compression.parse().unwrap();
+            let threads = layout.ranks();
+            let candidate = Candidate { phase, device: Device::Cpu, precision, compression, layout, batch_size: 8, threads };
+            let counted = super::counted("mlp", &set, &candidate, &TrainConfig::new(1, optimizer, 8)).unwrap();
+            let workers = Workers::of(Device::Cpu, layout, threads);
+            let table = measure_rates(workers, &counted.ops, &|_| Vec::new()).unwrap();
+            let record = counted.record;
+            let ops: Vec<&OpProfile> = std::iter::once(&record.profile).chain(&record.further_stages).flatten().collect();
+            let moved = ["all_reduce", "reduce_start", "send", "receive"];
+            let alone: Vec<&OpProfile> = ops.into_iter().filter(|op| !moved.contains(&op.op.as_str())).collect();
+            assert!(alone.len() > 2 && alone.len() == table.rows.len(), "{candidate:?}: {alone:?}");
+            for (op, row) in alone.iter().zip(&table.rows) {
+                let words = (&op.op, &op.variant, op.dtype, &op.shape, op.flops, op.bytes);
+                assert_eq!(words, (&row.op, &row.variant, Some(row.dtype), &row.shape, row.flops, row.bytes));
+                assert!(row.time.0 > 0.0, "{row:?}");
+            }
+        }
     }
 }

@@ -204,7 +204,7 @@ pub fn reasons(inputs: &PlanInputs, row: &Row) -> Vec<String> {
     out.push(match row.trust.error.filter(|_| is_here(inputs.plan)) {
         Some(error) => {
             format!(
-                "modelled from single ops, each of which is predicted from others of its kind to {} in the median",
+                "modelled from single ops, each timed by itself; one of another size is predicted from others of its kind to {} in the median",
                 percent(error)
             )
         }
