@@ -8,6 +8,8 @@ use crate::{
 
 /// Rows shown of a phase; the rest is in the report.
 const MOST_ROWS: usize = 12;
+/// Ties that are named.
+const MOST_NAMED: usize = 6;
 
 pub(super) struct Style {
     pub bold: &'static str,
@@ -63,7 +65,12 @@ fn answer(inputs: &Inputs, phase: &PhaseAdvice, style: &Style, width: usize) -> 
                 words::odds(pick.probability_best)
             ));
             if !pick.ties.is_empty() {
-                let names: Vec<&str> = pick.ties.iter().map(|at| phase.rows[*at].title.as_str()).collect();
+                let mut names: Vec<String> = pick.ties.iter().map(|at| phase.rows[*at].title.clone()).collect();
+                let unnamed = names.len().saturating_sub(MOST_NAMED);
+                if unnamed > 1 {
+                    names.truncate(MOST_NAMED);
+                    names.push(format!("and {unnamed} more (see report.html)"));
+                }
                 out.extend(wrap(&format!("cannot be told apart from: {}", names.join("; ")), width, 2));
             }
             &pick.reasons
