@@ -14,7 +14,7 @@ use crate::{
 };
 use std::{
     sync::{Arc, Barrier},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// Length of a sample.
@@ -27,6 +27,10 @@ const MOST_SAMPLES: usize = 12;
 
 /// How often cases are timed again while their times are doubted and another one is lower.
 const AGAIN: usize = 2;
+
+/// How long a table must have been extended before it is asked what others did meanwhile: the system counts in ticks of some ten milliseconds,
+/// of which a single one would be a large share of less.
+const LEAST_WATCHED: Duration = Duration::from_secs(1);
 
 /// Bytes of all sets of operands together, where there are not too many: more than a core's own caches hold, and less than a processor's.
 const ROUND: u64 = 4 << 20;
@@ -510,7 +514,7 @@ pub fn extend_rates(
     let Workers { device, ranks, threads } = table.workers;
     let backends: Vec<_> = (0..ranks).map(|_| open(device, threads)).collect::<Result<_, _>>()?;
     let mut speeds = Speeds { probe: (!device.is_cuda()).then(|| SpeedProbe::new(ranks * threads)), seen: Vec::new() };
-    let before = CpuTimes::read();
+    let (before, start) = (CpuTimes::read(), Instant::now());
     let mut order: Vec<usize> = (0..cases.len()).collect();
     Generator::new(1).shuffle(&mut order);
     let mut work = vec![None; cases.len()];
@@ -536,7 +540,8 @@ pub fn extend_rates(
             *time = time.min(again);
         }
     }
-    let share = before.and_then(|before| CpuTimes::read()?.others_share_since(&before));
+    let is_told = known == 0 || start.elapsed() >= LEAST_WATCHED;
+    let share = before.filter(|_| is_told).and_then(|before| CpuTimes::read()?.others_share_since(&before));
     table.others_share = table.others_share.into_iter().chain(share).reduce(f64::max);
     table.unix_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
     Ok(())
@@ -652,6 +657,18 @@ mod tests {
         assert_eq!(table.rows.len(), 2);
         assert!(table.rows.iter().all(|row| row.time.0 > 0.0 && row.op == "softmax"));
         assert!(table.exchanges.iter().any(|row| row.operation == "all_reduce" && row.bytes.0 == 4));
+    }
+
+    /// Beside other tests, which take whole ticks of these few milliseconds.
+    #[test]
+    fn a_moment_in_which_a_few_ops_are_added_says_nothing_of_others() {
+        let some: Vec<RateCase> = rate_cases().into_iter().filter(|case| matches!(case.step().op, Op::Softmax)).take(2).collect();
+        let workers = Workers { device: Device::Cpu, ranks: 1, threads: 1 };
+        let mut table = measure_rates(workers, &some[..1], &|_| Vec::new()).unwrap();
+        table.others_share = Some(0.0);
+        let speed = table.machine_speed;
+        extend_rates(&mut table, &some[1..], &|_| Vec::new()).unwrap();
+        assert_eq!((table.rows.len(), table.others_share, table.machine_speed), (2, Some(0.0), speed));
     }
 
     #[test]
