@@ -64,7 +64,7 @@ pub fn run(path: &Path, book: &PriceBook, json: bool, out: &Path) -> anyhow::Res
     for candidate in candidates {
         match counted(&scenario.model, &set, candidate, &scenario.train) {
             Ok(one) => {
-                wanted.push((Workers::of(candidate.device, candidate.layout, candidate.threads), one.ops));
+                wanted.push((candidate.workers(), one.ops));
                 records.push(one.record);
             }
             Err(error) => refused.push((candidate.title(), error.to_string())),

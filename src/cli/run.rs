@@ -288,8 +288,7 @@ fn last_gpu(candidate: &Candidate, machine: &Machine) -> Option<usize> {
 
 /// Who works on a candidate, where their rates can be measured: ranks of a launch are not all here.
 fn workers_of(candidate: &Candidate, is_launch: bool) -> Option<Workers> {
-    let workers = Workers::of(candidate.device, candidate.layout, candidate.threads);
-    (candidate.emulation().is_none() && !(is_launch && candidate.layout.ranks() > 1)).then_some(workers)
+    (candidate.emulation().is_none() && !(is_launch && candidate.layout.ranks() > 1)).then(|| candidate.workers())
 }
 
 /// Puts the rates that each scenario is predicted from into its header, measuring what is not known of this machine.

@@ -373,8 +373,7 @@ pub fn predict_record(record: &RunRecord, machine: &Environment) -> Option<StepP
 /// The same, where each kind of work takes so many times as long.
 pub fn predict_record_with(record: &RunRecord, machine: &Environment, factors: LocalFactors) -> Option<StepPrediction> {
     let candidate = &record.candidate;
-    let workers = Workers::of(candidate.device, candidate.layout, candidate.threads);
-    let rates = LocalRates::find(&machine.rates, workers).filter(|_| !record.profile.is_empty())?;
+    let rates = LocalRates::find(&machine.rates, candidate.workers()).filter(|_| !record.profile.is_empty())?;
     let rates = LocalRates { factors, ..rates };
     let stages: Vec<&[OpProfile]> = std::iter::once(&record.profile).chain(&record.further_stages).map(Vec::as_slice).collect();
     let mut prediction = rates.step(&stages)?;
@@ -389,8 +388,7 @@ pub fn predict_record_with(record: &RunRecord, machine: &Environment, factors: L
 /// How many times as long as the rates say all takes while the processor reaches `overall` by `MachineSpeed::overall`; `None` where it was not
 /// read beside the rates of the record's workers.
 pub fn slowdown(record: &RunRecord, machine: &Environment, overall: f64) -> Option<f64> {
-    let candidate = &record.candidate;
-    let workers = Workers::of(candidate.device, candidate.layout, candidate.threads);
+    let workers = record.candidate.workers();
     let usual = machine.rates.iter().find(|table| table.workers == workers)?.machine_speed?;
     Some(usual.overall() / overall)
 }

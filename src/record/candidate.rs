@@ -1,5 +1,6 @@
 //! One point of the grid: everything that distinguishes one row of a report from another.
 
+use super::Workers;
 use crate::vocab::{Compression, Device, Layout, Phase, Precision, Vocabulary};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,11 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// Who works on it.
+    pub fn workers(&self) -> Workers {
+        Workers::of(self.device, self.layout, self.threads)
+    }
+
     /// `infer/cpu/bf16/none/single/b64/t2`: readable, unique within a scenario, stable between runs.
     pub fn id(&self) -> String {
         format!(
