@@ -3,9 +3,9 @@
 use super::{Exit, plan_graphs};
 use crate::predict::{
     Parameters,
-    calibrate::{FOLDS, fit},
+    calibrate::fit,
     ranking,
-    score::{self, FAMILIES, Reading, Refused, Scored, Stratum},
+    score::{self, FAMILIES, Family, GROUP, Reading, Refused, Scored, Stratum},
     serve,
     tables::{Case, Csv},
 };
@@ -52,7 +52,7 @@ pub struct ScoreArgs {
     after_help = "Examples:\n  advisor plan calibrate --out /tmp/parameters.toml\n  advisor plan calibrate --serving --out /tmp/serving.toml"
 )]
 pub struct CalibrateArgs {
-    /// Fit the parameters of serving instead of those of training, and the errors that are printed beside an answer
+    /// The parameters of serving instead of those of training
     #[arg(long)]
     serving: bool,
     /// Fit the parameters of graphs of ours, to what a GPU measured of them, and the errors that are printed beside an answer
@@ -104,9 +104,7 @@ pub fn score(args: &ScoreArgs) -> anyhow::Result<Exit> {
     let Some(with) = read_all(&args.with) else { return Ok(Exit::WrongInput) };
     let mut readings = Vec::new();
     for family in FAMILIES {
-        let others: Vec<Csv> = with.iter().filter(|csv| (family.reads)(csv)).cloned().collect();
-        eprintln!("{}: fitting {FOLDS} times, each without one part of the groups", family.name);
-        readings.push((family.name, (family.held_out)(&others)));
+        readings.push((family.name, held_out(family, &with)));
     }
     if let Some(out) = &args.out {
         let mut all = Reading::default();
@@ -154,13 +152,19 @@ fn score_tables(args: &ScoreArgs) -> anyhow::Result<Exit> {
     Ok(if all.refused.is_empty() { Exit::Done } else { Exit::SomeFailed })
 }
 
+/// Predicts the shipped tables and those of these that the family reads, each row by a fit that had not seen its group.
+fn held_out(family: &Family, with: &[Csv]) -> Reading {
+    eprintln!("{}: fitting without one part of the groups after the other", family.name);
+    let others: Vec<Csv> = with.iter().filter(|csv| (family.reads)(csv)).cloned().collect();
+    (family.held_out)(&others)
+}
+
 pub fn calibrate(args: &CalibrateArgs) -> anyhow::Result<Exit> {
     let Some(with) = read_all(&args.with) else { return Ok(Exit::WrongInput) };
     let text = if args.graphs {
         plan_graphs::calibrated()?.0.to_toml()
     } else if args.serving {
-        let (values, errors) = serve::score::calibrated(&with);
-        serve::written(&values, &errors)
+        serve::written(&serve::score::calibrated(&with))
     } else {
         let (cases, _) = score::training_cases(&with);
         let current: Vec<&Case> = cases.iter().filter(|case| case.current).collect();
@@ -172,8 +176,10 @@ pub fn calibrate(args: &CalibrateArgs) -> anyhow::Result<Exit> {
         None => super::print(text.trim_end())?,
     }
     if let Some(out) = &args.held_out {
-        eprintln!("fitting {FOLDS} times, each without one part of the groups");
-        let strata = score::strata(&score::held_out_training(&with).scored);
+        let name = if args.serving { "serving" } else { "training" };
+        let strata = score::strata(
+            &held_out(FAMILIES.iter().find(|family| family.name == name).expect("both are families"), &with).scored,
+        );
         std::fs::write(out, score::strata_csv(&strata)).with_context(|| format!("cannot write `{}`", out.display()))?;
     }
     Ok(Exit::Done)
@@ -246,9 +252,10 @@ fn summary(reading: &Reading) -> String {
             row.dimension, row.value, row.rows, row.median, row.ninetieth, row.bias
         );
     };
-    for row in score::strata(&reading.scored) {
+    // Groups are many: they stand in the JSON, and beside answers.
+    for row in score::strata(&reading.scored).iter().filter(|row| row.dimension != GROUP) {
         let bar = if row.dimension == "regime" { score::bar_percent(&row.value) } else { None };
-        line(&row, &bar.map_or(String::new(), |bar| verdict(&row, bar)));
+        line(row, &bar.map_or(String::new(), |bar| verdict(row, bar)));
     }
     for floor in score::floors(&reading.scored) {
         line(&floor, "");

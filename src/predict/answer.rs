@@ -243,8 +243,22 @@ pub struct Trust {
     pub error_p90: Option<f64>,
     /// Published rows behind it.
     pub rows: usize,
+    /// Errors on published runs of this very model, GPU and precision, by what was measured. They were held out as well.
+    pub alike: Vec<Alike>,
     /// In what the layout lies outside of what was fitted.
     pub extrapolated: Vec<String>,
+}
+
+/// How published runs of the same model, GPU and precision were predicted by a fit that had seen none of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alike {
+    /// What was measured: `tokens/s/GPU`, `time to first token`.
+    pub quantity: String,
+    pub rows: usize,
+    /// Median absolute error, as a share.
+    pub error: f64,
+    /// Median error, as a share; above 0 where the prediction is higher.
+    pub bias: f64,
 }
 
 /// A limit that a row does not meet.

@@ -49,8 +49,8 @@ mod transformer;
 mod trust;
 
 pub use answer::{
-    Answer, Breach, DraftFigures, GraphFigures, HOURS_PER_MONTH, LayoutFigures, Market, Refusal, Row, ServeFigures, SpotFigures,
-    Swing, SwingEnd, TrainFigures, Trust, WorkFigures, binding, changed_by, hold_against, rank, thousands,
+    Alike, Answer, Breach, DraftFigures, GraphFigures, HOURS_PER_MONTH, LayoutFigures, Market, Refusal, Row, ServeFigures,
+    SpotFigures, Swing, SwingEnd, TrainFigures, Trust, WorkFigures, binding, changed_by, hold_against, rank, thousands,
 };
 pub use collective::{Group, Links};
 pub use domain::Domain;

@@ -195,6 +195,7 @@ fn score(case: &Case, parameters: &Parameters, extrapolated: Option<String>) -> 
             ("precision", strata.precision.to_string()),
             ("task", strata.task.clone()),
             ("source", strata.table.to_string()),
+            (GROUP, group(&strata.model, &strata.gpu, strata.precision, case.question.quantity.name())),
         ],
         ranked: (strata.table == "vtrain").then(|| format!("vtrain {}", strata.model)),
         same: format!("{} {} {} {layout:?}", strata.table, strata.model, strata.gpu),
@@ -211,6 +212,14 @@ fn score(case: &Case, parameters: &Parameters, extrapolated: Option<String>) -> 
         ..one.clone()
     });
     std::iter::once(one).chain(memory).collect()
+}
+
+/// The dimension of the smallest strata: runs of one model, GPU and precision, by what was measured. They were held out together.
+pub const GROUP: &str = "group";
+
+/// Its value.
+pub fn group(model: &str, gpu: &str, precision: &str, quantity: &str) -> String {
+    format!("{model} on {gpu} in {precision}: {quantity}")
 }
 
 /// The stratum of published memory.
@@ -250,10 +259,11 @@ pub fn strata(scored: &[Scored]) -> Vec<Stratum> {
     errors.into_iter().filter_map(|((at, value), errors)| stratum(order[at], value, &errors)).collect()
 }
 
-/// Dimensions of strata, as `held-out.csv` names them.
-const DIMENSIONS: [&str; 6] = ["regime", "gpu", "size", "precision", "task", "source"];
+/// Dimensions of strata, as tables of them name them.
+const DIMENSIONS: [&str; 10] =
+    ["regime", "gpu", "size", "precision", "task", "source", "run", "engine", serve::score::CHIPS_OF, GROUP];
 
-/// As `data/predict/held-out.csv` is written.
+/// As `data/predict/held-out.csv` and `held-out-serving.csv` are written.
 pub fn strata_csv(strata: &[Stratum]) -> String {
     let mut text = String::from("dimension,value,rows,median_percent,p90_percent,bias_percent\n");
     for row in strata {
@@ -265,7 +275,17 @@ pub fn strata_csv(strata: &[Stratum]) -> String {
 
 /// The held-out errors of the shipped parameters, as `advisor plan calibrate --held-out` wrote them.
 pub fn shipped_strata() -> Vec<Stratum> {
-    let csv = Csv::read(include_str!("../../data/predict/held-out.csv")).unwrap_or_else(|error| panic!("held-out.csv: {error}"));
+    read_strata(include_str!("../../data/predict/held-out.csv"))
+}
+
+/// The same of the parameters of serving (`advisor plan calibrate --serving --held-out`).
+pub fn shipped_serving_strata() -> Vec<Stratum> {
+    read_strata(include_str!("../../data/predict/held-out-serving.csv"))
+}
+
+/// What `strata_csv` wrote.
+fn read_strata(text: &str) -> Vec<Stratum> {
+    let csv = Csv::read(text).unwrap_or_else(|error| panic!("errors of rows held out: {error}"));
     let read = |row: super::tables::Row| {
         let dimension = row.text("dimension")?;
         Some(Stratum {
@@ -407,8 +427,8 @@ mod tests {
                 "{shipped:?}"
             );
         }
-        let text = strata_csv(&shipped);
-        assert_eq!(text, include_str!("../../data/predict/held-out.csv"));
+        assert_eq!(strata_csv(&shipped), include_str!("../../data/predict/held-out.csv"));
+        assert_eq!(strata_csv(&shipped_serving_strata()), include_str!("../../data/predict/held-out-serving.csv"));
     }
 
     /// The fit itself, not the held-out error: what `advisor plan score` prints is larger, and docs/plan.md has it.

@@ -227,7 +227,7 @@ impl ServingQuestion<'_> {
                 ("head", step.head),
                 ("launches", step.launches),
             ],
-            trust: self.trust.of(self.model, &self.gpus[at], layout.engine, layout.draft_tokens, self.parameters),
+            trust: self.trust.of(self.model, &self.gpus[at], layout.engine, layout.format, layout.draft_tokens),
             breaches: self.breaches(estimate),
             on_front: false,
         }

@@ -1,14 +1,14 @@
 //! How far an answer is to be trusted: the error on published rows that the fit had not seen, of the kind of row that is nearest to the answer,
 //! and whether the answer lies where parameters were fitted at all.
 //!
-//! Errors of trainings are those of `data/predict/held-out.csv`; those of serving stand in the file of its parameters.
+//! Errors of trainings are those of `data/predict/held-out.csv`, those of serving those of `held-out-serving.csv`.
 
 use super::{
-    answer::Trust,
+    answer::{Alike, Trust},
     domain::Domain,
     layout::{Layout, Stack},
     score::{self, Stratum},
-    serve::{Engine, ServingDomain, ServingParameters, ServingWork, tables::Measure},
+    serve::{self, Engine, ServedFormat, ServingDomain, ServingWork, tables::Measure},
     tables::{Case, Quantity, Question, Regime},
     transformer::Transformer,
 };
@@ -17,6 +17,9 @@ use std::collections::BTreeSet;
 
 /// Fewer rows than that say nothing of a kind of row.
 const FEWEST: usize = 5;
+
+/// The same of a serving engine on a group of chips, whose runs scatter more.
+const FEWEST_SERVED: usize = 20;
 
 /// The error that stands beside an answer: of the rows with its GPU (where there are too few, of its regime) and of those with its precision the
 /// larger.
@@ -34,35 +37,46 @@ fn trust_of(row: &Stratum) -> Trust {
         error: Some(row.median / 100.0),
         error_p90: Some(row.ninetieth / 100.0),
         rows: row.rows,
-        extrapolated: Vec::new(),
+        ..Trust::default()
     }
+}
+
+/// What became of published runs of this model, GPU and precision.
+fn alike(strata: &[Stratum], model: &str, gpu: &str, precision: &str) -> Vec<Alike> {
+    let group = score::group(model, gpu, precision, "");
+    let of = |row: &Stratum| {
+        let quantity = row.value.strip_prefix(&group).filter(|_| row.dimension == score::GROUP)?.to_string();
+        Some(Alike { quantity, rows: row.rows, error: row.median / 100.0, bias: row.bias / 100.0 })
+    };
+    strata.iter().filter_map(of).collect()
 }
 
 /// What servings are trusted by.
 pub struct ServingTrust {
+    strata: Vec<Stratum>,
     domain: ServingDomain,
 }
 
 impl ServingTrust {
     pub fn shipped() -> ServingTrust {
-        ServingTrust { domain: ServingDomain::shipped() }
+        ServingTrust { strata: score::shipped_serving_strata(), domain: ServingDomain::shipped() }
+    }
+
+    /// The error of rows with this engine on these chips, or of all rows where there were too few of them to say.
+    fn error(&self, measure: Measure, gpu: &Gpu, engine: Engine) -> Option<&Stratum> {
+        let find = |dimension: &str, value: &str| self.strata.iter().find(|row| row.dimension == dimension && row.value == value);
+        let chips = serve::score::chips_of(engine, &gpu.machine, measure);
+        find(serve::score::CHIPS_OF, &chips)
+            .filter(|row| row.rows >= FEWEST_SERVED)
+            .or_else(|| find("regime", &serve::score::regime(measure)))
     }
 
     /// Of one layout of a model: of its latencies the one with the larger error.
-    pub fn of(&self, model: &Transformer, gpu: &Gpu, engine: Engine, draft_tokens: u32, parameters: &ServingParameters) -> Trust {
-        let measures = [Measure::FirstToken, Measure::PerToken].into_iter();
-        let errors = measures.filter_map(|measure| parameters.error(measure, &gpu.machine, engine));
-        let worst = errors.max_by(|a, b| a.median_percent.total_cmp(&b.median_percent));
-        let mut trust = worst.map_or_else(Trust::default, |error| {
-            let words = [error.engine.as_str(), error.chip.as_str(), error.measure.name()];
-            Trust {
-                regime: words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "),
-                error: Some(error.median_percent / 100.0),
-                error_p90: Some(error.ninetieth_percent / 100.0),
-                rows: error.rows,
-                extrapolated: Vec::new(),
-            }
-        });
+    pub fn of(&self, model: &Transformer, gpu: &Gpu, engine: Engine, format: ServedFormat, draft_tokens: u32) -> Trust {
+        let errors = [Measure::FirstToken, Measure::PerToken].into_iter().filter_map(|measure| self.error(measure, gpu, engine));
+        let worst = errors.max_by(|a, b| a.median.total_cmp(&b.median));
+        let mut trust = worst.map_or_else(Trust::default, trust_of);
+        trust.alike = alike(&self.strata, &model.name, &gpu.name, format.name());
         trust.extrapolated.extend(self.domain.place(ServingWork::of(model).active_weights(), &gpu.machine, engine));
         trust.extrapolated.extend(self.domain.drafting(&model.name, engine, draft_tokens));
         trust
@@ -93,6 +107,7 @@ impl TrainingTrust {
         let is_blackwell = gpu.machine.generation >= Generation::Blackwell;
         let regime = if is_blackwell || model.experts.is_some() { Regime::BlackwellOrExperts } else { Regime::Dense };
         let mut trust = error_of(&self.strata, &gpu.name, regime, layout.precision.name()).map_or_else(Trust::default, trust_of);
+        trust.alike = alike(&self.strata, &model.name, &gpu.name, layout.precision.name());
         let question = Question {
             model: model.clone(),
             machine: gpu.machine,
@@ -148,6 +163,48 @@ mod tests {
     }
 
     #[test]
+    fn published_runs_of_the_same_model_gpu_and_precision_stand_beside_an_answer() {
+        let (hardware, models) = (HardwareBook::shipped(), ModelBook::shipped());
+        let (h100, b200) = (hardware.find("h100-sxm-80gb").unwrap(), hardware.find("b200").unwrap());
+        let quantities = |trust: Trust| {
+            assert!(trust.alike.iter().all(|of| of.rows > 0 && of.bias.abs() <= of.error), "{trust:?}");
+            trust.alike.into_iter().map(|of| of.quantity).collect::<Vec<_>>()
+        };
+        let trained = TrainingTrust::shipped();
+        let of = |model: &str| {
+            let layout = Layout { gpus: 64, tensor: 4, ..Layout::single(8192, 128, TrainingPrecision::Half) };
+            quantities(trained.of(models.find(model).unwrap(), h100, &layout))
+        };
+        assert_eq!(of("llama-3.1-70b"), ["tokens/s/GPU"]);
+        assert_eq!(of("gpt-1.7b"), [""; 0]);
+        let served = ServingTrust::shipped();
+        let of =
+            |gpu: &Gpu, format| quantities(served.of(models.find("llama-3.1-70b").unwrap(), gpu, Engine::TensorRt, format, 0));
+        for measure in [Measure::FirstToken, Measure::PerToken] {
+            assert!(of(b200, ServedFormat::Fp8).iter().any(|quantity| quantity == measure.name()));
+        }
+        assert_eq!(of(hardware.find("v100-sxm2-32gb").unwrap(), ServedFormat::Fp8), [""; 0]);
+    }
+
+    #[test]
+    fn few_rows_of_an_engine_on_its_chips_leave_the_word_to_all_rows() {
+        let row = |dimension, value: String, rows| Stratum { dimension, value, rows, median: 9.0, ninetieth: 20.0, bias: 1.0 };
+        let hardware = HardwareBook::shipped();
+        let h100 = hardware.find("h100-sxm-80gb").unwrap();
+        let of = |engine| serve::score::chips_of(engine, &h100.machine, Measure::PerToken);
+        let strata = vec![
+            row(serve::score::CHIPS_OF, of(Engine::Vllm), 30),
+            row(serve::score::CHIPS_OF, of(Engine::Sglang), 19),
+            row("regime", serve::score::regime(Measure::PerToken), 2000),
+        ];
+        let trust = ServingTrust { strata, domain: ServingDomain::shipped() };
+        let rows = |measure, engine| trust.error(measure, h100, engine).map(|row| row.rows);
+        assert_eq!(rows(Measure::PerToken, Engine::Vllm), Some(30));
+        assert_eq!(rows(Measure::PerToken, Engine::Sglang), Some(2000));
+        assert_eq!(rows(Measure::Throughput, Engine::Vllm), None);
+    }
+
+    #[test]
     fn outside_of_what_was_fitted_an_answer_says_so() {
         let trust = TrainingTrust::shipped();
         let (hardware, models) = (HardwareBook::shipped(), ModelBook::shipped());
@@ -162,7 +219,7 @@ mod tests {
         let (a100, stack) = (hardware.find("a100-sxm-80gb").unwrap(), Stack::Megatron);
         let unseen = trust.of(model, a100, &Layout { stack, ..layout });
         assert!(unseen.error.is_none() && unseen.extrapolated.iter().any(|why| why.contains("megatron")), "{unseen:?}");
-        let served = ServingTrust::shipped().of(model, h100, Engine::TensorRt, 0, &ServingParameters::shipped());
+        let served = ServingTrust::shipped().of(model, h100, Engine::TensorRt, ServedFormat::Fp8, 0);
         assert!(served.error.is_some_and(|error| error > 0.0 && error < 1.0), "{served:?}");
     }
 }

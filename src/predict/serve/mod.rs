@@ -24,6 +24,6 @@ pub use domain::ServingDomain;
 pub use estimate::{Arrival, Load, ServingEstimate, ServingMemory, serving};
 pub use format::ServedFormat;
 pub use layout::{Remedy, ServingError, ServingLayout, reserve_bytes};
-pub use parameters::{Engine, EngineCosts, HeldOutError, Prior, ServingParameters, priors, written};
+pub use parameters::{Engine, EngineCosts, Prior, ServingParameters, priors, written};
 pub use step::{Replica, StepLoad, StepTime};
 pub use work::ServingWork;

@@ -3,14 +3,8 @@
 //! Each has a physical meaning, a starting value that says what one would expect, and a width: the fit pays for every step away from it
 //! (`calibrate`). None belongs to a model, a layout or a row. `data/predict/serving.toml` holds the fitted values.
 
-use super::{
-    format::{CHIPS, chip},
-    tables::Measure,
-};
-use crate::{
-    hardware::Machine,
-    input::{self, Choice, Diagnostic, Field, Interval, Kind, Need, Shape, Source, Table},
-};
+use super::format::CHIPS;
+use crate::input::{self, Diagnostic, Field, Interval, Kind, Need, Shape, Source};
 
 /// Software that serves: generations of it that the tables name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -129,20 +123,6 @@ pub struct ServingParameters {
     pub reception: f64,
     /// In the order of `Engine::ALL`.
     pub engines: [EngineCosts; Engine::ALL.len()],
-    /// What the fit's own check found, for printing beside an answer.
-    pub errors: Vec<HeldOutError>,
-}
-
-/// Error of rows that a fit had not seen: groups of model, GPU and precision held out whole.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HeldOutError {
-    pub measure: Measure,
-    /// Engine and group of chips; empty for all rows.
-    pub engine: String,
-    pub chip: String,
-    pub rows: usize,
-    pub median_percent: f64,
-    pub ninetieth_percent: f64,
 }
 
 /// A parameter's place in the fit.
@@ -264,22 +244,11 @@ impl ServingParameters {
                 prompt: next(),
                 held_tokens: next(),
             }),
-            errors: Vec::new(),
         }
     }
 
     pub fn engine(&self, engine: Engine) -> &EngineCosts {
         &self.engines[Engine::ALL.iter().position(|one| *one == engine).expect("all engines stand in `ALL`")]
-    }
-
-    /// The error to print beside an answer: that of rows with this engine on these chips, of all rows where there were too few of them to
-    /// say (20, as for any 90th percentile here).
-    pub fn error(&self, measure: Measure, machine: &Machine, engine: Engine) -> Option<&HeldOutError> {
-        let chip = CHIPS[chip(machine)];
-        let of = |engine: &str, chip: &str| {
-            self.errors.iter().find(|error| error.measure == measure && error.engine == engine && error.chip == chip)
-        };
-        of(engine.name(), chip).filter(|error| error.rows >= 20).or_else(|| of("", ""))
     }
 
     /// The values that come with the program.
@@ -307,82 +276,35 @@ impl ServingParameters {
                 report.add(file.span("parameter"), format!("{} parameters are missing, first of them `{first}`", missing.len()));
             }
             let values: Vec<f64> = priors().iter().map(|prior| found.get(&prior.name).copied().unwrap_or(prior.start)).collect();
-            let errors = file.tables("error").unwrap_or_default();
-            let error = |table: &Table| {
-                Some(HeldOutError {
-                    measure: table.word("measure", Measure::named)?,
-                    engine: table.text("engine").unwrap_or_default().to_string(),
-                    chip: table.text("chip").unwrap_or_default().to_string(),
-                    rows: table.count("rows")?,
-                    median_percent: table.number("median_percent")?,
-                    ninetieth_percent: table.number("ninetieth_percent")?,
-                })
-            };
-            ServingParameters { errors: errors.iter().filter_map(error).collect(), ..ServingParameters::of(&values) }
+            ServingParameters::of(&values)
         })
     }
 }
 
-/// The file of such values and errors.
-pub fn written(values: &[f64], errors: &[HeldOutError]) -> String {
-    let mut text = "# Fitted parameters of serving, SI units, and the errors of rows that were held out of the fit: `advisor plan calibrate --serving`\n\
-                    # writes this file. docs/plan-serving.md says what each means.\n"
+/// The file of such values.
+pub fn written(values: &[f64]) -> String {
+    let mut text = "# Fitted parameters of serving, SI units: `advisor plan calibrate --serving` writes this file. docs/plan-serving.md says what\n\
+                    # each means.\n"
         .to_string();
     for (prior, value) in priors().iter().zip(values) {
         text += &format!("\n[[parameter]]\nname = \"{}\"\nvalue = {:.4e}\n", prior.name, value.min(prior.most));
-    }
-    for error in errors {
-        text += &format!("\n[[error]]\nmeasure = \"{}\"\n", error.measure.name());
-        if !error.engine.is_empty() {
-            text += &format!("engine = \"{}\"\nchip = \"{}\"\n", error.engine, error.chip);
-        }
-        text += &format!(
-            "rows = {}\nmedian_percent = {:.1}\nninetieth_percent = {:.1}\n",
-            error.rows, error.median_percent, error.ninetieth_percent
-        );
     }
     text
 }
 
 const REQUIRED: Need = Need::Required { example: "" };
-const OPTIONAL: Need = Need::Optional { default: "" };
-const PERCENT: Kind = Kind::Number(Interval::above(0.0, f64::INFINITY));
 
 const fn field(name: &'static str, about: &'static str, kind: Kind, need: Need) -> Field {
     Field { name, about, kind, need }
 }
 
 static FILE: Shape = Shape {
-    fields: &[
-        field(
-            "parameter",
-            "Parameters of serving",
-            Kind::List { of: &Kind::Table(&PARAMETER), least: 1, most: 1000, bare: false, distinct: false },
-            REQUIRED,
-        ),
-        field(
-            "error",
-            "Errors of rows that were held out of the fit",
-            Kind::List { of: &Kind::Table(&ERROR), least: 0, most: 1000, bare: false, distinct: false },
-            OPTIONAL,
-        ),
-    ],
-    exclusive: &[],
-};
-
-fn measures() -> Vec<Choice> {
-    Measure::ALL.iter().map(|measure| Choice { name: measure.name(), aliases: &[], about: "" }).collect()
-}
-
-static ERROR: Shape = Shape {
-    fields: &[
-        field("measure", "What was compared", Kind::Word { what: "measure", choices: measures, hint: |_| None }, REQUIRED),
-        field("engine", "Engine; absent for all", Kind::TEXT, OPTIONAL),
-        field("chip", "Group of chips; absent for all", Kind::TEXT, OPTIONAL),
-        field("rows", "Rows", Kind::Whole { low: 1, high: 1 << 24 }, REQUIRED),
-        field("median_percent", "Median of the absolute error", PERCENT, REQUIRED),
-        field("ninetieth_percent", "90th percentile of it", PERCENT, REQUIRED),
-    ],
+    fields: &[field(
+        "parameter",
+        "Parameters of serving",
+        Kind::List { of: &Kind::Table(&PARAMETER), least: 1, most: 1000, bare: false, distinct: false },
+        REQUIRED,
+    )],
     exclusive: &[],
 };
 
@@ -401,24 +323,11 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let values: Vec<f64> = priors().iter().enumerate().map(|(at, prior)| prior.start * (1.0 + 0.001 * at as f64)).collect();
-        let error = HeldOutError {
-            measure: Measure::PerToken,
-            engine: "vllm".to_string(),
-            chip: "hopper".to_string(),
-            rows: 30,
-            median_percent: 9.5,
-            ninetieth_percent: 30.5,
-        };
-        let all = HeldOutError { engine: String::new(), chip: String::new(), median_percent: 12.5, ..error.clone() };
-        let text = written(&values, &[error.clone(), all.clone()]);
+        let text = written(&values);
         let read = ServingParameters::read(&Source::new("x.toml", &text)).unwrap();
         let meant = ServingParameters::of(&values);
         assert!((read.engines[4].held_tokens / meant.engines[4].held_tokens - 1.0).abs() < 1e-3);
         assert!((read.memory[0] / meant.memory[0] - 1.0).abs() < 1e-3);
-        let machine = crate::hardware::HardwareBook::shipped().find("H100").unwrap().machine;
-        assert_eq!(read.error(Measure::PerToken, &machine, Engine::Vllm), Some(&error));
-        assert_eq!(read.error(Measure::PerToken, &machine, Engine::Sglang), Some(&all));
-        assert_eq!(read.error(Measure::Throughput, &machine, Engine::Vllm), None);
     }
 
     #[test]

@@ -3,18 +3,17 @@
 use super::{
     calibrate::fit,
     domain::ServingDomain,
-    format::CHIPS,
-    parameters::{HeldOutError, ServingParameters},
+    format::{CHIPS, chip},
+    parameters::{Engine, ServingParameters},
     tables::{self, Measure, Read, Row},
 };
 use crate::{
-    hardware::HardwareBook,
+    hardware::{HardwareBook, Machine},
     predict::{
         ModelBook,
-        score::{Reading, Refused, Scored},
+        score::{GROUP, Reading, Refused, Scored, group},
         tables::Csv,
     },
-    stats,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -99,35 +98,11 @@ pub fn held_out_predictions(rows: &[Row]) -> Vec<Vec<f64>> {
     all
 }
 
-/// Values that fit the shipped rows and these others best, in the order of `priors`, and the errors of rows that were held out.
-pub fn calibrated(others: &[Csv]) -> (Vec<f64>, Vec<HeldOutError>) {
+/// Values that fit the shipped rows and these others best, in the order of `priors`.
+pub fn calibrated(others: &[Csv]) -> Vec<f64> {
     let read = rows(others);
     let fitted: Vec<&Row> = read.rows.iter().filter(|row| !row.unstated).collect();
-    let values = fit(&fitted, FIT_STEPS);
-    (values, errors(&read.rows, &held_out_predictions(&read.rows)))
-}
-
-fn errors(rows: &[Row], predicted: &[Vec<f64>]) -> Vec<HeldOutError> {
-    let mut all: BTreeMap<(Measure, String, String), Vec<f64>> = BTreeMap::new();
-    for (row, predicted) in rows.iter().zip(predicted).filter(|(row, _)| !row.unstated) {
-        for (value, (measure, published)) in predicted.iter().zip(&row.published) {
-            let error = 100.0 * (answered(*value) / published - 1.0).abs();
-            let (engine, chip) = (row.engine().name().to_string(), CHIPS[row.chip()].to_string());
-            for key in [(engine, chip), (String::new(), String::new())] {
-                all.entry((*measure, key.0, key.1)).or_default().push(error);
-            }
-        }
-    }
-    all.into_iter()
-        .map(|((measure, engine, chip), errors)| HeldOutError {
-            measure,
-            engine,
-            chip,
-            rows: errors.len(),
-            median_percent: stats::median(&errors).expect("a row made the entry"),
-            ninetieth_percent: stats::quantile(&errors, 0.9).expect("a row made the entry"),
-        })
-        .collect()
+    fit(&fitted, FIT_STEPS)
 }
 
 /// 0 where the prediction is that it cannot run, though it ran.
@@ -135,9 +110,9 @@ fn answered(value: f64) -> f64 {
     if value.is_finite() { value } else { 0.0 }
 }
 
-/// The regime of a row's measure, which has the bar.
-fn regime(row: &Row, measure: Measure) -> String {
-    if row.unstated { format!("serving, layout not stated: {}", measure.name()) } else { format!("serving: {}", measure.name()) }
+/// The regime of a measure, which has the bar.
+pub fn regime(measure: Measure) -> String {
+    format!("serving: {}", measure.name())
 }
 
 /// The bar of a regime of serving, percent.
@@ -145,17 +120,30 @@ pub fn bar_percent(name: &str) -> Option<f64> {
     name.starts_with("serving: ").then_some(BAR_PERCENT)
 }
 
+/// The dimension of an engine on a group of chips, whose efficiencies are fitted together.
+pub const CHIPS_OF: &str = "engine on chips";
+
+/// Its value.
+pub fn chips_of(engine: Engine, machine: &Machine, measure: Measure) -> String {
+    format!("{} on {}: {}", engine.name(), CHIPS[chip(machine)], measure.name())
+}
+
 fn reading(read: &Read, predicted: &[Vec<f64>], place: impl Fn(&Row) -> Option<String>) -> Reading {
     let mut scored = Vec::new();
     for (row, predicted) in read.rows.iter().zip(predicted) {
         for (value, (measure, published)) in predicted.iter().zip(&row.published) {
             let measured = measure.name();
-            let mut strata = vec![("regime", regime(row, *measure))];
-            if !row.unstated {
+            let mut strata = Vec::new();
+            if row.unstated {
+                strata.push(("regime", format!("serving, layout not stated: {measured}")));
+            } else {
+                strata.push(("regime", regime(*measure)));
                 strata.push(("run", format!("{}: {measured}", row.kind)));
                 strata.push(("gpu", format!("{}: {measured}", row.gpu)));
                 strata.push(("engine", format!("{}: {measured}", row.engine().name())));
                 strata.push(("precision", format!("{}: {measured}", row.format().name())));
+                strata.push((CHIPS_OF, chips_of(row.engine(), &row.machine, *measure)));
+                strata.push((GROUP, group(row.model(), &row.gpu, row.format().name(), measured)));
             }
             let mut remarks = Vec::new();
             if row.unstated {
@@ -187,6 +175,7 @@ fn reading(read: &Read, predicted: &[Vec<f64>], place: impl Fn(&Row) -> Option<S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::predict::score;
 
     #[test]
     fn every_shipped_row_is_predicted_or_has_a_reason() {
@@ -206,9 +195,13 @@ mod tests {
         let read = rows(&[]);
         let parameters = ServingParameters::shipped();
         let predicted: Vec<Vec<f64>> = read.rows.iter().map(|row| row.predicted(&parameters)).collect();
-        for error in errors(&read.rows, &predicted).iter().filter(|error| error.engine.is_empty()) {
-            let tail_is_kept = error.ninetieth_percent < 2.5 * BAR_PERCENT;
-            assert!(error.median_percent < BAR_PERCENT && (tail_is_kept || error.measure == Measure::FirstToken), "{error:?}");
+        let scored = reading(&read, &predicted, |_| None).scored;
+        let measures = Measure::ALL.map(regime);
+        let kept: Vec<_> = score::strata(&scored).into_iter().filter(|row| measures.contains(&row.value)).collect();
+        assert_eq!(kept.len(), measures.len());
+        for row in kept {
+            let tail_is_kept = row.ninetieth < 2.5 * BAR_PERCENT;
+            assert!(row.median < BAR_PERCENT && (tail_is_kept || row.value.ends_with(Measure::FirstToken.name())), "{row:?}");
         }
     }
 

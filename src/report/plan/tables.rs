@@ -1,6 +1,6 @@
 //! `plan.csv`, one row a kind and number of machines, and `plan.json`. Unknown is an empty cell, or `null`.
 
-use super::{super::ReportError, PlanInputs};
+use super::{super::ReportError, PlanInputs, words};
 use crate::{
     predict::{Row, Swing, SwingEnd, Trust, WorkFigures},
     record::Source,
@@ -59,6 +59,7 @@ pub const PLAN_COLUMNS: &[&str] = &[
     "error_regime",
     "error_median",
     "error_p90",
+    "error_alike",
     "extrapolated",
     "pareto",
     "recommended",
@@ -147,6 +148,7 @@ fn column(name: &str, inputs: &PlanInputs, rows: &[(usize, &Row)]) -> Column {
         "error_regime" => text(&|r| r.trust.regime.clone()),
         "error_median" => real(&|r| r.trust.error),
         "error_p90" => real(&|r| r.trust.error_p90),
+        "error_alike" => text(&|r| r.trust.alike.iter().map(words::alike).collect::<Vec<_>>().join("; ")),
         "extrapolated" => text(&|r| r.trust.extrapolated.join("; ")),
         "pareto" => flags(name, rows, |_, row| row.on_front),
         "recommended" => flags(name, rows, |at, _| inputs.answer.pick == Some(at)),
@@ -299,6 +301,7 @@ fn trust(trust: &Trust) -> Value {
         "error_median": trust.error,
         "error_p90": trust.error_p90,
         "rows": trust.rows,
+        "alike": trust.alike.iter().map(|of| json!({ "quantity": of.quantity, "rows": of.rows, "error_median": of.error, "bias": of.bias })).collect::<Vec<_>>(),
         "extrapolated": trust.extrapolated,
     })
 }

@@ -3,8 +3,8 @@
 use super::*;
 use crate::{
     predict::{
-        Answer, GpuPrice, GraphFigures, Known, LayoutFigures, Market, PlanObjective, Refusal, Row, ServeFigures, SpotFigures,
-        Swing, SwingEnd, TrainFigures, Trust, WorkFigures, hold_against, rank,
+        Alike, Answer, GpuPrice, GraphFigures, Known, LayoutFigures, Market, PlanObjective, Refusal, Row, ServeFigures,
+        SpotFigures, Swing, SwingEnd, TrainFigures, Trust, WorkFigures, hold_against, rank,
     },
     units::{Joules, Seconds, Usd, UsdPerHour},
     vocab::Phase,
@@ -90,11 +90,16 @@ fn row(machine: usize, gpu: &str, gpus: u32, days: f64, usd: Option<f64>) -> Row
             error: Some(0.061),
             error_p90: Some(0.143),
             rows: 43,
+            alike: vec![alike("tokens/s/GPU", 4, 0.032, -0.0321)],
             extrapolated: vec![],
         },
         breaches: vec![],
         on_front: false,
     }
+}
+
+fn alike(quantity: &str, rows: usize, error: f64, bias: f64) -> Alike {
+    Alike { quantity: quantity.into(), rows, error, bias }
 }
 
 fn trained() -> Answer {
@@ -187,6 +192,7 @@ fn served() -> Answer {
     answer.rows.truncate(1);
     let row = &mut answer.rows[0];
     row.breaches.clear();
+    row.trust.alike = vec![alike("time per token", 18, 0.071, 0.004), alike("time to first token", 1, 0.12, 0.12)];
     row.work = WorkFigures::Serve(ServeFigures {
         replicas: 3,
         spot: None,
@@ -239,6 +245,7 @@ fn of_a_graph() -> Answer {
             interruptions: 0.0,
         });
         (row.time, row.tokens_per_s) = (Seconds(seconds), 512_000.0 / seconds);
+        row.trust.alike.clear();
         row.memory = vec![("weights", 3e6), ("activations and gradients", 2e7)];
         row.memory_limit = 1e11;
         row.time_parts = vec![("products", 0.4 * seconds / 1000.0), ("launches", 0.6 * seconds / 1000.0)];
