@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    advise::{advise, synthetic},
+    advise::{Outcome, advise, synthetic},
     cost::PriceBook,
     record::{Constraints, OpProfile, RunRecord, Status, TimeSplit},
     units::{Bytes, Flops, Seconds},
@@ -188,6 +188,23 @@ fn the_terminal_summary_fits_its_width_and_carries_the_answer() {
         }
         assert!(terminal(inputs, 100, true).contains("\x1b[32m"));
     });
+}
+
+#[test]
+fn the_terminal_names_six_ties_and_counts_more_than_one_other() {
+    let advice = advise(&full(), &PriceBook::shipped()).unwrap();
+    for (ties, named, more) in [(1, 1, None), (6, 6, None), (7, 7, None), (8, 6, Some("and 2 more (see report.html)"))] {
+        let mut advice = advice.clone();
+        let phase = advice.phases.iter_mut().find(|phase| matches!(phase.outcome, Outcome::Pick(_))).unwrap();
+        let Outcome::Pick(pick) = &mut phase.outcome else { unreachable!("looked for above") };
+        let tied = (pick.row + 1) % phase.rows.len();
+        pick.ties = vec![tied; ties];
+        let title = phase.rows[tied].title.clone();
+        let summary = terminal(&Inputs { run: &full(), advice: &advice }, 4000, false);
+        let line = summary.lines().find(|line| line.contains("cannot be told apart from: ")).unwrap();
+        assert_eq!(line.matches(&title).count(), named, "{line}");
+        assert_eq!(line.split_once("; and ").map(|(_, counted)| format!("and {counted}")).as_deref(), more, "{line}");
+    }
 }
 
 #[test]
