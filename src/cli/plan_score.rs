@@ -5,7 +5,7 @@ use crate::predict::{
     Parameters,
     calibrate::fit,
     ranking,
-    score::{self, FAMILIES, Family, GROUP, Reading, Refused, Scored, Stratum},
+    score::{self, FAMILIES, Family, GROUP, Reading, Refused, SERVING, Scored, Stratum, TRAINING},
     serve,
     tables::{Case, Csv},
 };
@@ -176,10 +176,8 @@ pub fn calibrate(args: &CalibrateArgs) -> anyhow::Result<Exit> {
         None => super::print(text.trim_end())?,
     }
     if let Some(out) = &args.held_out {
-        let name = if args.serving { "serving" } else { "training" };
-        let strata = score::strata(
-            &held_out(FAMILIES.iter().find(|family| family.name == name).expect("both are families"), &with).scored,
-        );
+        let family = if args.serving { &SERVING } else { &TRAINING };
+        let strata = score::strata(&held_out(family, &with).scored);
         std::fs::write(out, score::strata_csv(&strata)).with_context(|| format!("cannot write `{}`", out.display()))?;
     }
     Ok(Exit::Done)

@@ -82,23 +82,24 @@ pub struct Family {
     pub held_out: fn(&[Csv]) -> Reading,
 }
 
+pub const TRAINING: Family = Family {
+    name: "training",
+    reads: |csv| TableKind::of(csv).is_some(),
+    predict: |csv| predict_training(csv, |_| Parameters::shipped()),
+    in_sample: |csv| predict_training(csv, |current| calibrate::fit(current, &Parameters::default())),
+    held_out: held_out_training,
+};
+
+pub const SERVING: Family = Family {
+    name: "serving",
+    reads: serve::tables::is_serving,
+    predict: serve::score::predict,
+    in_sample: serve::score::in_sample,
+    held_out: serve::score::held_out,
+};
+
 /// All families. A new one is a row here.
-pub const FAMILIES: &[Family] = &[
-    Family {
-        name: "training",
-        reads: |csv| TableKind::of(csv).is_some(),
-        predict: |csv| predict_training(csv, |_| Parameters::shipped()),
-        in_sample: |csv| predict_training(csv, |current| calibrate::fit(current, &Parameters::default())),
-        held_out: held_out_training,
-    },
-    Family {
-        name: "serving",
-        reads: serve::tables::is_serving,
-        predict: serve::score::predict,
-        in_sample: serve::score::in_sample,
-        held_out: serve::score::held_out,
-    },
-];
+pub const FAMILIES: &[Family] = &[TRAINING, SERVING];
 
 /// The tables of training that come with the program (data/PROVENANCE.md).
 pub const SHIPPED: [(&str, &str); 13] = [
@@ -159,7 +160,7 @@ fn predict_training(csv: &Csv, parameters: impl Fn(&[&Case]) -> Parameters) -> R
 }
 
 /// Predicts all cases, each with the parameters of a fit that had not seen its group.
-pub fn held_out_training(others: &[Csv]) -> Reading {
+fn held_out_training(others: &[Csv]) -> Reading {
     let (cases, refused) = training_cases(others);
     let fold_of = calibrate::folds(&cases, FOLDS);
     let fits = calibrate::fits(&cases, &fold_of, FOLDS, &Parameters::default());
@@ -449,7 +450,7 @@ mod tests {
     fn a_row_of_an_unknown_model_is_refused_with_one_reason() {
         let (_, text) = SHIPPED.iter().find(|(name, _)| *name == "nemo_b200").unwrap();
         let csv = Csv::read(&text.replace("LLAMA3_8B", "NO_SUCH_MODEL")).unwrap();
-        let reading = (FAMILIES[0].predict)(&csv);
+        let reading = (TRAINING.predict)(&csv);
         assert!(reading.refused.iter().any(|row| row.reason.contains("no model `NO_SUCH_MODEL`")), "{:?}", reading.refused);
         assert!(!reading.scored.is_empty());
     }
@@ -462,7 +463,7 @@ mod tests {
             let all: Vec<f64> = reading.scored.iter().map(|row| row.error_percent().abs()).collect();
             all.iter().sum::<f64>() / all.len() as f64
         };
-        let (shipped, own) = (error((FAMILIES[0].predict)(&csv)), error((FAMILIES[0].in_sample)(&csv)));
+        let (shipped, own) = (error((TRAINING.predict)(&csv)), error((TRAINING.in_sample)(&csv)));
         assert!(own < shipped, "{own} % in the mean, {shipped} % with the shipped parameters");
     }
 
