@@ -121,7 +121,7 @@ pub fn bar_percent(name: &str) -> Option<f64> {
 }
 
 /// The dimension of an engine on a group of chips, whose efficiencies are fitted together.
-pub const CHIPS_OF: &str = "engine on chips";
+pub const CHIPS_OF: &str = "chips";
 
 /// Its value.
 pub fn chips_of(engine: Engine, machine: &Machine, measure: Measure) -> String {
