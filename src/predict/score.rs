@@ -196,7 +196,7 @@ fn score(case: &Case, parameters: &Parameters, extrapolated: Option<String>) -> 
             ("precision", strata.precision.to_string()),
             ("task", strata.task.clone()),
             ("source", strata.table.to_string()),
-            (GROUP, group(&strata.model, &strata.gpu, strata.precision, case.question.quantity.name())),
+            (GROUP, of_group(&case.group, case.question.quantity.name())),
         ],
         ranked: (strata.table == "vtrain").then(|| format!("vtrain {}", strata.model)),
         same: format!("{} {} {} {layout:?}", strata.table, strata.model, strata.gpu),
@@ -218,9 +218,9 @@ fn score(case: &Case, parameters: &Parameters, extrapolated: Option<String>) -> 
 /// The dimension of the smallest strata: runs of one model, GPU and precision, by what was measured. They were held out together.
 pub const GROUP: &str = "group";
 
-/// Its value.
-pub fn group(model: &str, gpu: &str, precision: &str, quantity: &str) -> String {
-    format!("{model} on {gpu} in {precision}: {quantity}")
+/// Its value, of a group as `tables::group` names it.
+pub fn of_group(group: &str, quantity: &str) -> String {
+    format!("{group}: {quantity}")
 }
 
 /// The stratum of published memory.

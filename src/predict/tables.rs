@@ -283,7 +283,7 @@ impl TableKind {
         Ok(Case {
             id: id.to_string(),
             line: row.line,
-            group: format!("{model}|{gpu}|{precision}"),
+            group: group(&model, &gpu, precision),
             current: row.text("status").is_none_or(|status| status == "current"),
             release: row.text("release").unwrap_or("").to_string(),
             published,
@@ -311,6 +311,11 @@ impl TableKind {
             question,
         })
     }
+}
+
+/// Runs of one model, GPU and precision, which are held out together.
+pub fn group(model: &str, gpu: &str, precision: &str) -> String {
+    format!("{model}|{gpu}|{precision}")
 }
 
 fn gpu<'b>(row: &Row, books: &'b Books) -> Result<&'b Gpu, String> {

@@ -9,7 +9,7 @@ use super::{
     layout::{Layout, Stack},
     score::{self, Stratum},
     serve::{self, Engine, ServedFormat, ServingDomain, ServingWork, tables::Measure},
-    tables::{Case, Quantity, Question, Regime},
+    tables::{self, Case, Quantity, Question, Regime},
     transformer::Transformer,
 };
 use crate::hardware::{Generation, Gpu};
@@ -21,12 +21,15 @@ const FEWEST: usize = 5;
 /// The same of a serving engine on a group of chips, whose runs scatter more.
 const FEWEST_SERVED: usize = 20;
 
+/// The errors of a kind of row, of which there are at least so many.
+fn find<'s>(strata: &'s [Stratum], dimension: &str, value: &str, fewest: usize) -> Option<&'s Stratum> {
+    strata.iter().find(|row| row.dimension == dimension && row.value == value && row.rows >= fewest)
+}
+
 /// The error that stands beside an answer: of the rows with its GPU (where there are too few, of its regime) and of those with its precision the
 /// larger.
 fn error_of<'s>(strata: &'s [Stratum], gpu: &str, regime: Regime, precision: &str) -> Option<&'s Stratum> {
-    let find = |dimension: &str, value: &str| {
-        strata.iter().find(|row| row.dimension == dimension && row.value == value && row.rows >= FEWEST)
-    };
+    let find = |dimension, value| find(strata, dimension, value, FEWEST);
     let places = [find("gpu", gpu).or_else(|| find("regime", regime.name())), find("precision", precision)];
     places.into_iter().flatten().max_by(|a, b| a.median.total_cmp(&b.median))
 }
@@ -43,7 +46,7 @@ fn trust_of(row: &Stratum) -> Trust {
 
 /// What became of published runs of this model, GPU and precision.
 fn alike(strata: &[Stratum], model: &str, gpu: &str, precision: &str) -> Vec<Alike> {
-    let group = score::group(model, gpu, precision, "");
+    let group = score::of_group(&tables::group(model, gpu, precision), "");
     let of = |row: &Stratum| {
         let quantity = row.value.strip_prefix(&group).filter(|_| row.dimension == score::GROUP)?.to_string();
         Some(Alike { quantity, rows: row.rows, error: row.median / 100.0, bias: row.bias / 100.0 })
@@ -64,11 +67,9 @@ impl ServingTrust {
 
     /// The error of rows with this engine on these chips, or of all rows where there were too few of them to say.
     fn error(&self, measure: Measure, gpu: &Gpu, engine: Engine) -> Option<&Stratum> {
-        let find = |dimension: &str, value: &str| self.strata.iter().find(|row| row.dimension == dimension && row.value == value);
         let chips = serve::score::chips_of(engine, &gpu.machine, measure);
-        find(serve::score::CHIPS_OF, &chips)
-            .filter(|row| row.rows >= FEWEST_SERVED)
-            .or_else(|| find("regime", &serve::score::regime(measure)))
+        find(&self.strata, serve::score::CHIPS_OF, &chips, FEWEST_SERVED)
+            .or_else(|| find(&self.strata, "regime", &serve::score::regime(measure), FEWEST_SERVED))
     }
 
     /// Of one layout of a model: of its latencies the one with the larger error.

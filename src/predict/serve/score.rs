@@ -11,7 +11,7 @@ use crate::{
     hardware::{HardwareBook, Machine},
     predict::{
         ModelBook,
-        score::{GROUP, Reading, Refused, Scored, group},
+        score::{GROUP, Reading, Refused, Scored, of_group},
         tables::Csv,
     },
 };
@@ -143,7 +143,7 @@ fn reading(read: &Read, predicted: &[Vec<f64>], place: impl Fn(&Row) -> Option<S
                 strata.push(("engine", format!("{}: {measured}", row.engine().name())));
                 strata.push(("precision", format!("{}: {measured}", row.format().name())));
                 strata.push((CHIPS_OF, chips_of(row.engine(), &row.machine, *measure)));
-                strata.push((GROUP, group(row.model(), &row.gpu, row.format().name(), measured)));
+                strata.push((GROUP, of_group(&row.group, measured)));
             }
             let mut remarks = Vec::new();
             if row.unstated {

@@ -16,7 +16,7 @@ use crate::{
     hardware::{HardwareBook, Machine},
     predict::{
         ModelBook, Transformer,
-        tables::{Csv, Row as Cells},
+        tables::{Csv, Row as Cells, group},
     },
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,10 +41,6 @@ impl Measure {
             Self::FirstToken => "time to first token",
             Self::PerToken => "time per token",
         }
-    }
-
-    pub fn named(name: &str) -> Option<Measure> {
-        Self::ALL.into_iter().find(|measure| measure.name() == name)
     }
 
     /// What is compared, with its unit.
@@ -233,7 +229,7 @@ impl Books<'_> {
         Ok(Row {
             id: String::new(),
             line: 0,
-            group: group(model, &gpu, format),
+            group: group(&model.name, &gpu, format.name()),
             table: "trtllm",
             kind: format!("tensorrt-llm {version} {kind}{}", if data > 1 { ", attention data parallel" } else { "" }),
             configuration: format!("{version} {gpu} {} {format:?} {asked:?} {lengths:?} {measure:?}", model.name),
@@ -258,7 +254,7 @@ impl Books<'_> {
         Ok(Row {
             id: String::new(),
             line: 0,
-            group: group(model, &gpu, format),
+            group: group(&model.name, &gpu, format.name()),
             table: "trtllm_online",
             kind: format!("tensorrt-llm {} online", text(row, "version")),
             configuration: format!("{gpu} {} {asked:?} {lengths:?}", model.name),
@@ -385,7 +381,7 @@ impl Books<'_> {
         Ok(Row {
             id: String::new(),
             line: 0,
-            group: group(model, &gpu, format),
+            group: group(&model.name, &gpu, format.name()),
             table: "serving_silicon",
             kind: format!("served {backend} {kind}"),
             configuration: format!("{gpu} {} {backend} {asked:?} {lengths:?}", model.name),
@@ -418,10 +414,6 @@ const MANY_USERS: f64 = 256.0;
 
 fn name_of(row: &Cells) -> String {
     row.text("source_id").map_or_else(|| format!("line {}", row.line), str::to_string)
-}
-
-fn group(model: &Transformer, gpu: &str, format: ServedFormat) -> String {
-    format!("{}|{gpu}|{}", model.name, format.name())
 }
 
 /// Families whose makers publish their 8-bit checkpoints with a scale for each block (`weight_block_size` in the `config.json` of

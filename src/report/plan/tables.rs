@@ -2,7 +2,7 @@
 
 use super::{super::ReportError, PlanInputs, words};
 use crate::{
-    predict::{Row, Swing, SwingEnd, Trust, WorkFigures},
+    predict::{Alike, Row, Swing, SwingEnd, Trust, WorkFigures},
     record::Source,
     vocab::{Phase, Vocabulary},
 };
@@ -148,7 +148,7 @@ fn column(name: &str, inputs: &PlanInputs, rows: &[(usize, &Row)]) -> Column {
         "error_regime" => text(&|r| r.trust.regime.clone()),
         "error_median" => real(&|r| r.trust.error),
         "error_p90" => real(&|r| r.trust.error_p90),
-        "error_alike" => text(&|r| r.trust.alike.iter().map(words::alike).collect::<Vec<_>>().join("; ")),
+        "error_alike" => text(&|r| words::alike(&r.trust.alike)),
         "extrapolated" => text(&|r| r.trust.extrapolated.join("; ")),
         "pareto" => flags(name, rows, |_, row| row.on_front),
         "recommended" => flags(name, rows, |at, _| inputs.answer.pick == Some(at)),
@@ -295,13 +295,17 @@ fn row(row: &Row) -> Value {
     out
 }
 
+fn alike(of: &Alike) -> Value {
+    json!({ "quantity": of.quantity, "rows": of.rows, "error_median": of.error, "bias": of.bias })
+}
+
 fn trust(trust: &Trust) -> Value {
     json!({
         "regime": trust.regime,
         "error_median": trust.error,
         "error_p90": trust.error_p90,
         "rows": trust.rows,
-        "alike": trust.alike.iter().map(|of| json!({ "quantity": of.quantity, "rows": of.rows, "error_median": of.error, "bias": of.bias })).collect::<Vec<_>>(),
+        "alike": trust.alike.iter().map(alike).collect::<Vec<_>>(),
         "extrapolated": trust.extrapolated,
     })
 }

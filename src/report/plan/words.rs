@@ -127,17 +127,19 @@ pub fn trust(trust: &Trust) -> String {
     }
 }
 
-/// `time to first token 12 % too high in the median (half of 18 rows within 14 %)`.
-pub fn alike(of: &Alike) -> String {
-    let Alike { quantity, rows, error, bias } = of;
-    let bias = match bias {
-        bias if bias.abs() < 0.005 => "neither too high nor too low".to_string(),
-        bias => format!("{} too {}", percent(bias.abs()), if *bias > 0.0 { "high" } else { "low" }),
+/// `time to first token 12 % too high in the median (half of 18 rows within 14 %)`, one after the other.
+pub fn alike(all: &[Alike]) -> String {
+    let one = |Alike { quantity, rows, error, bias }: &Alike| {
+        let bias = match bias {
+            bias if bias.abs() < 0.005 => "neither too high nor too low".to_string(),
+            bias => format!("{} too {}", percent(bias.abs()), if *bias > 0.0 { "high" } else { "low" }),
+        };
+        match rows {
+            1 => format!("{quantity} {bias} (1 row)"),
+            _ => format!("{quantity} {bias} in the median (half of {rows} rows within {})", percent(*error)),
+        }
     };
-    match rows {
-        1 => format!("{quantity} {bias} (1 row)"),
-        _ => format!("{quantity} {bias} in the median (half of {rows} rows within {})", percent(*error)),
-    }
+    all.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 /// The same in a table's cell.
@@ -224,10 +226,9 @@ pub fn reasons(inputs: &PlanInputs, row: &Row) -> Vec<String> {
         None => format!("modelled, not measured; {}", trust(&row.trust)),
     });
     if !row.trust.alike.is_empty() {
-        let all: Vec<String> = row.trust.alike.iter().map(alike).collect();
         out.push(format!(
             "published runs of this model on this GPU in this precision, held out too, were predicted: {}",
-            all.join("; ")
+            alike(&row.trust.alike)
         ));
     }
     for what in &row.trust.extrapolated {
